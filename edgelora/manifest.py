@@ -1,0 +1,186 @@
+"""The frozen dataclasses of `bundle.json`: what a bundle holds and what each graph expects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+from edgelora.errors import BundleError
+
+FORMAT = "edgelora-bundle"
+FORMAT_VERSION = (1, 0)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A graph input or output: `shape` holds sizes, or names of dimensions that stay dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class InsertionPoint:
+    """A linear product of the base, `[..., in_features] -> [..., out_features]`, that adapters may join.
+
+    `id` is a stable dotted path (the module path where the source has one), `layer` the index of
+    the block it stands in, or None, `op` the ONNX operator.
+    """
+
+    id: str
+    op: str
+    in_features: int
+    out_features: int
+    layer: int | None = None
+
+    @property
+    def input_a(self) -> str:
+        """Name of the graph input for A, `[in_features, r]`."""
+        return f"{self.id}.lora_A"
+
+    @property
+    def input_b(self) -> str:
+        """Name of the graph input for B, `[r, out_features]`, fed already multiplied by the scale."""
+        return f"{self.id}.lora_B"
+
+    def parameters(self, rank: int) -> int:
+        """Trainable parameters that `rank` costs at this point."""
+        return rank * (self.in_features + self.out_features)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The new head of an adapter: `logits = features · weightᵀ + bias`, weight `[outputs, features]`.
+
+    `name` is the module's name in `modules_to_save`, `per` is "sequence" or "token".
+    """
+
+    name: str
+    features: int
+    per: str
+
+    @property
+    def weight(self) -> str:
+        return f"{self.name}.weight"
+
+    @property
+    def bias(self) -> str:
+        return f"{self.name}.bias"
+
+
+@dataclass(frozen=True)
+class TrainingGraph:
+    """A graph of forward, loss and backward. `loss` names the loss, `dropout` whether it takes masks.
+
+    `points` are the insertion points whose gradients it returns, `inputs` what it takes beside the
+    adapter's tensors, `outputs` what it returns beside the gradients (the loss first). The gradient
+    of the input X is the output `grad.X`.
+    """
+
+    file: str
+    loss: str
+    dropout: bool
+    points: tuple[str, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and sha256 (hex) of a file of the bundle."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All of `bundle.json`. `docs/bundle-format.md` specifies each field."""
+
+    name: str
+    task: str
+    base_digest: str
+    base_parameters: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    points: tuple[InsertionPoint, ...]
+    target_modules: tuple[str, ...]
+    forward: str
+    training: tuple[TrainingGraph, ...]
+    head: Head | None
+    preprocessing: Mapping[str, Any]
+    source: Mapping[str, Any]
+    files: Mapping[str, FileEntry]
+    verification: Mapping[str, Any] | None = field(default=None)
+
+    def point(self, point_id: str) -> InsertionPoint:
+        """The insertion point of this id; KeyError if there is none."""
+        return {point.id: point for point in self.points}[point_id]
+
+    def to_json(self) -> str:
+        """The text of `bundle.json`, the same bytes for equal manifests."""
+        body = {"format": FORMAT, "format_version": ".".join(map(str, FORMAT_VERSION))}
+        return json.dumps(body | asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Manifest:
+        """Read `bundle.json`; `where` names the file in errors.
+
+        Raises:
+            BundleError: not JSON, not a bundle, an unknown major version, or a malformed field.
+        """
+        try:
+            body = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{where}: not valid JSON ({error}); convert the model again") from error
+        if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
+            raise BundleError(f"{where}: not an EdgeLoRA bundle; `edgelora convert` writes one")
+        version = str(body.pop("format_version", ""))
+        major = version.split(".")[0]
+        if major != str(FORMAT_VERSION[0]):
+            raise BundleError(
+                f"{where}: bundle format {version or '(none)'} is not known to this runtime, which reads "
+                f"{FORMAT_VERSION[0]}.x; upgrade edgelora or convert the model again"
+            )
+        known = {f.name for f in fields(cls)}
+        body = {key: value for key, value in body.items() if key in known}
+        try:
+            return cls(
+                **body
+                | {
+                    "inputs": _each(TensorSpec, body["inputs"]),
+                    "outputs": _each(TensorSpec, body["outputs"]),
+                    "points": _each(InsertionPoint, body["points"]),
+                    "target_modules": tuple(body["target_modules"]),
+                    "training": tuple(
+                        _build(
+                            TrainingGraph,
+                            graph
+                            | {
+                                "points": tuple(graph["points"]),
+                                "inputs": _each(TensorSpec, graph["inputs"]),
+                                "outputs": tuple(graph["outputs"]),
+                            },
+                        )
+                        for graph in body["training"]
+                    ),
+                    "head": _build(Head, body["head"]) if body["head"] else None,
+                    "files": {name: _build(FileEntry, entry) for name, entry in body["files"].items()},
+                }
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BundleError(f"{where}: a field is missing or malformed ({error}); convert the model again") from error
+
+
+def _build(kind: type[T], body: Mapping[str, Any]) -> T:
+    """A dataclass from a mapping; keys that a later minor version added are passed over."""
+    known = {f.name for f in fields(kind)}  # pyright: ignore[reportArgumentType]
+    return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in body.items() if key in known})
+
+
+def _each(kind: type[T], bodies: list[Mapping[str, Any]]) -> tuple[T, ...]:
+    return tuple(_build(kind, body) for body in bodies)
