@@ -1,0 +1,153 @@
+"""Shapes that rules share: what is known statically, un-broadcasting, reshaping back.
+
+A dimension is an int, or a name ("batch") that stands for the same size wherever it appears. What is
+known decides what is emitted: equal names need no reduction; where nothing is known the reduction's
+axes are computed when the graph runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+Dim = int | str | None
+
+
+def dims(x: ir.Value) -> tuple[Dim, ...]:
+    """The dimensions of `x`: ints, names, or None where unknown.
+
+    Raises:
+        ValueError: the rank of `x` is not known.
+    """
+    if x.shape is None:
+        raise ValueError(f"the rank of {x.name!r} is not known")
+    return tuple(d if isinstance(d, int) else d.value for d in x.shape)
+
+
+def rank(x: ir.Value) -> int:
+    """The number of dimensions of `x`."""
+    return len(dims(x))
+
+
+def axis_of(axis: int, of: ir.Value) -> int:
+    """`axis` counted from the front."""
+    return axis + rank(of) if axis < 0 else axis
+
+
+def known_equal(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
+    """Whether two shapes are the same for every input."""
+    return len(a) == len(b) and all(p == q and p is not None for p, q in zip(a, b, strict=True))
+
+
+def annotate(x: ir.Value, like: ir.Value) -> ir.Value:
+    """Give `x` the type and shape of `like`; returns `x`."""
+    if like.shape is not None:
+        x.shape = ir.Shape(list(like.shape))
+    if like.type is not None:
+        x.type = like.type
+    return x
+
+
+def shape_of(op: OpBuilder, x: ir.Value) -> ir.Value:
+    """The shape of `x` as an int64 tensor, without keeping `x` alive where that can be avoided.
+
+    A named dimension that a graph input has is read off that input: a backward node that asked a large
+    activation for its shape would hold its memory until then.
+    """
+    sizes = dims(x)
+    if all(isinstance(d, int) for d in sizes):
+        return op.Constant(value_ints=[d for d in sizes if isinstance(d, int)])
+    sources = _dimension_sources(op)
+    if not all(isinstance(d, int) or d in sources for d in sizes):
+        return op.Shape(x)
+    parts = []
+    for d in sizes:
+        if isinstance(d, int):
+            parts.append(op.Constant(value_ints=[d]))
+        else:
+            source, axis = sources[d]  # pyright: ignore[reportArgumentType]
+            parts.append(op.Shape(source, start=axis, end=axis + 1))
+    return op.Concat(*parts, axis=0)
+
+
+def _dimension_sources(op: OpBuilder) -> dict[str, tuple[ir.Value, int]]:
+    sources: dict[str, tuple[ir.Value, int]] = {}
+    for value in op.builder.graph.inputs:
+        for axis, d in enumerate(dims(value)):
+            if isinstance(d, str):
+                sources.setdefault(d, (value, axis))
+    return sources
+
+
+def reshape_like(op: OpBuilder, y: ir.Value, like: ir.Value) -> ir.Value:
+    """`y` in the shape of `like` (the same number of elements)."""
+    sizes = dims(like)
+    if y.shape is not None and known_equal(dims(y), sizes):
+        return y
+    unknown = [d for d in sizes if not isinstance(d, int)]
+    if len(unknown) == 1 and 0 not in sizes:
+        target = [d if isinstance(d, int) else -1 for d in sizes]
+    else:
+        target = shape_of(op, like)
+    return annotate(op.Reshape(y, target), like)
+
+
+def expand_like(op: OpBuilder, y: ir.Value, like: ir.Value) -> ir.Value:
+    """`y` broadcast to the shape of `like`."""
+    if y.shape is not None and known_equal(dims(y), dims(like)):
+        return y
+    return annotate(op.Expand(y, shape_of(op, like)), like)
+
+
+def zeros_like(op: OpBuilder, x: ir.Value) -> ir.Value:
+    """Zeros of the shape and type of `x`."""
+    return annotate(op.Expand(op.CastLike(0.0, x), shape_of(op, x)), x)
+
+
+def flatten_rows(op: OpBuilder, x: ir.Value) -> ir.Value:
+    """`[..., n]` as `[rows, n]`; n must be static."""
+    last = dims(x)[-1]
+    if not isinstance(last, int):
+        raise ValueError(f"the last dimension of {x.name!r} is dynamic")
+    return x if rank(x) == 2 else op.Reshape(x, op.Constant(value_ints=[-1, last]))
+
+
+def transpose_last(op: OpBuilder, x: ir.Value) -> ir.Value:
+    """`[..., m, n]` as `[..., n, m]`."""
+    order = list(range(rank(x)))
+    order[-2:] = order[:-3:-1]
+    return op.Transpose(x, perm=order)
+
+
+def unbroadcast(op: OpBuilder, dy: ir.Value, x: ir.Value) -> ir.Value:
+    """Sum `dy`, which has the shape that `x` was broadcast to, back to the shape of `x`.
+
+    Broadcasting repeats x along an axis, so its gradient is the sum along it (ONNX, Broadcasting).
+    """
+    target = dims(x)
+    if dy.shape is None:
+        raise ValueError(f"the rank of the cotangent for {x.name!r} is not known")
+    source = dims(dy)
+    if known_equal(source, target):
+        return dy
+    lead = len(source) - len(target)
+    pairs = list(zip(source[lead:], target, strict=True))
+    if all(t == 1 or (t is not None and s == t) or _never_one(t) for s, t in pairs):
+        axes = [*range(lead), *(lead + i for i, (s, t) in enumerate(pairs) if t == 1 and s != 1)]
+        dx = op.ReduceSum(dy, axes, keepdims=1) if axes else dy
+        if lead:
+            dx = op.Squeeze(dx, list(range(lead)))
+        return annotate(dx, x)
+    shape = op.Shape(x)
+    padded = op.Concat([1] * lead, shape, axis=0) if lead else shape
+    ones = op.NonZero(op.Equal(padded, [1]))
+    axes_at_run = op.Reshape(ones, [-1])
+    dx = op.ReduceSum(dy, axes_at_run, keepdims=1, noop_with_empty_axes=1)
+    return annotate(op.Reshape(dx, shape), x)
+
+
+def _never_one(d: Dim) -> bool:
+    """Whether an axis of this size cannot have been repeated."""
+    return isinstance(d, int) and d != 1
