@@ -122,7 +122,7 @@ def check(case: Case, symbolic: bool, seed: int = 0, directions: int = 3, rtol: 
             assert abs(numeric - analytic) <= rtol * scale, f"input {i}: rule {analytic}, differences {numeric}"
 
 
-def _forward_only(case: Case, arrays: list[np.ndarray | None], names: list[str]):  # noqa: ANN202
+def _forward_only(case: Case, arrays: list[np.ndarray | None], names: list[str]):
     """The node alone, as a function from the differentiated inputs to its outputs."""
     graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET, "com.microsoft": 1}, name="forward")
     builder = GraphBuilder(graph)

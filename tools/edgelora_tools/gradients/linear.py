@@ -48,10 +48,10 @@ def _matmul_vector(op: OpBuilder, a: ir.Value, b: ir.Value, dy: ir.Value) -> Seq
     """MatMul with a vector: a row `[1, k]` on the left or a column `[k, 1]` on the right, then dropped."""
 
     def row(x: ir.Value) -> ir.Value:
-        return op.Unsqueeze(x, op.Constant(value_ints=[0]))
+        return op.Unsqueeze(x, [0])
 
     def column(x: ir.Value) -> ir.Value:
-        return op.Unsqueeze(x, op.Constant(value_ints=[-1]))
+        return op.Unsqueeze(x, [-1])
 
     a2, b2 = (row(a) if rank(a) == 1 else a), (column(b) if rank(b) == 1 else b)
     if rank(a) == 1 and rank(b) == 1:

@@ -111,7 +111,7 @@ def flatten_rows(op: OpBuilder, x: ir.Value) -> ir.Value:
     last = dims(x)[-1]
     if not isinstance(last, int):
         raise ValueError(f"the last dimension of {x.name!r} is dynamic")
-    return x if rank(x) == 2 else op.Reshape(x, op.Constant(value_ints=[-1, last]))
+    return x if rank(x) == 2 else op.Reshape(x, [-1, last])
 
 
 def transpose_last(op: OpBuilder, x: ir.Value) -> ir.Value:
