@@ -107,11 +107,8 @@ def zeros_like(op: OpBuilder, x: ir.Value) -> ir.Value:
 
 
 def flatten_rows(op: OpBuilder, x: ir.Value) -> ir.Value:
-    """`[..., n]` as `[rows, n]`; n must be static."""
-    last = dims(x)[-1]
-    if not isinstance(last, int):
-        raise ValueError(f"the last dimension of {x.name!r} is dynamic")
-    return x if rank(x) == 2 else op.Reshape(x, [-1, last])
+    """`[..., n]` as `[rows, n]`; a view, not a copy."""
+    return x if rank(x) == 2 else op.Flatten(x, axis=-1)
 
 
 def transpose_last(op: OpBuilder, x: ir.Value) -> ir.Value:

@@ -1,0 +1,120 @@
+"""From the base's outputs to what a task needs: pooled features, a new head's logits, an embedding.
+
+The head belongs to the adapter (`modules_to_save` in PEFT's terms): its weight `[outputs, features]` and
+bias `[outputs]` are graph inputs, so that the classes are named when training begins, on the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from edgelora.errors import ConversionError
+from edgelora.manifest import Head
+from edgelora_tools.gradients.shapes import dims, rank
+
+POOLINGS = ("mean", "cls", "pooler")
+TASKS = (
+    "sequence-classification",
+    "token-classification",
+    "regression",
+    "sentence-embedding",
+    "feature-extraction",
+)
+HEAD_NAME = {"sequence-classification": "classifier", "token-classification": "classifier", "regression": "regressor"}
+
+
+@dataclass(frozen=True)
+class TaskOutput:
+    """What a task's graph returns: `outputs` by name, the head if there is one, logits or embedding."""
+
+    outputs: dict[str, ir.Value]
+    head: Head | None
+    prediction: ir.Value | None
+
+
+def attach_task(op: OpBuilder, graph: ir.Graph, task: str, pooling: str, source_output: str | None) -> TaskOutput:
+    """Extend the base's graph by the task's head.
+
+    Raises:
+        ConversionError: unknown task or pooling, or the source has no output that the pooling reads.
+    """
+    if task not in TASKS:
+        raise ConversionError(f"unknown task {task!r}; one of {', '.join(TASKS)}")
+    if task == "feature-extraction":
+        chosen = [_named_output(graph, source_output)] if source_output else list(graph.outputs)
+        return TaskOutput({str(v.name): v for v in chosen}, None, None)
+    if task == "token-classification":
+        hidden = _output_of_rank(graph, 3, source_output, "token classification")
+        logits, head = _logits(op, hidden, HEAD_NAME[task], "token")
+        return TaskOutput({"logits": logits}, head, logits)
+    features = pool(op, graph, pooling, source_output)
+    if task == "sentence-embedding":
+        embedding = op.LpNormalization(features, axis=-1, p=2)
+        embedding.shape, embedding.type = features.shape, features.type
+        return TaskOutput({"embedding": embedding}, None, embedding)
+    logits, head = _logits(op, features, HEAD_NAME[task], "sequence")
+    return TaskOutput({"logits": logits}, head, logits)
+
+
+def pool(op: OpBuilder, graph: ir.Graph, pooling: str, source_output: str | None) -> ir.Value:
+    """One feature vector per sample, `[batch, features]`.
+
+    mean: over the tokens that `attention_mask` keeps (Sentence-BERT, arXiv:1908.10084); cls: the first
+    token's; pooler: the source's own pooled output.
+    """
+    if pooling not in POOLINGS:
+        raise ConversionError(f"unknown pooling {pooling!r}; one of {', '.join(POOLINGS)}")
+    if pooling == "pooler":
+        return _output_of_rank(graph, 2, source_output, "pooling 'pooler'")
+    hidden = _output_of_rank(graph, 3, source_output, f"pooling {pooling!r}")
+    if pooling == "cls":
+        return op.Gather(hidden, op.Constant(value_int=0), axis=1)
+    mask = next((x for x in graph.inputs if x.name == "attention_mask"), None)
+    if mask is None:
+        return op.ReduceMean(hidden, [1], keepdims=0)
+    weight = op.Unsqueeze(op.Cast(mask, to=ir.DataType.FLOAT), [-1])
+    total = op.ReduceSum(op.Mul(hidden, weight), [1], keepdims=0)
+    return op.Div(total, op.Max(op.ReduceSum(weight, [1], keepdims=0), 1e-9))
+
+
+def _logits(op: OpBuilder, features: ir.Value, name: str, per: str) -> tuple[ir.Value, Head]:
+    size = dims(features)[-1]
+    if not isinstance(size, int):
+        raise ConversionError(f"the width of {features.name!r} is dynamic: a head needs a fixed number of features")
+    head = Head(name, size, per)
+    weight = op.builder.input(head.weight, ir.DataType.FLOAT, ["outputs", size])
+    bias = op.builder.input(head.bias, ir.DataType.FLOAT, ["outputs"])
+    if per == "sequence":
+        return op.Gemm(features, weight, bias, transB=1), head
+    rows = op.Gemm(op.Flatten(features, axis=-1), weight, bias, transB=1)
+    leading = op.Shape(features, start=0, end=-1)
+    logits = op.Reshape(rows, op.Concat(leading, op.Shape(bias), axis=0), allowzero=1)
+    assert features.shape is not None
+    logits.shape = ir.Shape([*features.shape[:-1], "outputs"])
+    return logits, head
+
+
+def _named_output(graph: ir.Graph, name: str) -> ir.Value:
+    for value in graph.outputs:
+        if value.name == name:
+            return value
+    raise ConversionError(
+        f"the source has no output {name!r}; it has {', '.join(str(v.name) for v in graph.outputs)}"
+    )
+
+
+def _output_of_rank(graph: ir.Graph, wanted: int, name: str | None, what: str) -> ir.Value:
+    if name is not None:
+        value = _named_output(graph, name)
+        if value.shape is None or rank(value) != wanted:
+            raise ConversionError(f"{what} needs an output of rank {wanted}; {name!r} has shape {value.shape}")
+        return value
+    for value in graph.outputs:
+        floating = value.dtype is not None and value.dtype.is_floating_point()
+        if floating and value.shape is not None and rank(value) == wanted:
+            return value
+    listed = ", ".join(f"{v.name} {v.shape}" for v in graph.outputs)
+    raise ConversionError(f"{what} needs a floating-point output of rank {wanted}; the source has {listed}")

@@ -1,0 +1,130 @@
+"""Losses: small graphs appended at conversion, scalar, with the weight of every row an input.
+
+`loss_weight` carries class weights, masks of padding and the mean over the effective batch at once:
+the host feeds w_i = c(y_i)/Σ c, so accumulation over micro-batches is exact and no flag is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from edgelora.manifest import TensorSpec
+from edgelora_tools.gradients.shapes import dims
+from edgelora_tools.heads import TaskOutput
+
+LossBuilder = Callable[[OpBuilder, TaskOutput], ir.Value]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss by name; `build` adds its inputs to the graph and returns the scalar."""
+
+    name: str
+    build: LossBuilder
+
+
+def _prediction(task: TaskOutput) -> ir.Value:
+    assert task.prediction is not None
+    return task.prediction
+
+
+def _leading(value: ir.Value) -> list[int | str | None]:
+    return list(dims(value)[:-1])
+
+
+def cross_entropy(op: OpBuilder, task: TaskOutput) -> ir.Value:
+    """L = Σ w_i·(−log softmax(z_i)[y_i]); labels int64 and loss_weight float32 of the logits' leading shape."""
+    logits = _prediction(task)
+    labels = op.builder.input("labels", ir.DataType.INT64, _leading(logits))
+    weight = op.builder.input("loss_weight", ir.DataType.FLOAT, _leading(logits))
+    log_p = op.LogSoftmax(logits, axis=-1)
+    chosen = op.GatherElements(log_p, op.Unsqueeze(labels, [-1]), axis=-1)
+    nll = op.Neg(op.Squeeze(chosen, [-1]))
+    return op.ReduceSum(op.Mul(weight, nll), keepdims=0)
+
+
+def mean_squared_error(op: OpBuilder, task: TaskOutput) -> ir.Value:
+    """L = Σ_i w_i·mean_j (z_ij − t_ij)²; targets float32 `[batch, outputs]`, loss_weight `[batch]`."""
+    z = _prediction(task)
+    targets = op.builder.input("targets", ir.DataType.FLOAT, list(dims(z)))
+    weight = op.builder.input("loss_weight", ir.DataType.FLOAT, _leading(z))
+    error = op.Sub(z, targets)
+    return op.ReduceSum(op.Mul(weight, op.ReduceMean(op.Mul(error, error), [-1], keepdims=0)), keepdims=0)
+
+
+def contrastive(op: OpBuilder, task: TaskOutput) -> ir.Value:
+    """L = Σ_k w_k·(−log softmax_j(<e_a, e_j>/τ + m_kj)[p_k]), a = anchor_k, p = positive_k (InfoNCE).
+
+    Inputs: `anchors`, `positives` int64 `[pairs]` (rows of the batch), `bias_mask` float32 `[pairs,
+    batch]` (0, or a large negative number where row j is no candidate for pair k), `loss_weight`
+    `[pairs]`, `inverse_temperature` `[]`. Multiple-negatives ranking masks all but the positives;
+    NT-Xent masks the anchor itself (van den Oord et al. 2018, arXiv:1807.03748).
+    """
+    e = _prediction(task)
+    batch = dims(e)[0]
+    anchors = op.builder.input("anchors", ir.DataType.INT64, ["pairs"])
+    positives = op.builder.input("positives", ir.DataType.INT64, ["pairs"])
+    mask = op.builder.input("bias_mask", ir.DataType.FLOAT, ["pairs", batch])
+    weight = op.builder.input("loss_weight", ir.DataType.FLOAT, ["pairs"])
+    sharpness = op.builder.input("inverse_temperature", ir.DataType.FLOAT, [])
+    similarity = op.MatMul(op.Gather(e, anchors, axis=0), op.Transpose(e, perm=[1, 0]))
+    log_p = op.LogSoftmax(op.Add(op.Mul(similarity, sharpness), mask), axis=-1)
+    chosen = op.GatherElements(log_p, op.Unsqueeze(positives, [-1]), axis=-1)
+    return op.ReduceSum(op.Mul(weight, op.Neg(op.Squeeze(chosen, [-1]))), keepdims=0)
+
+
+def triplet(op: OpBuilder, task: TaskOutput) -> ir.Value:
+    """L = Σ_k w_k·max(0, |e_a − e_p| − |e_a − e_n| + margin) (FaceNet, arXiv:1503.03832; Euclidean).
+
+    Inputs: `anchors`, `positives`, `negatives` int64 `[pairs]`, `margin` float32 `[]`, `loss_weight` `[pairs]`.
+    """
+    e = _prediction(task)
+    rows = {n: op.builder.input(n, ir.DataType.INT64, ["pairs"]) for n in ("anchors", "positives", "negatives")}
+    weight = op.builder.input("loss_weight", ir.DataType.FLOAT, ["pairs"])
+    margin = op.builder.input("margin", ir.DataType.FLOAT, [])
+    anchor, positive, negative = (op.Gather(e, index, axis=0) for index in rows.values())
+
+    def distance(other: ir.Value) -> ir.Value:
+        gap = op.Sub(anchor, other)
+        return op.Sqrt(op.Add(op.ReduceSum(op.Mul(gap, gap), [-1], keepdims=0), 1e-12))
+
+    hinge = op.Relu(op.Add(op.Sub(distance(positive), distance(negative)), margin))
+    return op.ReduceSum(op.Mul(weight, hinge), keepdims=0)
+
+
+def cotangent(op: OpBuilder, task: TaskOutput) -> ir.Value:
+    """L = Σ <c, output>, c the caller's dL/d(output): any loss that the host can differentiate (DESIGN, D9)."""
+    terms = []
+    for name, output in task.outputs.items():
+        if output.dtype is None or output.dtype.is_floating_point():
+            c = op.builder.input(f"cotangent.{name}", ir.DataType.FLOAT, list(dims(output)))
+            terms.append(op.ReduceSum(op.Mul(c, output), keepdims=0))
+    total = terms[0]
+    for term in terms[1:]:
+        total = op.Add(total, term)
+    return total
+
+
+COTANGENT = Loss("cotangent", cotangent)
+LOSSES: dict[str, tuple[Loss, ...]] = {
+    "sequence-classification": (Loss("cross-entropy", cross_entropy), COTANGENT),
+    "token-classification": (Loss("cross-entropy", cross_entropy), COTANGENT),
+    "regression": (Loss("mse", mean_squared_error), COTANGENT),
+    "sentence-embedding": (Loss("contrastive", contrastive), Loss("triplet", triplet), COTANGENT),
+    "feature-extraction": (COTANGENT,),
+}
+
+
+def loss_inputs(graph: ir.Graph, known: set[str]) -> tuple[TensorSpec, ...]:
+    """The inputs that a training graph takes beside those named in `known`."""
+    specs = []
+    for value in graph.inputs:
+        if value.name not in known:
+            assert value.name is not None and value.dtype is not None
+            shape = tuple(d if d is not None else "?" for d in dims(value))
+            specs.append(TensorSpec(value.name, value.dtype.numpy().name, shape))
+    return tuple(specs)

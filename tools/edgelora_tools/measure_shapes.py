@@ -1,0 +1,135 @@
+"""Shapes by measurement: run the graph at two sizes of every dynamic dimension and read what happens.
+
+Static inference loses names at the first Expand or computed Reshape; rules that do not know two shapes
+to be equal must reduce at run time. Two runs with prime sizes tell constants (equal in both), named
+dimensions and their products apart, for any operator.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx_ir as ir
+
+from edgelora.errors import ConversionError
+from edgelora_tools.runner import open_session, sample_inputs
+
+_PRIMES = ((3, 5, 7, 11, 13, 17), (7, 11, 13, 17, 19, 23))
+_SCALES = (1, 32)
+
+
+def measure_shapes(model: ir.Model) -> None:
+    """Give every value of the main graph its measured shape, in terms of the inputs' named dimensions.
+
+    Raises:
+        ConversionError: the graph does not run at any of the tried sizes.
+    """
+    name_dimensions(model)
+    try:
+        sizes, shapes = _measure(model)
+    except ConversionError:
+        if not _share_names_by_axis(model):
+            raise
+        sizes, shapes = _measure(model)
+    names = _vocabulary(sizes)
+    for node in model.graph:
+        for value in node.outputs:
+            first, second = (run.get(str(value.name)) for run in shapes)
+            if first is not None and second is not None and len(first) == len(second):
+                value.shape = ir.Shape([_dimension(a, b, names) for a, b in zip(first, second, strict=True)])
+
+
+def name_dimensions(model: ir.Model) -> None:
+    """Name the dynamic dimensions of the inputs that the source left without one."""
+    for value in model.graph.inputs:
+        if value.shape is None:
+            raise ConversionError(f"input {value.name!r} has no shape, not even a rank: export the model with one")
+        value.shape = ir.Shape(
+            [
+                d if isinstance(d, int) or d.value is not None else f"{value.name}_dim_{axis}"
+                for axis, d in enumerate(value.shape)
+            ]
+        )
+
+
+def dimension_names(model: ir.Model) -> list[str]:
+    """The names of the dynamic dimensions of the inputs, in order of appearance."""
+    found: dict[str, None] = {}
+    for value in model.graph.inputs:
+        assert value.shape is not None
+        found.update((str(d.value), None) for d in value.shape if not isinstance(d, int))
+    return list(found)
+
+
+def _measure(model: ir.Model) -> tuple[list[dict[str, int]], list[dict[str, tuple[int, ...]]]]:
+    names = dimension_names(model)
+    if len(names) > len(_PRIMES[0]):
+        raise ConversionError(f"the inputs have {len(names)} dynamic dimensions; {len(_PRIMES[0])} is the most")
+    probed = _with_shape_outputs(model)
+    failure = "nothing was tried"
+    for scale in _SCALES:
+        sizes = [
+            {name: prime * (1 if axis == 0 else scale) for axis, (name, prime) in enumerate(zip(names, primes, strict=False))}
+            for primes in _PRIMES
+        ]
+        try:
+            with open_session(probed, optimize=False) as session:
+                outputs = [o.name for o in session.get_outputs()]
+                shapes = []
+                for run in sizes:
+                    feeds = sample_inputs(model, run, np.random.default_rng(0))
+                    known = {x.name for x in session.get_inputs()}
+                    result = session.run(outputs, {k: v for k, v in feeds.items() if k in known})
+                    shapes.append({n.removesuffix("::shape"): tuple(map(int, s)) for n, s in zip(outputs, result, strict=True)})  # pyright: ignore[reportArgumentType]
+            return sizes, shapes
+        except Exception as error:  # ONNX Runtime raises a class of its own per status
+            failure = str(error).splitlines()[0]
+    raise ConversionError(f"the model does not run at the sizes tried ({sizes}): {failure}")
+
+
+def _with_shape_outputs(model: ir.Model) -> ir.Model:
+    probed = model.clone()
+    graph = probed.graph
+    graph.outputs.clear()
+    for node in list(graph):
+        for value in node.outputs:
+            if value.name and not isinstance(value.type, ir.SequenceType | ir.OptionalType):
+                shape = ir.node("Shape", [value])
+                shape.outputs[0].name = f"{value.name}::shape"
+                shape.outputs[0].dtype = ir.DataType.INT64
+                shape.outputs[0].shape = ir.Shape([None])
+                graph.append(shape)
+                graph.outputs.append(shape.outputs[0])
+    return probed
+
+
+def _share_names_by_axis(model: ir.Model) -> bool:
+    """Inputs whose dimensions were named apart usually agree axis by axis; returns whether any changed."""
+    changed, first = False, {}
+    for value in model.graph.inputs:
+        assert value.shape is not None
+        dims = []
+        for axis, d in enumerate(value.shape):
+            if isinstance(d, int):
+                dims.append(d)
+                continue
+            name = first.setdefault(axis, str(d.value))
+            changed |= name != d.value
+            dims.append(name)
+        value.shape = ir.Shape(dims)
+    return changed
+
+
+def _vocabulary(sizes: list[dict[str, int]]) -> dict[tuple[int, int], str]:
+    """(size in the first run, size in the second) -> the name of the dimension or of a product of two."""
+    first, second = sizes
+    words: dict[tuple[int, int], str] = {}
+    for a, b in itertools.combinations_with_replacement(first, 2):
+        words[first[a] * first[b], second[a] * second[b]] = f"{a}*{b}"
+    words.update({(first[name], second[name]): name for name in first})
+    return words
+
+
+def _dimension(a: int, b: int, names: dict[tuple[int, int], str]) -> int | str:
+    return a if a == b else names.get((a, b), f"measured_{a}_{b}")

@@ -1,0 +1,58 @@
+"""What an adapter method is to the compiler: tensors, a body in the graph, a gradient rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from edgelora.manifest import InsertionPoint, TensorSpec
+
+
+class AdapterMethod(Protocol):
+    """One member of the adapter family. Its node's gradient rule stands in the same file.
+
+    `name` is PEFT's `peft_type`. Merging into the base belongs to the file too, where it is defined.
+    """
+
+    name: str
+
+    def tensors(self, point: InsertionPoint) -> tuple[TensorSpec, ...]:
+        """The graph inputs that hold the adapter at `point`."""
+        ...
+
+    def delta(self, op: OpBuilder, x: ir.Value, tensors: Sequence[ir.Value]) -> ir.Value:
+        """Emit what is added to the base's output: x is `[..., in]`, the result `[..., out]`."""
+        ...
+
+    def lower(self, op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
+        """The method's node in standard ONNX: replacements for the node's outputs."""
+        ...
+
+
+METHODS: dict[str, AdapterMethod] = {}
+
+
+def register(method: AdapterMethod) -> AdapterMethod:
+    """Add a method to the registry."""
+    METHODS[method.name] = method
+    return method
+
+
+def lower_methods(graph: ir.Graph, op: OpBuilder, methods: Mapping[tuple[str, str], AdapterMethod]) -> None:
+    """Replace every method node, keyed by (domain, operator), by its body in standard ONNX."""
+    for node in list(graph):
+        method = methods.get((node.domain, node.op_type))
+        if method is None:
+            continue
+        before = set(graph)
+        replacements = method.lower(op, node)
+        emitted = [n for n in graph if n not in before]
+        graph.remove(emitted)
+        graph.insert_before(node, emitted)
+        for old, new in zip(node.outputs, replacements, strict=True):
+            new.shape, new.type = old.shape, old.type
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+        graph.remove(node, safe=True)

@@ -1,0 +1,71 @@
+"""LoRA: y = x·W + s·(x·A)·B, A [in, r], B [r, out] (Hu et al. 2021, arXiv:2106.09685).
+
+No scale stands in the graph: the host feeds B' = s·B and multiplies dB' by s (DESIGN, D2). The node is
+the delta alone; the base product and the Add stay outside, so that a pass can change the frozen product
+without touching the method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from edgelora.manifest import InsertionPoint, TensorSpec
+from edgelora_tools.gradients import Thunk, gradient_rule
+from edgelora_tools.gradients.shapes import flatten_rows, reshape_like
+from edgelora_tools.methods.base import register
+
+DOMAIN, OP_TYPE = "edgelora", "Lora"
+
+
+class Lora:
+    """Low-rank adaptation of a linear product."""
+
+    name = "LORA"
+
+    def tensors(self, point: InsertionPoint) -> tuple[TensorSpec, ...]:
+        rank = f"{point.id}.r"
+        return (
+            TensorSpec(point.input_a, "float32", (point.in_features, rank)),
+            TensorSpec(point.input_b, "float32", (rank, point.out_features)),
+        )
+
+    def delta(self, op: OpBuilder, x: ir.Value, tensors: Sequence[ir.Value]) -> ir.Value:
+        """Emit Lora(X, A, B) -> (Y, H): H = X·A `[..., r]`, Y = H·B `[..., out]`."""
+        a, b = tensors
+        assert x.shape is not None and a.shape is not None and b.shape is not None
+        y, h = op.builder.opset(DOMAIN, 1).Lora(x, a, b, _outputs=2)
+        for value, last in ((y, b.shape[1]), (h, a.shape[1])):
+            value.shape, value.type = ir.Shape([*x.shape[:-1], last]), x.type
+        return y
+
+    def lower(self, op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
+        x, a, b = node.inputs
+        h = op.MatMul(x, a)
+        return op.MatMul(h, b), h
+
+
+@gradient_rule(OP_TYPE, domain=DOMAIN)
+def lora(op: OpBuilder, node: ir.Node, dy: ir.Value, dh: None = None) -> Sequence[Thunk | None]:
+    """H = X·A, Y = H·B; no [in, out] matrix is ever formed.
+
+    dH = dY·Bᵀ
+    dX = dH·Aᵀ
+    dA = Xᵀ·dH
+    dB = Hᵀ·dY
+    """
+    x, a, b = node.inputs
+    _, h = node.outputs
+    assert x is not None and a is not None and b is not None
+    dy_rows = flatten_rows(op, dy)
+    dh_rows = op.Gemm(dy_rows, b, transB=1)
+    return (
+        lambda: reshape_like(op, op.Gemm(dh_rows, a, transB=1), x),
+        lambda: op.Gemm(flatten_rows(op, x), dh_rows, transA=1),
+        lambda: op.Gemm(flatten_rows(op, h), dy_rows, transA=1),
+    )
+
+
+LORA = register(Lora())

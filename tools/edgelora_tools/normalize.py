@@ -1,0 +1,185 @@
+"""The normal form: one opset, float32, no functions, no dead nodes, every weight an initializer.
+
+Gradient rules and insertion points see this form alone. What cannot be brought into it is refused by
+name before anything is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnxscript import optimizer, version_converter
+
+from edgelora.errors import ConversionError
+from edgelora_tools.passes.fuse_patterns import fuse_patterns
+
+OLDEST_OPSET, OPSET, NEWEST_OPSET = 11, 21, 23
+_FOLD_LIMIT = 1 << 40
+_HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def normalize(model: ir.Model, fuse: bool = True) -> ir.Model:
+    """Bring `model` into the normal form, in place, and return it.
+
+    Raises:
+        ConversionError: an opset outside 11 to 23 or a graph that ONNX itself calls invalid.
+    """
+    _lift_weights(model)
+    model = _bring_to_opset(model)
+    widen_half(model)
+    _simplify(model)
+    if fuse:
+        fuse_patterns(model)
+        _simplify(model)
+    _name_everything(model)
+    return model
+
+
+def _lift_weights(model: ir.Model) -> None:
+    """Weights in Constant nodes become initializers; initializers are no inputs."""
+    common.InlinePass()(model)
+    common.RemoveUnusedFunctionsPass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.LiftSubgraphInitializersToMainGraphPass()(model)
+    common.RemoveInitializersFromInputsPass()(model)
+
+
+def _bring_to_opset(model: ir.Model) -> ir.Model:
+    opset = model.graph.opset_imports.get("") or model.graph.opset_imports.get("ai.onnx")
+    if opset is None or not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise ConversionError(
+            f"the model uses ONNX opset {opset}; EdgeLoRA reads {OLDEST_OPSET} to {NEWEST_OPSET}: export it again"
+        )
+    model.graph.opset_imports[""] = opset
+    if opset >= OPSET:
+        return model
+    with _quiet():
+        if opset < 18:
+            _convert_by_onnx(model, OPSET)
+        else:
+            version_converter.convert_version(model, OPSET, fallback=True)
+    if model.graph.opset_imports[""] != OPSET:
+        raise ConversionError(f"opset {opset} could not be brought to {OPSET}: export the model at opset {OPSET}")
+    return model
+
+
+def _convert_by_onnx(model: ir.Model, opset: int) -> None:
+    """ONNX's own converter, with the weights held back: it copies what it is given, several times."""
+    graph = model.graph
+    kept = {v.name: v for v in graph.initializers.values() if v.const_value is not None and v.const_value.nbytes > 1024}
+    inputs = list(graph.inputs)
+    for value in kept.values():
+        graph.initializers.pop(str(value.name))
+        graph.inputs.append(value)
+    try:
+        with onnx_errors(f"opset {graph.opset_imports['']} could not be brought to {opset}"):
+            proto = ir.to_proto(model)
+            for value in proto.graph.value_info:
+                value.type.Clear()
+            del proto.graph.value_info[:]
+            converted = ir.from_proto(onnx.version_converter.convert_version(proto, opset))
+    finally:
+        graph.inputs[:] = inputs
+        for value in kept.values():
+            graph.register_initializer(value)
+    for value in list(converted.graph.inputs):
+        original = kept.get(value.name)
+        if original is not None:
+            value.const_value = original.const_value
+            converted.graph.inputs.remove(value)
+            converted.graph.register_initializer(value)
+    _restore_metadata(converted.graph, graph)
+    model.graph = converted.graph
+
+
+def _restore_metadata(new: ir.Graph, old: ir.Graph) -> None:
+    """The converter drops metadata; module paths are found through the outputs' names."""
+    known = {y.name: node for node in old.all_nodes() for y in node.outputs}
+    for node in new.all_nodes():
+        original = known.get(node.outputs[0].name) if node.outputs else None
+        if original is not None:
+            node.metadata_props.update(original.metadata_props)
+            node.name = node.name or original.name
+
+
+def widen_half(model: ir.Model) -> None:
+    """Half precision becomes float32 everywhere: CPU kernels compute in float32, and gradients need it."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None and value.const_value.dtype in _HALF:
+                widened = value.const_value.numpy().astype(np.float32)
+                value.const_value = ir.tensor(widened, name=value.name)
+                value.dtype = ir.DataType.FLOAT
+        for value in graph.inputs:
+            _widen_type(value)
+        for node in graph:
+            for value in node.outputs:
+                _widen_type(value)
+            for name, attribute in list(node.attributes.items()):
+                if name in ("to", "dtype") and attribute.type == ir.AttributeType.INT and attribute.value in _HALF:
+                    node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
+                elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype in _HALF:
+                    widened = ir.tensor(attribute.value.numpy().astype(np.float32))
+                    node.attributes[name] = ir.AttrTensor(name, widened)
+
+
+def _widen_type(value: ir.Value) -> None:
+    if value.dtype in _HALF:
+        value.dtype = ir.DataType.FLOAT
+
+
+def _simplify(model: ir.Model) -> None:
+    with _quiet():
+        optimizer.optimize_ir(
+            model, num_iterations=4, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT
+        )
+    _remove_dropout(model)
+    common.IdentityEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+
+
+def _remove_dropout(model: ir.Model) -> None:
+    """Inference: Dropout is the identity. (A LoRA's own dropout is put in at the insertion point.)"""
+    for node in list(model.graph):
+        if node.op_type == "Dropout" and not (len(node.outputs) > 1 and node.outputs[1].uses()):
+            x = node.inputs[0]
+            assert x is not None
+            node.outputs[0].replace_all_uses_with(x, replace_graph_outputs=True)
+            model.graph.remove(node, safe=True)
+
+
+def _name_everything(model: ir.Model) -> None:
+    common.NameFixPass()(model)
+    model.producer_name, model.producer_version = "edgelora", None
+
+
+@contextlib.contextmanager
+def onnx_errors(what: str) -> Iterator[None]:
+    """Turn the assorted exceptions of the onnx library into one ConversionError."""
+    try:
+        yield
+    except ConversionError:
+        raise
+    except Exception as error:
+        raise ConversionError(f"{what}: {str(error).splitlines()[0] if str(error) else error!r}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' progress remarks off the user's terminal."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,75 @@
+"""Run a graph on the desktop: stock ONNX Runtime on a temporary copy, and inputs that fit it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort
+
+_PASS_THROUGH = {"Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Expand", "Slice", "Transpose"}
+_NO_BOUND = 2
+
+
+@contextlib.contextmanager
+def open_session(model: ir.Model, optimize: bool = True) -> Iterator[ort.InferenceSession]:
+    """An ONNX Runtime session on `model`; the file behind it is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="edgelora-") as folder:
+        path = Path(folder) / "model.onnx"
+        ir.save(model, path, external_data="weights.bin")
+        yield session_on(path, optimize)
+
+
+def session_on(path: Path, optimize: bool = True) -> ort.InferenceSession:
+    """An ONNX Runtime session on a file, CPU only, quiet."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def sample_inputs(
+    model: ir.Model, sizes: Mapping[str, int], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Inputs of the model for these sizes of its named dimensions.
+
+    Floats are standard normal; integers that index a table stay inside it; masks are ones.
+    """
+    feeds = {}
+    for value in model.graph.inputs:
+        assert value.name is not None and value.dtype is not None and value.shape is not None
+        shape = [d if isinstance(d, int) else sizes[str(d.value)] for d in value.shape]
+        dtype = value.dtype.numpy()
+        if value.dtype.is_floating_point():
+            feeds[value.name] = rng.standard_normal(shape).astype(dtype)
+        elif value.dtype == ir.DataType.BOOL or "mask" in value.name:
+            feeds[value.name] = np.ones(shape, dtype)
+        else:
+            feeds[value.name] = rng.integers(0, _index_bound(value), shape).astype(dtype)
+    return feeds
+
+
+def _index_bound(value: ir.Value) -> int:
+    """The number of rows of the smallest constant table that an integer input indexes."""
+    bounds, front, seen = [], [value], set()
+    while front:
+        x = front.pop()
+        if x in seen:
+            continue
+        seen.add(x)
+        for node, position in x.uses():
+            table = node.inputs[0]
+            if node.op_type == "Gather" and position == 1 and table is not None and table.const_value is not None:
+                axis = node.attributes.get_int("axis", 0)
+                bounds.append(int(table.const_value.shape[axis]))
+            elif node.op_type in _PASS_THROUGH and position == 0:
+                front.extend(node.outputs)
+    return min(bounds, default=_NO_BOUND)
