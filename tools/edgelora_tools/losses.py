@@ -16,12 +16,13 @@ from edgelora.manifest import TensorSpec
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.heads import TaskOutput
 
-LossBuilder = Callable[[OpBuilder, TaskOutput], ir.Value]
+Seeds = dict[ir.Value, ir.Value]
+LossBuilder = Callable[[OpBuilder, TaskOutput], ir.Value | Seeds]
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss by name; `build` adds its inputs to the graph and returns the scalar."""
+    """A loss by name; `build` adds its inputs and returns the scalar, or the outputs' cotangents."""
 
     name: str
     build: LossBuilder
@@ -96,17 +97,13 @@ def triplet(op: OpBuilder, task: TaskOutput) -> ir.Value:
     return op.ReduceSum(op.Mul(weight, hinge), keepdims=0)
 
 
-def cotangent(op: OpBuilder, task: TaskOutput) -> ir.Value:
-    """L = Σ <c, output>, c the caller's dL/d(output): any loss that the host can differentiate (DESIGN, D9)."""
-    terms = []
-    for name, output in task.outputs.items():
-        if output.dtype is None or output.dtype.is_floating_point():
-            c = op.builder.input(f"cotangent.{name}", ir.DataType.FLOAT, list(dims(output)))
-            terms.append(op.ReduceSum(op.Mul(c, output), keepdims=0))
-    total = terms[0]
-    for term in terms[1:]:
-        total = op.Add(total, term)
-    return total
+def cotangent(op: OpBuilder, task: TaskOutput) -> Seeds:
+    """No loss: the caller feeds c = dL/d(output) for any L that the host can differentiate (DESIGN, D9)."""
+    return {
+        output: op.builder.input(f"cotangent.{name}", ir.DataType.FLOAT, list(dims(output)))
+        for name, output in task.outputs.items()
+        if output.dtype is None or output.dtype.is_floating_point()
+    }
 
 
 COTANGENT = Loss("cotangent", cotangent)

@@ -1,0 +1,35 @@
+"""Where base models come from. `open_source` chooses by what SOURCE is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgelora.errors import ConversionError
+from edgelora_tools.sources.base import Source
+
+
+def open_source(spec: str, exporter: str = "dynamo", tokenizer: Path | None = None) -> Source:
+    """SOURCE: an `.onnx` file, a Hugging Face directory, or `module:factory`.
+
+    Raises:
+        ConversionError: it is none of these, or cannot be read.
+    """
+    path = Path(spec)
+    if path.is_dir():
+        from edgelora_tools.sources.huggingface import huggingface_source
+
+        return huggingface_source(path, exporter, tokenizer)
+    if path.suffix == ".onnx":
+        from edgelora_tools.sources.onnx_file import onnx_source
+
+        return onnx_source(path, tokenizer)
+    if path.exists():
+        raise ConversionError(f"{spec}: EdgeLoRA converts .onnx files, Hugging Face directories and module:factory")
+    if ":" in spec:
+        from edgelora_tools.sources.torch_export import factory_source
+
+        return factory_source(spec, exporter)
+    raise ConversionError(f"{spec}: no such file or directory")
+
+
+__all__ = ["Source", "open_source"]

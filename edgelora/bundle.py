@@ -1,0 +1,102 @@
+"""Open a bundle: read the manifest, check version and digests, load graphs when they are first used."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from pathlib import Path
+
+from edgelora.errors import BundleError, ConfigError
+from edgelora.manifest import Manifest, TrainingGraph
+from edgelora.session import Graph, SessionSettings
+
+MANIFEST_FILE = "bundle.json"
+_MANIFEST_LIMIT = 64 << 20
+
+
+class Bundle:
+    """A converted base model on disk. Opening checks it; graphs are loaded on first use and kept."""
+
+    def __init__(self, path: Path, manifest: Manifest, settings: SessionSettings) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.settings = settings
+        self._graphs: dict[str, Graph] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: str | Path, settings: SessionSettings | None = None, verify: bool = True) -> Bundle:
+        """Open the bundle at `path`. With `verify`, the sha256 of every file is compared.
+
+        Raises:
+            BundleError: not a bundle, of an unknown version, or a file is missing or altered.
+        """
+        path = Path(path)
+        manifest_path = path / MANIFEST_FILE
+        try:
+            if manifest_path.stat().st_size > _MANIFEST_LIMIT:
+                raise BundleError(f"{manifest_path}: larger than any manifest; the bundle is damaged")
+            text = manifest_path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{manifest_path}: not UTF-8; the bundle is damaged, convert the model again") from error
+        except OSError as error:
+            raise BundleError(
+                f"{path}: not a bundle ({error.strerror or error}); `edgelora convert` writes one"
+            ) from error
+        manifest = Manifest.from_json(text, str(manifest_path))
+        problems = [p for name in manifest.files if (p := _problem(path, manifest, name, verify))]
+        if problems:
+            raise BundleError(
+                f"{path}: damaged\n"
+                + "\n".join(f"  {p}" for p in problems)
+                + "\ncopy the bundle again or convert the model again"
+            )
+        return cls(path, manifest, settings or SessionSettings())
+
+    @property
+    def forward(self) -> Graph:
+        """The inference graph."""
+        return self.graph(self.manifest.forward)
+
+    def graph(self, file: str) -> Graph:
+        """A graph of the bundle by file name, loaded once."""
+        with self._lock:
+            if file not in self._graphs:
+                self._graphs[file] = Graph(self.path / file, self.settings)
+            return self._graphs[file]
+
+    def release(self, file: str) -> None:
+        """Forget a loaded graph, so that its memory can be freed."""
+        with self._lock:
+            self._graphs.pop(file, None)
+
+    def training(self, loss: str, dropout: bool) -> TrainingGraph:
+        """The training graph for this loss.
+
+        Raises:
+            ConfigError: the bundle has none; those that it has are named.
+        """
+        for graph in self.manifest.training:
+            if graph.loss == loss and graph.dropout == dropout:
+                return graph
+        available = sorted({graph.loss for graph in self.manifest.training})
+        raise ConfigError(f"{self.path}: no training graph for the loss {loss!r}; it has {', '.join(available)}")
+
+
+def _problem(path: Path, manifest: Manifest, name: str, verify: bool) -> str | None:
+    """What is wrong with a file of the bundle, or None."""
+    if Path(name).name != name or name in ("", ".", ".."):
+        return f"{name!r} is not a plain file name"
+    entry = manifest.files[name]
+    file = path / name
+    try:
+        size = file.stat().st_size
+        if size != entry.size:
+            return f"{name} has {size:,} bytes where the manifest says {entry.size:,}"
+        if verify:
+            with file.open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
+                    return f"{name} does not have the sha256 that the manifest gives"
+    except OSError as error:
+        return f"{name}: {error.strerror or error}"
+    return None

@@ -1,0 +1,256 @@
+"""What a task asks of a batch: the loss inputs to feed, and the metrics to report.
+
+Every loss is Σ w_i·l_i with the weights fed by the host, so the mean over the effective batch, class
+weights and padding are all one array, and accumulating micro-batches is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+Floats = NDArray[np.float32]
+Feeds = dict[str, "Array"]
+
+NO_CANDIDATE = np.float32(-1e9)
+
+
+class Inputs(Protocol):
+    """Model inputs of a data set."""
+
+    def __len__(self) -> int: ...
+
+    def lengths(self) -> NDArray[np.int64]:
+        """The size of each sample along the padded dimension."""
+        ...
+
+    def feeds(self, rows: NDArray[np.int64]) -> Feeds:
+        """The graph inputs of these samples, padded to the longest."""
+        ...
+
+
+class Objective(Protocol):
+    """A data set with its targets, as the loss graph `loss` wants them."""
+
+    loss: str
+    higher_is_better: bool
+    metric: str
+
+    def __len__(self) -> int: ...
+
+    def lengths(self) -> NDArray[np.int64]: ...
+
+    def weight(self, rows: NDArray[np.int64]) -> float:
+        """The sum of the unnormalised weights of these samples."""
+        ...
+
+    def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
+        """Model inputs and loss inputs; weights are divided by `total`."""
+        ...
+
+    def inputs(self, rows: NDArray[np.int64]) -> Feeds:
+        """Model inputs alone."""
+        ...
+
+    def metrics(self, outputs: Sequence[Array], rows: Sequence[NDArray[np.int64]]) -> dict[str, float]:
+        """Metrics of the forward graph's prediction, batch by batch."""
+        ...
+
+
+class Classification:
+    """Cross-entropy of a label per sample. `class_weights` `[classes]` multiplies each sample's loss."""
+
+    loss, metric, higher_is_better = "cross-entropy", "accuracy", True
+
+    def __init__(self, data: Inputs, labels: NDArray[np.int64], class_weights: Floats | None = None) -> None:
+        self.data, self.labels = data, labels
+        ones = np.ones(len(labels), np.float32)
+        self.weights: Floats = ones if class_weights is None else class_weights[labels].astype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def lengths(self) -> NDArray[np.int64]:
+        return self.data.lengths()
+
+    def weight(self, rows: NDArray[np.int64]) -> float:
+        return float(self.weights[rows].sum())
+
+    def inputs(self, rows: NDArray[np.int64]) -> Feeds:
+        return self.data.feeds(rows)
+
+    def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
+        weight = self.weights[rows] / np.float32(total)
+        return self.data.feeds(rows) | {"labels": self.labels[rows], "loss_weight": weight}
+
+    def metrics(self, outputs: Sequence[Array], rows: Sequence[NDArray[np.int64]]) -> dict[str, float]:
+        logits = np.concatenate(outputs).astype(np.float64)
+        labels = self.labels[np.concatenate(rows)]
+        nll = log_sum_exp(logits) - np.take_along_axis(logits, labels[:, None], 1)[:, 0]
+        return {"loss": float(nll.mean()), "accuracy": float((logits.argmax(1) == labels).mean())}
+
+
+class Regression:
+    """Mean squared error of a number, or a vector, per sample; `targets` `[samples, outputs]`."""
+
+    loss, metric, higher_is_better = "mse", "mse", False
+
+    def __init__(self, data: Inputs, targets: Floats) -> None:
+        self.data, self.targets = data, targets.astype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def lengths(self) -> NDArray[np.int64]:
+        return self.data.lengths()
+
+    def weight(self, rows: NDArray[np.int64]) -> float:
+        return float(len(rows))
+
+    def inputs(self, rows: NDArray[np.int64]) -> Feeds:
+        return self.data.feeds(rows)
+
+    def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
+        weight = np.full(len(rows), 1.0 / total, np.float32)
+        return self.data.feeds(rows) | {"targets": self.targets[rows], "loss_weight": weight}
+
+    def metrics(self, outputs: Sequence[Array], rows: Sequence[NDArray[np.int64]]) -> dict[str, float]:
+        predicted = np.concatenate(outputs).astype(np.float64)
+        error = predicted - self.targets[np.concatenate(rows)]
+        mse = float((error**2).mean())
+        return {"loss": mse, "mse": mse, "mae": float(np.abs(error).mean())}
+
+
+class TokenClassification:
+    """Cross-entropy of a label per token; `labels[i]` is the i-th sample's, −100 where none counts.
+
+    The labels are padded with −100 to the width that the inputs were padded to.
+    """
+
+    loss, metric, higher_is_better = "cross-entropy", "accuracy", True
+    IGNORED = -100
+
+    def __init__(
+        self, data: Inputs, labels: Sequence[NDArray[np.int64]], class_weights: Floats | None = None
+    ) -> None:
+        self.data, self.labels, self.class_weights = data, labels, class_weights
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def lengths(self) -> NDArray[np.int64]:
+        return self.data.lengths()
+
+    def weight(self, rows: NDArray[np.int64]) -> float:
+        return float(sum(self._weights(self.labels[row]).sum() for row in rows)) or 1.0
+
+    def inputs(self, rows: NDArray[np.int64]) -> Feeds:
+        return self.data.feeds(rows)
+
+    def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
+        inputs = self.data.feeds(rows)
+        width = max(len(self.labels[row]) for row in rows)
+        labels = np.full((len(rows), width), self.IGNORED, np.int64)
+        for i, row in enumerate(rows):
+            labels[i, : len(self.labels[row])] = self.labels[row]
+        weight = self._weights(labels) / np.float32(total)
+        return inputs | {"labels": np.maximum(labels, 0), "loss_weight": weight}
+
+    def _weights(self, labels: NDArray[np.int64]) -> Floats:
+        counted = labels != self.IGNORED
+        if self.class_weights is None:
+            return counted.astype(np.float32)
+        return (self.class_weights[np.maximum(labels, 0)] * counted).astype(np.float32)
+
+    def metrics(self, outputs: Sequence[Array], rows: Sequence[NDArray[np.int64]]) -> dict[str, float]:
+        nll: list[Array] = []
+        hits: list[Array] = []
+        for logits, batch in zip(outputs, rows, strict=True):
+            for row_logits, row in zip(logits.astype(np.float64), batch, strict=True):
+                labels = self.labels[row]
+                counted = np.flatnonzero(labels != self.IGNORED)
+                z, y = row_logits[counted], labels[counted]
+                nll.append(log_sum_exp(z) - np.take_along_axis(z, y[:, None], 1)[:, 0])
+                hits.append(z.argmax(1) == y)
+        return {"loss": float(np.concatenate(nll).mean()), "accuracy": float(np.concatenate(hits).mean())}
+
+
+class Pairs:
+    """Anchors with their positives, and negatives if given: a batch holds anchors, then positives, then negatives.
+
+    With loss "contrastive" every other positive (and every negative) of the batch is a negative for an
+    anchor (multiple negatives ranking, arXiv:1705.00652); with "triplet" each anchor has its own.
+    Metrics: `recall@1`, the share of anchors whose own positive is the most similar of all.
+    """
+
+    metric, higher_is_better = "recall@1", True
+
+    def __init__(
+        self, columns: Mapping[str, Inputs], loss: str, temperature: float = 0.05, margin: float = 0.5
+    ) -> None:
+        self.loss, self.temperature, self.margin = loss, temperature, margin
+        self.columns = [columns[name] for name in ("anchor", "positive", "negative") if name in columns]
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def lengths(self) -> NDArray[np.int64]:
+        return np.max([column.lengths() for column in self.columns], axis=0)
+
+    def weight(self, rows: NDArray[np.int64]) -> float:
+        return float(len(rows))
+
+    def inputs(self, rows: NDArray[np.int64]) -> Feeds:
+        return stack([column.feeds(rows) for column in self.columns])
+
+    def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
+        n, k = len(rows), len(self.columns)
+        weight = np.full(n, 1.0 / total, np.float32)
+        shared: Feeds = {"anchors": np.arange(n), "positives": np.arange(n, 2 * n), "loss_weight": weight}
+        if self.loss == "triplet":
+            shared |= {"negatives": np.arange(2 * n, 3 * n), "margin": np.asarray(self.margin, np.float32)}
+        else:
+            mask = np.zeros((n, k * n), np.float32)
+            mask[:, :n] = NO_CANDIDATE
+            sharpness = np.asarray(1.0 / self.temperature, np.float32)
+            shared |= {"bias_mask": mask, "inverse_temperature": sharpness}
+        return self.inputs(rows) | shared
+
+    def metrics(self, outputs: Sequence[Array], rows: Sequence[NDArray[np.int64]]) -> dict[str, float]:
+        parts = [np.split(batch.astype(np.float64), len(self.columns)) for batch in outputs]
+        anchors = np.concatenate([p[0] for p in parts])
+        positives = np.concatenate([p[1] for p in parts])
+        similarity = anchors @ positives.T
+        own = np.arange(len(anchors))
+        z = similarity / self.temperature
+        loss = float((log_sum_exp(z) - z[own, own]).mean())
+        return {"loss": loss, "recall@1": float((similarity.argmax(1) == own).mean())}
+
+
+def log_sum_exp(z: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log Σ exp(z) along the last axis."""
+    peak = z.max(-1, keepdims=True)
+    return np.log(np.exp(z - peak).sum(-1)) + peak[..., 0]
+
+
+def stack(parts: Sequence[Feeds]) -> Feeds:
+    """Feeds of several batches as one, padded with zeros to the widest (token 0 is masked out)."""
+    joined: Feeds = {}
+    for name in parts[0]:
+        arrays = [part[name] for part in parts]
+        widest = [max(a.shape[axis] for a in arrays) for axis in range(1, arrays[0].ndim)]
+        padded = [
+            np.pad(a, [(0, 0), *((0, w - s) for w, s in zip(widest, a.shape[1:], strict=True))]) for a in arrays
+        ]
+        joined[name] = np.concatenate(padded)
+    return joined
+
+
+def balanced_weights(labels: NDArray[np.int64], classes: int) -> Floats:
+    """n/(k·n_c) for each class c (scikit-learn's class_weight="balanced"); 1 for a class without samples."""
+    counts = np.bincount(labels, minlength=classes)
+    return np.where(counts > 0, len(labels) / (classes * np.maximum(counts, 1)), 1.0).astype(np.float32)

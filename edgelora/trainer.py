@@ -1,0 +1,296 @@
+"""Train an adapter in memory: one step, one evaluation. Persistence is training_run.py's.
+
+The adapter's tensors are views of one flat array, and so are the gradients: clipping and the optimizer
+are a few numpy operations whatever the number of points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelora.adapter import Adapter
+from edgelora.batching import epoch_batches
+from edgelora.bundle import Bundle
+from edgelora.errors import ConfigError, TrainingError
+from edgelora.manifest import InsertionPoint, TrainingGraph
+from edgelora.objectives import Array, Feeds, Floats, Objective
+from edgelora.optimizers import SGD, AdamW, Optimizer, clip_by_global_norm
+from edgelora.schedules import SCHEDULES, learning_rate_factor
+
+OPTIMIZERS = ("adamw", "sgd")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of a training run, with the names of transformers' TrainingArguments where it has one.
+
+    `micro_batch_size` splits a batch into parts whose gradients are summed (the same result, less
+    memory). `group_by_length` makes batches of similar length. `early_stopping_patience` counts epochs
+    without a better validation metric; the best epoch's adapter is kept whenever there is a validation
+    set. `max_grad_norm` 0 turns clipping off. `save_steps` is how often the state is written.
+    """
+
+    num_train_epochs: int = 10
+    max_steps: int | None = None
+    batch_size: int = 32
+    micro_batch_size: int | None = None
+    learning_rate: float = 2e-3
+    optim: str = "adamw"
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    lr_scheduler_type: str = "linear"
+    warmup_steps: int = 0
+    warmup_ratio: float = 0.0
+    max_grad_norm: float = 1.0
+    class_weight: str | None = None
+    group_by_length: bool = True
+    early_stopping_patience: int | None = None
+    loss: str | None = None
+    temperature: float = 0.05
+    margin: float = 0.5
+    seed: int = 0
+    save_steps: int = 20
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be {rule}, not {getattr(self, name)}"
+            for name, rule, holds in (
+                ("num_train_epochs", "at least 1", self.num_train_epochs >= 1),
+                ("max_steps", "at least 1", self.max_steps is None or self.max_steps >= 1),
+                ("batch_size", "at least 1", self.batch_size >= 1),
+                ("micro_batch_size", "at least 1", self.micro_batch_size is None or self.micro_batch_size >= 1),
+                ("learning_rate", "above 0", 0 < self.learning_rate < float("inf")),
+                ("optim", f"one of {', '.join(OPTIMIZERS)}", self.optim in OPTIMIZERS),
+                ("weight_decay", "at least 0", self.weight_decay >= 0),
+                ("momentum", "in [0, 1)", 0 <= self.momentum < 1),
+                ("lr_scheduler_type", f"one of {', '.join(SCHEDULES)}", self.lr_scheduler_type in SCHEDULES),
+                ("warmup_steps", "at least 0", self.warmup_steps >= 0),
+                ("warmup_ratio", "in [0, 1]", 0 <= self.warmup_ratio <= 1),
+                ("max_grad_norm", "at least 0", self.max_grad_norm >= 0),
+                ("class_weight", "'balanced' or absent", self.class_weight in (None, "balanced")),
+                ("early_stopping_patience", "at least 1", (self.early_stopping_patience or 1) >= 1),
+                ("temperature", "above 0", self.temperature > 0),
+                ("save_steps", "at least 1", self.save_steps >= 1),
+            )
+            if not holds
+        ]
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able mapping."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer update did: mean loss of the batch, gradient norm before clipping, learning rate."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+
+
+class Trainer:
+    """The state of training: parameters, optimizer, step. Deterministic in (seed, data, settings)."""
+
+    def __init__(self, bundle: Bundle, adapter: Adapter, objective: Objective, config: TrainingConfig) -> None:
+        manifest = bundle.manifest
+        adapter.validate(manifest)
+        if not len(objective):
+            raise ConfigError("there are no training samples")
+        self.bundle, self.adapter, self.objective, self.config = bundle, adapter, objective, config
+        dropout = adapter.config.lora_dropout
+        self.record: TrainingGraph = bundle.training(objective.loss, dropout > 0)
+        self.names = tuple(sorted(adapter.tensors))
+        self._check_points()
+        self.flat, self._views = flatten([adapter.tensors[n] for n in self.names])
+        self._grad = np.zeros_like(self.flat)
+        self._grad_views = views_of(self._grad, [v.shape for v in self._views])
+        self.optimizer: Optimizer = (
+            AdamW(weight_decay=config.weight_decay)
+            if config.optim == "adamw"
+            else SGD(momentum=config.momentum, weight_decay=config.weight_decay)
+        )
+        self.step_number = 0
+        self._scales = {n: self._scale_of(n) for n in self.names}
+        self._absent = {
+            n: a for n, a in adapter.feeds(manifest).items() if n not in adapter.tensors
+        }
+        self._outputs = [*self.record.outputs, *(f"grad.{n}" for n in self.names)]
+        steps = self.steps_per_epoch * config.num_train_epochs
+        self.total_steps = steps if config.max_steps is None else min(steps, config.max_steps)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.objective) // self.config.batch_size)
+
+    def _check_points(self) -> None:
+        trained = set(self.record.points)
+        lost = [n.rpartition(".")[0] for n in self.names if n.endswith(".lora_B")]
+        lost = [point for point in lost if point not in trained]
+        if lost:
+            raise ConfigError(
+                f"the loss {self.record.loss!r} does not reach {', '.join(lost)}: nothing there can be trained; "
+                "leave these points out of target_modules"
+            )
+
+    def _scale_of(self, name: str) -> float:
+        """What the graph's B' = s·B/(1 − p) is to B: both the feed and its gradient are multiplied by it."""
+        if not name.endswith(".lora_B"):
+            return 1.0
+        config = self.adapter.config
+        return config.scale(name.removesuffix(".lora_B")) / (1.0 - config.lora_dropout)
+
+    def step(self, rows: NDArray[np.int64]) -> StepResult:
+        """One update from these samples.
+
+        Raises:
+            TrainingError: the loss or a gradient is not finite; the parameters are left as they were.
+        """
+        loss = self.accumulate(rows)
+        norm = clip_by_global_norm({"adapter": self._grad}, self.config.max_grad_norm or float("inf"))
+        if not np.isfinite(loss) or not np.isfinite(norm):
+            raise TrainingError(
+                f"the loss diverged at step {self.step_number + 1} (loss {loss:g}, gradient norm {norm:g}); "
+                "lower the learning rate, or look for extreme values in the data"
+            )
+        rate = self.learning_rate()
+        self.optimizer.step({"adapter": self.flat}, {"adapter": self._grad}, rate)
+        self.step_number += 1
+        return StepResult(self.step_number, loss, norm, rate)
+
+    def accumulate(self, rows: NDArray[np.int64]) -> float:
+        """Loss of the batch; its gradients are left in `gradients()`."""
+        graph = self.bundle.graph(self.record.file)
+        adapter = self._adapter_feeds()
+        total = self.objective.weight(rows)
+        size = self.config.micro_batch_size or len(rows)
+        self._grad[:] = 0.0
+        loss = 0.0
+        for part, start in enumerate(range(0, len(rows), size)):
+            feeds = self.objective.feeds(rows[start : start + size], total)
+            masks = self._masks(feeds, part)
+            outputs = graph.run({**feeds, **adapter, **masks}, self._outputs)
+            loss += float(outputs["loss"])
+            for name, grad in zip(self.names, self._grad_views, strict=True):
+                grad += outputs[f"grad.{name}"]
+        for name, grad in zip(self.names, self._grad_views, strict=True):
+            if self._scales[name] != 1.0:
+                grad *= self._scales[name]
+        return loss
+
+    def gradients(self) -> dict[str, Floats]:
+        """The gradients of the last batch, by tensor name, in graph orientation."""
+        return dict(zip(self.names, (g.copy() for g in self._grad_views), strict=True))
+
+    def learning_rate(self) -> float:
+        """The rate of the coming step."""
+        config = self.config
+        warmup = config.warmup_steps or round(config.warmup_ratio * self.total_steps)
+        factor = learning_rate_factor(config.lr_scheduler_type, self.step_number, warmup, self.total_steps)
+        return config.learning_rate * factor
+
+    def _adapter_feeds(self) -> Feeds:
+        feeds: Feeds = dict(self._absent)
+        for name, view in zip(self.names, self._views, strict=True):
+            scale = self._scales[name]
+            feeds[name] = view if scale == 1.0 else view * np.float32(scale)
+        return feeds
+
+    def _masks(self, feeds: Feeds, part: int) -> Feeds:
+        """LoRA dropout: a uint8 mask for the input of each point, drawn from (seed, step, part, point)."""
+        probability = self.adapter.config.lora_dropout
+        if not probability:
+            return {}
+        sizes = {
+            str(d): s
+            for spec in self.bundle.manifest.inputs
+            for d, s in zip(spec.shape, feeds[spec.name].shape, strict=True)
+        }
+        masks: Feeds = {}
+        for index, spec in enumerate(s for s in self.record.inputs if s.dtype == "uint8"):
+            shape = [evaluate_dimension(d, sizes) for d in spec.shape]
+            rng = np.random.default_rng([self.config.seed, self.step_number, part, index])
+            masks[spec.name] = (rng.random(shape, np.float32) >= probability).astype(np.uint8)
+        return masks
+
+    def epoch_of_step(self, step: int) -> tuple[int, int]:
+        """The epoch that a step (from 0) belongs to, and its place in the epoch."""
+        return divmod(step, self.steps_per_epoch)
+
+    def batches(self, epoch: int) -> list[NDArray[np.int64]]:
+        """The batches of an epoch: rows of samples."""
+        config = self.config
+        return epoch_batches(
+            self.objective.lengths(), config.batch_size, config.seed, epoch, by_length=config.group_by_length
+        )
+
+    def current(self) -> Adapter:
+        """The adapter as it is now (a copy)."""
+        return self.adapter.with_tensors({n: v.copy() for n, v in zip(self.names, self._views, strict=True)})
+
+    def evaluate(self, objective: Objective, batch_size: int | None = None) -> dict[str, float]:
+        """Metrics of the current parameters on held-out samples (the forward graph, no dropout)."""
+        return evaluate(self.bundle, self.current(), objective, batch_size or self.config.batch_size)
+
+
+def evaluate(bundle: Bundle, adapter: Adapter, objective: Objective, batch_size: int = 32) -> dict[str, float]:
+    """Metrics of an adapter on samples."""
+    if not len(objective):
+        raise ConfigError("there are no samples to evaluate")
+    feeds = adapter.feeds(bundle.manifest)
+    outputs: list[Array] = []
+    rows: list[NDArray[np.int64]] = []
+    name = bundle.manifest.outputs[0].name
+    for batch in length_sorted_batches(objective.lengths(), batch_size):
+        outputs.append(bundle.forward.run({**objective.inputs(batch), **feeds}, [name])[name])
+        rows.append(batch)
+    return objective.metrics(outputs, rows)
+
+
+def length_sorted_batches(lengths: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Batches of similar length, shortest first: the least padding."""
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def evaluate_dimension(dimension: int | str, sizes: dict[str, int]) -> int:
+    """The size of a dimension that is a number, a name, or a product `a*b` of names."""
+    if isinstance(dimension, int):
+        return dimension
+    size = 1
+    for factor in dimension.split("*"):
+        if factor not in sizes:
+            raise ConfigError(f"LoRA dropout needs the size of dimension {dimension!r}, which no model input gives")
+        size *= sizes[factor]
+    return size
+
+
+def flatten(arrays: list[Floats]) -> tuple[Floats, list[Floats]]:
+    """One flat copy of the arrays, and views of it in their shapes."""
+    flat = np.concatenate([a.ravel() for a in arrays]) if arrays else np.zeros(0, np.float32)
+    return flat, views_of(flat, [a.shape for a in arrays])
+
+
+def views_of(flat: Floats, shapes: list[tuple[int, ...]]) -> list[Floats]:
+    """Consecutive views of `flat` in these shapes."""
+    views: list[Floats] = []
+    offset = 0
+    for shape in shapes:
+        size = int(np.prod(shape))
+        views.append(flat[offset : offset + size].reshape(shape))
+        offset += size
+    return views
+
+
+def parameter_count(points: list[InsertionPoint], rank: int) -> int:
+    """Trainable parameters of a rank over these points."""
+    return sum(point.parameters(rank) for point in points)

@@ -1,0 +1,115 @@
+"""Write a bundle: one weights file that all graphs share, the graphs, what raw input needs, the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from safetensors.numpy import save_file
+
+from edgelora.errors import ConversionError
+from edgelora.manifest import FileEntry, Manifest
+
+WEIGHTS_FILE, PARITY_FILE, MANIFEST_FILE = "weights.bin", "parity.safetensors", "bundle.json"
+INLINE_LIMIT = 1024
+PAGE, LARGE_PAGE = 4096, 65536
+
+Samples = Sequence[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]
+
+
+def base_digest(model: ir.Model) -> str:
+    """sha256 of the frozen weights: of the sorted sha256 of (dtype, shape, bytes) of each of 1 KiB or more.
+
+    Neither names nor order nor the layout of the file enter it.
+    """
+    digests = sorted(
+        tensor_digest(v.const_value)
+        for v in model.graph.initializers.values()
+        if v.const_value is not None and v.const_value.nbytes >= INLINE_LIMIT
+    )
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def tensor_digest(tensor: ir.TensorProtocol) -> bytes:
+    """sha256 of a tensor's type, shape and little-endian bytes."""
+    head = f"{tensor.dtype.name}{tuple(int(d) for d in tensor.shape)}".encode()
+    return hashlib.sha256(head + tensor.tobytes()).digest()
+
+
+def write_bundle(
+    destination: Path,
+    manifest: Manifest,
+    graphs: Mapping[str, ir.Model],
+    samples: Samples,
+    extra_files: Mapping[str, bytes],
+    overwrite: bool,
+) -> Manifest:
+    """Write everything into a temporary directory beside `destination` and rename it: all or nothing.
+
+    Raises:
+        ConversionError: `destination` exists and `overwrite` is false, or the disk refuses.
+    """
+    if destination.exists() and not overwrite:
+        raise ConversionError(f"{destination} exists; choose another -o or add --overwrite")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    try:
+        _write_graphs(staging, graphs)
+        _write_samples(staging / PARITY_FILE, samples)
+        for name, content in extra_files.items():
+            (staging / name).write_bytes(content)
+        files = {path.name: _entry(path) for path in sorted(staging.iterdir())}
+        finished = replace(manifest, files=files)
+        (staging / MANIFEST_FILE).write_text(finished.to_json(), encoding="utf-8")
+        staging.chmod(0o755)
+        if destination.exists():
+            shutil.rmtree(destination)
+        os.replace(staging, destination)
+    except OSError as error:
+        raise ConversionError(f"{destination} could not be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return finished
+
+
+def _write_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
+    offsets: dict[bytes, tuple[int, int]] = {}
+    with (folder / WEIGHTS_FILE).open("wb") as weights:
+        for model in graphs.values():
+            for value in model.graph.initializers.values():
+                tensor = value.const_value
+                if tensor is None or tensor.nbytes < INLINE_LIMIT:
+                    continue
+                digest = tensor_digest(tensor)
+                if digest not in offsets:
+                    page = LARGE_PAGE if tensor.nbytes >= 16 * LARGE_PAGE else PAGE
+                    weights.write(b"\0" * (-weights.tell() % page))
+                    offsets[digest] = (weights.tell(), tensor.nbytes)
+                    weights.write(tensor.tobytes())
+                offset, length = offsets[digest]
+                value.const_value = ir.ExternalTensor(
+                    WEIGHTS_FILE, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape), name=str(value.name),
+                    base_dir=folder,
+                )  # fmt: skip
+    for file, model in graphs.items():
+        (folder / file).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+
+
+def _write_samples(path: Path, samples: Samples) -> None:
+    arrays = {}
+    for number, (inputs, outputs) in enumerate(samples):
+        arrays |= {f"{number}/in/{name}": np.ascontiguousarray(x) for name, x in inputs.items()}
+        arrays |= {f"{number}/out/{name}": np.ascontiguousarray(x) for name, x in outputs.items()}
+    save_file(arrays, path)
+
+
+def _entry(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        return FileEntry(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())

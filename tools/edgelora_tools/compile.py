@@ -1,0 +1,272 @@
+"""The pipeline: source -> normal form -> insertion points -> method -> loss -> backward -> passes -> bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnxscript import GraphBuilder, OpBuilder
+
+from edgelora.config import LoraConfig
+from edgelora.errors import ConversionError
+from edgelora.manifest import InsertionPoint, Manifest, TensorSpec, TrainingGraph
+from edgelora.targets import select_points
+from edgelora_tools.backward import differentiate
+from edgelora_tools.bundle_writer import base_digest, write_bundle
+from edgelora_tools.gradients.shapes import dims
+from edgelora_tools.heads import TaskOutput, attach_task
+from edgelora_tools.insertion import Site, find_sites
+from edgelora_tools.losses import LOSSES, Loss, loss_inputs
+from edgelora_tools.measure_shapes import dimension_names, measure_shapes
+from edgelora_tools.methods import LORA, AdapterMethod
+from edgelora_tools.methods.base import lower_methods
+from edgelora_tools.methods.lora import DOMAIN, OP_TYPE
+from edgelora_tools.normalize import normalize
+from edgelora_tools.passes.tidy import tidy
+from edgelora_tools.runner import sample_inputs
+from edgelora_tools.sources.base import Source
+
+PARITY_SIZES = ((1, 5), (2, 9), (3, 16))
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What a person chooses at conversion.
+
+    `target_modules` and `exclude_modules` follow PEFT; they decide which points the bundle's graphs can
+    adapt. `output` names the source output that the task reads, where several fit.
+    """
+
+    task: str = "sequence-classification"
+    pooling: str = "mean"
+    output: str | None = None
+    target_modules: str | tuple[str, ...] | None = None
+    exclude_modules: str | tuple[str, ...] | None = None
+    name: str | None = None
+    max_length: int | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A graph with adapters in it: the model, its builder, the task's outputs, the adapter's inputs."""
+
+    model: ir.Model
+    op: OpBuilder
+    task: TaskOutput
+    adapter_inputs: tuple[ir.Value, ...]
+
+
+def convert(
+    source: Source, destination: Path, options: ConvertOptions, progress: Callable[[str], None] = lambda _: None
+) -> Manifest:
+    """Write the bundle of `source` at `destination` and return its manifest.
+
+    Raises:
+        ConversionError: what about the source cannot be converted, by name.
+    """
+    progress("normal form")
+    model = normalize(source.model)
+    measure_shapes(model)
+    base = prune(model, options)
+    sites = find_sites(base)
+    if not sites:
+        raise ConversionError("the model has no MatMul or Gemm with a frozen matrix: there is nothing to adapt")
+    points = tuple(site.point for site in sites)
+    chosen = choose_points(points, options, source.default_targets)
+    progress(f"{len(chosen)} of {len(points)} insertion points")
+    forward = forward_graph(base, chosen, options)
+    graphs: dict[str, ir.Model] = {"forward.onnx": forward.model}
+    training: list[TrainingGraph] = []
+    for loss in LOSSES[options.task]:
+        for dropout in (False, True):
+            progress(f"backward pass for {loss.name}{' with dropout' if dropout else ''}")
+            file = f"train-{loss.name}{'-dropout' if dropout else ''}.onnx"
+            trained, record = training_graph(base, chosen, options, loss, dropout, file)
+            graphs[file], training = trained, [*training, record]
+    progress("parity samples from the source")
+    samples = parity_samples(source, base)
+    manifest = Manifest(
+        name=options.name or source.name,
+        task=options.task,
+        base_digest=base_digest(model),
+        base_parameters=sum(int(np.prod(v.const_value.shape)) for v in large_weights(model)),
+        inputs=_specs(base.graph.inputs),
+        outputs=tuple(
+            TensorSpec(name, "float32" if v.dtype is None else v.dtype.numpy().name, _shape(v))
+            for name, v in forward.task.outputs.items()
+        ),
+        points=chosen,
+        target_modules=_patterns(options.target_modules, source.default_targets),
+        forward="forward.onnx",
+        training=tuple(training),
+        head=forward.task.head,
+        preprocessing=source.preprocessing(options.max_length),
+        source={"kind": source.kind, "pooling": options.pooling, "output": options.output, **source.facts},
+        files={},
+    )
+    progress("writing")
+    return write_bundle(destination, manifest, graphs, samples, source.files, options.overwrite)
+
+
+def prune(model: ir.Model, options: ConvertOptions) -> ir.Model:
+    """A copy of the base in which only what the task's outputs need is left; its outputs stay the base's."""
+    base = model.clone()
+    marked = base.clone()
+    task = attach_task(GraphBuilder(marked.graph).op, marked.graph, options.task, options.pooling, options.output)
+    needed = _upstream(task.outputs.values())
+    kept = [v for v in base.graph.outputs if v.name in needed]
+    base.graph.outputs[:] = kept
+    common.RemoveUnusedNodesPass()(base)
+    used = {x for node in base.graph for x in node.inputs}
+    base.graph.inputs[:] = [v for v in base.graph.inputs if v in used]
+    return base
+
+
+def _upstream(values: Sequence[ir.Value] | object) -> set[str | None]:
+    front, names = list(values), set()  # pyright: ignore[reportArgumentType]
+    while front:
+        value = front.pop()
+        if value is None or value.name in names:
+            continue
+        names.add(value.name)
+        node = value.producer()
+        if node is not None:
+            front.extend(node.inputs)
+    return names
+
+
+def choose_points(
+    points: tuple[InsertionPoint, ...], options: ConvertOptions, default: tuple[str, ...] | None
+) -> tuple[InsertionPoint, ...]:
+    """The points that the bundle can adapt: those that were asked for, else the source's usual targets."""
+    config = LoraConfig(
+        target_modules=options.target_modules or default or "all-linear", exclude_modules=options.exclude_modules
+    )
+    return select_points(points, config)
+
+
+def _patterns(asked: str | tuple[str, ...] | None, default: tuple[str, ...] | None) -> tuple[str, ...]:
+    chosen = asked or default or "all-linear"
+    return (chosen,) if isinstance(chosen, str) else tuple(chosen)
+
+
+def adapt(
+    base: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions, method: AdapterMethod, dropout: bool
+) -> Adapted:
+    """A copy of the base with the method's delta at every point and the task's head."""
+    model = base.clone()
+    wanted = {point.id for point in points}
+    sites = [site for site in find_sites(model) if site.point.id in wanted]
+    op = GraphBuilder(model.graph).op
+    inputs: list[ir.Value] = []
+    for site in sites:
+        inputs += _insert(op, site, method, dropout)
+    common.TopologicalSortPass()(model)
+    task = attach_task(op, model.graph, options.task, options.pooling, options.output)
+    if task.head is not None:
+        inputs += [v for v in model.graph.inputs if v.name in (task.head.weight, task.head.bias)]
+    model.graph.outputs.clear()
+    return Adapted(model, op, task, tuple(inputs))
+
+
+def _insert(op: OpBuilder, site: Site, method: AdapterMethod, dropout: bool) -> list[ir.Value]:
+    """y = base(x) becomes y' = y + delta(x ∘ mask); everything that read y reads y'."""
+    tensors = [op.builder.input(s.name, ir.DataType.FLOAT, list(s.shape)) for s in method.tensors(site.point)]
+    for call, (x, y) in enumerate(site.uses):
+        readers, is_output = list(y.uses()), y in op.builder.graph.outputs
+        seen = x
+        if dropout:
+            name = f"{site.point.id}.mask" if call == 0 else f"{site.point.id}.mask.{call}"
+            mask = op.builder.input(name, ir.DataType.UINT8, list(dims(x)))
+            seen = op.Mul(x, op.Cast(mask, to=ir.DataType.FLOAT))
+            seen.shape, seen.type = x.shape, x.type
+        adapted = op.Add(y, method.delta(op, seen, tensors))
+        adapted.shape, adapted.type = y.shape, y.type
+        for node, position in readers:
+            node.replace_input_with(position, adapted)
+        if is_output:
+            outputs = op.builder.graph.outputs
+            name, y.name = y.name, f"{y.name}.base"
+            adapted.name = name
+            outputs[:] = [adapted if v is y else v for v in outputs]
+    return tensors
+
+
+def forward_graph(base: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions) -> Adapted:
+    """The inference graph: adapter tensors are inputs of symbolic rank."""
+    adapted = adapt(base, points, options, LORA, dropout=False)
+    _set_outputs(adapted, adapted.task.outputs)
+    lower_methods(adapted.model.graph, adapted.op, {(DOMAIN, OP_TYPE): LORA})
+    tidy(adapted.model)
+    return adapted
+
+
+def training_graph(
+    base: ir.Model,
+    points: Sequence[InsertionPoint],
+    options: ConvertOptions,
+    loss: Loss,
+    dropout: bool,
+    file: str,
+) -> tuple[ir.Model, TrainingGraph]:
+    """Forward, loss and backward in one graph; outputs the loss and `grad.X` for every adapter input X.
+
+    Raises:
+        MissingRuleError: an operator between an adapter and the loss has no gradient rule.
+    """
+    adapted = adapt(base, points, options, LORA, dropout)
+    op, graph = adapted.op, adapted.model.graph
+    known = {str(v.name) for v in (*base.graph.inputs, *adapted.adapter_inputs)}
+    built = loss.build(op, adapted.task)
+    extra = loss_inputs(graph, known)
+    outputs: dict[str, ir.Value] = {} if isinstance(built, dict) else {"loss": built}
+    seeds = built if isinstance(built, dict) else {built: op.Constant(value_float=1.0)}
+    grads = differentiate(op, list(graph), seeds, adapted.adapter_inputs)
+    gradients = {f"grad.{x.name}": grads[x] for x in adapted.adapter_inputs if x in grads}
+    _set_outputs(adapted, outputs | gradients)
+    lower_methods(graph, op, {(DOMAIN, OP_TYPE): LORA})
+    tidy(adapted.model)
+    reached = tuple(p.id for p in points if f"grad.{p.input_b}" in gradients)
+    return adapted.model, TrainingGraph(file, loss.name, dropout, reached, extra, tuple(outputs))
+
+
+def _set_outputs(adapted: Adapted, outputs: dict[str, ir.Value]) -> None:
+    graph = adapted.model.graph
+    graph.outputs.clear()
+    for name, value in outputs.items():
+        if value.producer() is None or value in graph.outputs:
+            value = adapted.op.Identity(value)
+        value.name = name
+        graph.outputs.append(value)
+
+
+def parity_samples(source: Source, base: ir.Model) -> list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Random inputs and what the source returns for them: `check` compares the bundle with these anywhere."""
+    names = dimension_names(base)
+    samples = []
+    for seed, (first, rest) in enumerate(PARITY_SIZES):
+        sizes = {name: first if axis == 0 else rest for axis, name in enumerate(names)}
+        feeds = sample_inputs(base, sizes, np.random.default_rng(seed))
+        outputs = source.run(feeds)
+        samples.append((feeds, {str(v.name): outputs[str(v.name)] for v in base.graph.outputs}))
+    return samples
+
+
+def large_weights(model: ir.Model) -> list[ir.Value]:
+    """The initializers that count as weights (1 KiB and more)."""
+    return [v for v in model.graph.initializers.values() if v.const_value is not None and v.const_value.nbytes >= 1024]
+
+
+def _shape(value: ir.Value) -> tuple[int | str, ...]:
+    return tuple("?" if d is None else d for d in dims(value))
+
+
+def _specs(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(str(v.name), v.dtype.numpy().name, _shape(v)) for v in values if v.dtype is not None
+    )

@@ -1,0 +1,79 @@
+"""A source that is a Hugging Face directory: config.json, weights, and a tokenizer if text enters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from edgelora.errors import ConversionError
+from edgelora_tools.sources.base import Source
+from edgelora_tools.sources.onnx_file import tokenizer_files
+from edgelora_tools.sources.torch_export import module_source, require_torch
+
+_TEXT_SAMPLE = (2, 8)
+
+
+def huggingface_source(folder: Path, exporter: str = "dynamo", tokenizer: Path | None = None) -> Source:
+    """Load the backbone (AutoModel) from a local directory and export it.
+
+    A task head in the checkpoint is left out: EdgeLoRA's head is new and belongs to the adapter.
+
+    Raises:
+        ConversionError: not a model directory, an unknown architecture, or the export fails.
+    """
+    require_torch()
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise ConversionError(f"{folder}: no config.json; SOURCE must be a Hugging Face model directory")
+    try:
+        model_type = json.loads(config_path.read_text(encoding="utf-8")).get("model_type", "")
+    except (ValueError, AttributeError) as error:
+        raise ConversionError(f"{config_path}: not valid JSON ({error})") from error
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        module = transformers.AutoModel.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConversionError(f"{folder}: transformers cannot load it: {str(error).splitlines()[0]}") from error
+    files, facts = tokenizer_files(tokenizer or folder / "tokenizer.json", required=tokenizer is not None)
+    config = module.config
+    limit = int(getattr(config, "max_position_embeddings", 0) or 0)
+    known = dict(facts) | {"model_type": model_type}
+    if "max_length" in known and limit:
+        known["max_length"] = min(int(known["max_length"]), limit)
+    if files and getattr(config, "pad_token_id", None) is not None:
+        known["pad_id"] = int(config.pad_token_id)
+    inputs, extra = _sample(module, config)
+    return module_source(
+        module, inputs, folder.name, exporter, files=files, facts=known, extra=extra,
+        outputs=_output_names(module, inputs, extra),
+    )  # fmt: skip
+
+
+def _sample(module, config) -> tuple[dict, dict]:  # noqa: ANN001
+    """Sample inputs of the backbone's main input, and constant keyword arguments."""
+    import torch
+
+    extra: dict[str, object] = {"use_cache": False} if getattr(config, "use_cache", False) else {}
+    if module.main_input_name == "pixel_values":
+        size = config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return {"pixel_values": torch.rand(2, config.num_channels, height, width)}, extra
+    ids = torch.arange(_TEXT_SAMPLE[0] * _TEXT_SAMPLE[1]).reshape(_TEXT_SAMPLE) % config.vocab_size
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if getattr(config, "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = torch.zeros_like(ids)
+    return inputs, extra
+
+
+def _output_names(module, inputs, extra) -> list[str]:  # noqa: ANN001
+    import torch
+
+    with torch.no_grad():
+        made = module(**inputs, **extra)
+    return [name for name, value in made.items() if isinstance(value, torch.Tensor)]

@@ -1,0 +1,85 @@
+"""A source that is an ONNX file, with or without external data, and a tokenizer beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from edgelora.errors import ConversionError
+from edgelora_tools.normalize import onnx_errors
+from edgelora_tools.runner import session_on
+from edgelora_tools.sources.base import DEFAULT_TARGETS, Source
+
+
+def onnx_source(path: Path, tokenizer: Path | None = None) -> Source:
+    """Read an ONNX file. The tokenizer is `tokenizer.json` beside it unless another is named.
+
+    Raises:
+        ConversionError: no such file, not ONNX, or its external data is missing.
+    """
+    if not path.is_file():
+        raise ConversionError(f"{path}: no such file")
+    with onnx_errors(f"{path}: not a readable ONNX model"):
+        model = ir.load(path)
+        if not len(model.graph):
+            raise ConversionError(f"{path}: not a readable ONNX model (it has no nodes)")
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            data = Path(value.const_value.path)
+            if not data.is_file():
+                raise ConversionError(f"{path}: its external data {data.name} is missing; put it beside the model")
+    files, facts = tokenizer_files(tokenizer or path.parent / "tokenizer.json", required=tokenizer is not None)
+    outputs = [str(v.name) for v in model.graph.outputs]
+
+    def run(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        session = session_on(path)
+        wanted = {x.name: x.type for x in session.get_inputs()}
+        cast = {
+            name: x.astype(np.float16) if wanted[name] == "tensor(float16)" else x
+            for name, x in feeds.items()
+            if name in wanted
+        }
+        return dict(zip(outputs, map(np.asarray, session.run(outputs, cast)), strict=True))
+
+    return Source("onnx", path.stem, model, run, files, facts, default_targets=_guess_targets(model))
+
+
+def tokenizer_files(path: Path, required: bool) -> tuple[dict[str, bytes], dict[str, int]]:
+    """The tokenizer's file for the bundle and what it says of padding and length.
+
+    Raises:
+        ConversionError: `required` and not there, or not a `tokenizer.json`.
+    """
+    if not path.is_file():
+        if required:
+            raise ConversionError(f"{path}: no such tokenizer file")
+        return {}, {}
+    content = path.read_bytes()
+    try:
+        body = json.loads(content)
+        padding, truncation = body.get("padding") or {}, body.get("truncation") or {}
+        added = {token["content"]: token["id"] for token in body.get("added_tokens", [])}
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ConversionError(f"{path}: not a tokenizer.json of the tokenizers library ({error})") from error
+    pad = padding.get("pad_id", next((added[t] for t in ("[PAD]", "<pad>", "<|endoftext|>") if t in added), 0))
+    return {"tokenizer.json": content}, {"pad_id": pad, "max_length": truncation.get("max_length", 128)}
+
+
+def _guess_targets(model: ir.Model) -> tuple[str, ...] | None:
+    """PEFT's usual targets, if the model's own names say which family it is of."""
+    names = " ".join(str(n.name) for n in model.graph) + " ".join(map(str, model.graph.initializers))
+    for probe, family in (
+        ("attention/self/query", "bert"),
+        ("attention.self.query", "bert"),
+        ("q_lin", "distilbert"),
+        ("c_attn", "gpt2"),
+        ("attention.attention.query", "vit"),
+        ("q_proj", "llama"),
+    ):
+        if probe in names:
+            return DEFAULT_TARGETS[family]
+    return None

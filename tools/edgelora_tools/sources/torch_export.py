@@ -1,0 +1,207 @@
+"""A source that is a torch module: exported once, by the dynamo exporter or by TorchScript's."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgelora.errors import ConversionError
+from edgelora_tools.normalize import onnx_errors
+from edgelora_tools.sources.base import DEFAULT_TARGETS, Source
+
+if TYPE_CHECKING:
+    import torch
+
+EXPORTERS = ("dynamo", "torchscript")
+OPSET = {"dynamo": 21, "torchscript": 18}
+
+
+def factory_source(spec: str, exporter: str = "dynamo") -> Source:
+    """`module:factory`, a callable returning a module and its sample inputs (a dict by argument name).
+
+    Dimension 0 of every input is dynamic, and dimension 1 of integer and boolean inputs (token
+    sequences). A factory may return a third value, a dict as torch.export's `dynamic_shapes`, instead.
+
+    Raises:
+        ConversionError: no such module or factory, or torch cannot export the module.
+    """
+    require_torch()
+    module_name, _, name = spec.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConversionError(f"{spec}: {error}; SOURCE is module:factory, importable from here") from error
+    finally:
+        sys.path.pop(0)
+    made = factory()
+    if not isinstance(made, tuple) or len(made) not in (2, 3) or not isinstance(made[1], Mapping):
+        raise ConversionError(f"{spec}: must return (module, sample inputs as a dict[, dynamic shapes])")
+    return module_source(made[0], made[1], name=name, exporter=exporter, dynamic=made[2] if len(made) == 3 else None)
+
+
+def module_source(
+    module: torch.nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    name: str,
+    exporter: str = "dynamo",
+    dynamic: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    outputs: Sequence[str] | None = None,
+) -> Source:
+    """Export `module` in evaluation mode. `extra` are constant keyword arguments (use_cache=False).
+
+    Raises:
+        ConversionError: unknown exporter, or the exporter fails; its first line is shown.
+    """
+    require_torch()
+    if exporter not in EXPORTERS:
+        raise ConversionError(f"unknown exporter {exporter!r}; one of {', '.join(EXPORTERS)}")
+    module = module.eval()
+    axes = dict(dynamic) if dynamic is not None else _default_axes(inputs)
+    with warnings.catch_warnings(), onnx_errors(f"{name}: the {exporter} exporter failed; try --exporter"):
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        export = _export_dynamo if exporter == "dynamo" else _export_torchscript
+        model = export(module, dict(inputs), axes, dict(extra or {}), outputs)
+    names = [str(v.name) for v in model.graph.outputs]
+
+    def run(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        import torch
+
+        with torch.no_grad():
+            made = module(**{k: torch.from_numpy(v) for k, v in feeds.items()}, **(extra or {}))
+        return dict(zip(names, (t.numpy() for t in flat_outputs(made)), strict=False))
+
+    model_type = str((facts or {}).get("model_type", ""))
+    return Source("torch", name, model, run, files or {}, facts or {}, DEFAULT_TARGETS.get(model_type))
+
+
+def require_torch() -> None:
+    """Raise ConversionError with the remedy unless torch is installed."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise ConversionError('this source needs PyTorch: pip install "edgelora[torch]"') from error
+
+
+def flat_outputs(made: Any) -> list[torch.Tensor]:
+    """The tensors of a module's result, in the exporters' order."""
+    if isinstance(made, Mapping):
+        made = list(made.values())
+    if isinstance(made, list | tuple):
+        return [t for part in made for t in flat_outputs(part)]
+    return [] if made is None else [made]
+
+
+def _default_axes(inputs: Mapping[str, torch.Tensor]) -> dict[str, dict[int, str]]:
+    axes: dict[str, dict[int, str]] = {}
+    for name, x in inputs.items():
+        axes[name] = {0: "batch"}
+        if not x.is_floating_point() and x.ndim >= 2:
+            axes[name][1] = "sequence"
+    return axes
+
+
+def _export_dynamo(
+    module: torch.nn.Module,
+    inputs: dict[str, Any],
+    axes: Mapping[str, Any],
+    extra: dict[str, Any],
+    outputs: Sequence[str] | None,
+) -> ir.Model:
+    import torch
+
+    named = {d: torch.export.Dim(d, min=1, max=65536) for x in axes.values() for d in (x or {}).values() if isinstance(d, str)}
+    shapes: dict[str, Any] = {
+        name: {axis: named.get(d, d) for axis, d in (axes.get(name) or {}).items()} for name in inputs
+    }
+    shapes |= dict.fromkeys(extra, None)
+    program = torch.onnx.export(
+        module,
+        args=(),
+        kwargs=inputs | extra,
+        dynamic_shapes=shapes,
+        opset_version=OPSET["dynamo"],
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+        output_names=list(outputs) if outputs else None,
+    )
+    assert program is not None
+    model = program.model
+    _forget_tensors_of_torch(model)
+    return model
+
+
+def _forget_tensors_of_torch(model: ir.Model) -> None:
+    """Weights as plain numpy tensors, detached from the module."""
+    for value in model.graph.initializers.values():
+        if value.const_value is not None:
+            value.const_value = ir.tensor(np.ascontiguousarray(value.const_value.numpy()), name=value.name)
+
+
+def _export_torchscript(
+    module: torch.nn.Module,
+    inputs: dict[str, Any],
+    axes: Mapping[str, Any],
+    extra: dict[str, Any],
+    outputs: Sequence[str] | None,
+) -> ir.Model:
+    import onnx
+    import torch
+
+    names = [n for n in inspect.signature(module.forward).parameters if n in inputs]
+
+    class Traced(torch.nn.Module):
+        """The module with its inputs in order and its result as a flat tuple."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(flat_outputs(self.module(**dict(zip(names, args, strict=True)), **extra)))
+
+    with torch.no_grad():
+        count = len(Traced()(*(inputs[n] for n in names)))
+    labels = list(outputs) if outputs and len(outputs) == count else [f"output_{i}" for i in range(count)]
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        Traced(),
+        tuple(inputs[n] for n in names),
+        buffer,
+        input_names=names,
+        output_names=labels,
+        dynamic_axes={n: {k: v if isinstance(v, str) else f"{n}_{k}" for k, v in (axes.get(n) or {}).items()} for n in names},
+        opset_version=OPSET["torchscript"],
+        dynamo=False,
+        verbose=False,
+    )
+    model = ir.from_proto(onnx.load_from_string(buffer.getvalue()))
+    _drop_wrapper_scope(model)
+    return model
+
+
+def _drop_wrapper_scope(model: ir.Model) -> None:
+    """Ids are the paths of the user's module, not of the wrapper around it."""
+    for node in model.graph.all_nodes():
+        if node.name and node.name.startswith("/module/"):
+            node.name = node.name.removeprefix("/module")
+    for value in list(model.graph.initializers.values()):
+        if value.name and value.name.startswith("module."):
+            model.graph.initializers.pop(value.name)
+            value.name = value.name.removeprefix("module.")
+            model.graph.register_initializer(value)
