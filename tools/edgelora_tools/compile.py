@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,8 @@ from edgelora_tools.passes.tidy import tidy
 from edgelora_tools.runner import sample_inputs
 from edgelora_tools.sources.base import Source
 
+# PEFT's defaults for the encoders and decoders that it knows (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING).
+USUAL_TARGETS = ("query", "value", "q_lin", "v_lin", "q_proj", "v_proj", "c_attn", "query_key_value", "q", "v")
 PARITY_SIZES = ((1, 5), (2, 9), (3, 16))
 
 
@@ -77,7 +79,7 @@ def convert(
     if not sites:
         raise ConversionError("the model has no MatMul or Gemm with a frozen matrix: there is nothing to adapt")
     points = tuple(site.point for site in sites)
-    chosen = choose_points(points, options, source.default_targets)
+    chosen = select_points(points, targets(points, options))
     progress(f"{len(chosen)} of {len(points)} insertion points")
     forward = forward_graph(base, chosen, options)
     graphs: dict[str, ir.Model] = {"forward.onnx": forward.model}
@@ -101,7 +103,7 @@ def convert(
             for name, v in forward.task.outputs.items()
         ),
         points=chosen,
-        target_modules=_patterns(options.target_modules, source.default_targets),
+        target_modules=_patterns(targets(points, options)),
         forward="forward.onnx",
         training=tuple(training),
         head=forward.task.head,
@@ -140,19 +142,12 @@ def _upstream(values: Sequence[ir.Value] | object) -> set[str | None]:
     return names
 
 
-def choose_points(
-    points: tuple[InsertionPoint, ...], options: ConvertOptions, default: tuple[str, ...] | None
-) -> tuple[InsertionPoint, ...]:
-    """The points that the bundle can adapt: those that were asked for, else the source's usual targets."""
-    config = LoraConfig(
-        target_modules=options.target_modules or default or "all-linear", exclude_modules=options.exclude_modules
+def targets(points: Sequence[InsertionPoint], options: ConvertOptions) -> LoraConfig:
+    """Which points the bundle can adapt: those asked for, else attention's usual ones, else all."""
+    usual = tuple(t for t in USUAL_TARGETS if any(p.id == t or p.id.endswith(f".{t}") for p in points))
+    return LoraConfig(
+        target_modules=options.target_modules or usual or "all-linear", exclude_modules=options.exclude_modules
     )
-    return select_points(points, config)
-
-
-def _patterns(asked: str | tuple[str, ...] | None, default: tuple[str, ...] | None) -> tuple[str, ...]:
-    chosen = asked or default or "all-linear"
-    return (chosen,) if isinstance(chosen, str) else tuple(chosen)
 
 
 def adapt(
@@ -255,6 +250,12 @@ def parity_samples(source: Source, base: ir.Model) -> list[tuple[dict[str, np.nd
         outputs = source.run(feeds)
         samples.append((feeds, {str(v.name): outputs[str(v.name)] for v in base.graph.outputs}))
     return samples
+
+
+def _patterns(config: LoraConfig) -> tuple[str, ...]:
+    chosen = config.target_modules
+    assert chosen is not None
+    return (chosen,) if isinstance(chosen, str) else tuple(chosen)
 
 
 def large_weights(model: ir.Model) -> list[ir.Value]:

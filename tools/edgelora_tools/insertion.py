@@ -77,8 +77,8 @@ def _biased_output(node: ir.Node) -> ir.Value:
 def _module_path(node: ir.Node, weight: ir.Value, output: ir.Value) -> str:
     """The module path, from the best source that the exporter left.
 
-    In order: the weight's name, the module scopes of the dynamo exporter, the bias's name, the path that
-    the TorchScript exporter writes into node names, the node's name.
+    In order: the weight's name, the module scopes of the dynamo exporter, the path that the TorchScript
+    exporter writes into node names, the bias's name, the node's name.
     """
     name = str(weight.name)
     if name.endswith(".weight") and not _ANONYMOUS.match(name):
@@ -88,12 +88,12 @@ def _module_path(node: ir.Node, weight: ir.Value, output: ir.Value) -> str:
         modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
         if modules:
             return modules[-1]
+    if node.name and node.name.startswith("/") and node.name.count("/") > 1:
+        return _path_of_scopes(node.name.strip("/").split("/")[:-1])
     bias = output.producer()
     for value in (bias.inputs if bias is not None and bias is not node else node.inputs[2:3]):
         if value is not None and value.const_value is not None and str(value.name).endswith(".bias"):
             return str(value.name).removesuffix(".bias")
-    if node.name and node.name.startswith("/"):
-        return _path_of_scopes(node.name.strip("/").split("/")[:-1]) or node.op_type.lower()
     return _dotted(node.name or name)
 
 

@@ -14,13 +14,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxscript import optimizer, version_converter
+from onnxscript import optimizer, rewriter, version_converter
 
 from edgelora.errors import ConversionError
 from edgelora_tools.passes.fuse_patterns import fuse_patterns
 
 OLDEST_OPSET, OPSET, NEWEST_OPSET = 11, 21, 23
 _FOLD_LIMIT = 1 << 40
+_ROUNDS = 4
+_SMALL = 16
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
@@ -135,11 +137,19 @@ def _widen_type(value: ir.Value) -> None:
 
 
 def _simplify(model: ir.Model) -> None:
+    """Fold constants of any size, apply the library's rewrites; equal weights stay apart, since their names tell modules."""
     with _quiet():
-        optimizer.optimize_ir(
-            model, num_iterations=4, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT
-        )
+        for _ in range(_ROUNDS):
+            folded = optimizer.fold_constants(
+                model, onnx_shape_inference=True, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT
+            )
+            rewriter.rewrite(model)
+            if not folded.modified:
+                break
     _remove_dropout(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.DeduplicateInitializersPass(size_limit=_SMALL)(model)
+    common.CommonSubexpressionEliminationPass()(model)
     common.IdentityEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from edgelora.errors import ConversionError
 from edgelora_tools.normalize import onnx_errors
 from edgelora_tools.runner import session_on
-from edgelora_tools.sources.base import DEFAULT_TARGETS, Source
+from edgelora_tools.sources.base import Source
 
 
 def onnx_source(path: Path, tokenizer: Path | None = None) -> Source:
@@ -45,7 +45,7 @@ def onnx_source(path: Path, tokenizer: Path | None = None) -> Source:
         }
         return dict(zip(outputs, map(np.asarray, session.run(outputs, cast)), strict=True))
 
-    return Source("onnx", path.stem, model, run, files, facts, default_targets=_guess_targets(model))
+    return Source("onnx", path.stem, model, run, files, facts)
 
 
 def tokenizer_files(path: Path, required: bool) -> tuple[dict[str, bytes], dict[str, int]]:
@@ -67,19 +67,3 @@ def tokenizer_files(path: Path, required: bool) -> tuple[dict[str, bytes], dict[
         raise ConversionError(f"{path}: not a tokenizer.json of the tokenizers library ({error})") from error
     pad = padding.get("pad_id", next((added[t] for t in ("[PAD]", "<pad>", "<|endoftext|>") if t in added), 0))
     return {"tokenizer.json": content}, {"pad_id": pad, "max_length": truncation.get("max_length", 128)}
-
-
-def _guess_targets(model: ir.Model) -> tuple[str, ...] | None:
-    """PEFT's usual targets, if the model's own names say which family it is of."""
-    names = " ".join(str(n.name) for n in model.graph) + " ".join(map(str, model.graph.initializers))
-    for probe, family in (
-        ("attention/self/query", "bert"),
-        ("attention.self.query", "bert"),
-        ("q_lin", "distilbert"),
-        ("c_attn", "gpt2"),
-        ("attention.attention.query", "vit"),
-        ("q_proj", "llama"),
-    ):
-        if probe in names:
-            return DEFAULT_TARGETS[family]
-    return None

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from edgelora.errors import ConversionError
 from edgelora_tools.normalize import onnx_errors
-from edgelora_tools.sources.base import DEFAULT_TARGETS, Source
+from edgelora_tools.sources.base import Source
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +76,7 @@ def module_source(
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         export = _export_dynamo if exporter == "dynamo" else _export_torchscript
         model = export(module, dict(inputs), axes, dict(extra or {}), outputs)
+        _name_axes(model, axes)
     names = [str(v.name) for v in model.graph.outputs]
 
     def run(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -85,8 +86,7 @@ def module_source(
             made = module(**{k: torch.from_numpy(v) for k, v in feeds.items()}, **(extra or {}))
         return dict(zip(names, (t.numpy() for t in flat_outputs(made)), strict=False))
 
-    model_type = str((facts or {}).get("model_type", ""))
-    return Source("torch", name, model, run, files or {}, facts or {}, DEFAULT_TARGETS.get(model_type))
+    return Source("torch", name, model, run, files or {}, facts or {})
 
 
 def require_torch() -> None:
@@ -144,6 +144,14 @@ def _export_dynamo(
     model = program.model
     _forget_tensors_of_torch(model)
     return model
+
+
+def _name_axes(model: ir.Model, axes: Mapping[str, Any]) -> None:
+    """Dynamic dimensions keep the names that were asked for; torch.export renames those it unifies."""
+    for value in model.graph.inputs:
+        names = axes.get(str(value.name)) or {}
+        assert value.shape is not None
+        value.shape = ir.Shape([names[i] if isinstance(names.get(i), str) else d for i, d in enumerate(value.shape)])
 
 
 def _forget_tensors_of_torch(model: ir.Model) -> None:
