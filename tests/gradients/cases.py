@@ -17,8 +17,8 @@ class Case:
 
     `inputs` are arrays, or shapes that are filled with standard normal numbers (float64); None is an
     absent optional input. `wrt` are the positions to differentiate (default: every input given as a
-    shape). `positive` maps an input position to a lower bound (logarithms, roots). `outputs` is the
-    number of outputs; `cotangents` those that receive one (default: all).
+    shape). `positive` maps an input position to a lower bound (logarithms, roots), `within` to an
+    interval. `outputs` is the number of outputs; `cotangents` those that receive one (default: all).
     """
 
     op: str
@@ -27,6 +27,7 @@ class Case:
     domain: str = ""
     wrt: tuple[int, ...] | None = None
     positive: Mapping[int, float] = field(default_factory=dict)
+    within: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     outputs: int = 1
     cotangents: tuple[int, ...] | None = None
     label: str = ""
@@ -39,6 +40,16 @@ class Case:
         )
         text = ";".join(f"{k}={v}" for k, v in self.attributes.items())
         return f"{self.op}[{shapes}]{text}{self.label}"
+
+
+def axes(*values: int) -> np.ndarray:
+    """Axes, sizes or the like: int64 `[n]`."""
+    return np.array(values, dtype=np.int64)
+
+
+def mask(*shape: int) -> np.ndarray:
+    """A mask of truth values."""
+    return np.random.default_rng(1).random(shape) < 0.5
 
 
 LINEAR = [
@@ -64,14 +75,267 @@ LINEAR = [
 ELEMENTWISE = [
     *(
         Case(op, [a, b])
-        for op in ("Add", "Mul")
+        for op in ("Add", "Sub", "Mul", "Max", "Min", "Sum")
         for a, b in [((2, 3), (2, 3)), ((2, 3), (3,)), ((2, 1, 4), (3, 1)), ((), (2, 3))]
     ),
+    *(
+        Case(op, shapes)
+        for op in ("Max", "Min", "Sum")
+        for shapes in ([(2, 3)], [(2, 3), (3,), (1, 1)], [(3,), (2, 3), ()])
+    ),
+    # in the reference evaluator the first operand of Mean must have the shape of the result
+    *(Case("Mean", shapes) for shapes in ([(2, 3)], [(2, 3), (2, 3)], [(2, 3), (3,), (1, 1)], [(2, 3, 4), ()])),
+    *(
+        Case("Div", [a, b], positive={1: 0.5})
+        for a, b in [((2, 3), (2, 3)), ((2, 3), (3,)), ((3, 1), (2, 1, 4)), ((), (2, 3)), ((2, 3), ())]
+    ),
+    *(Case("Pow", [(2, 3), np.array(p)], positive={0: 0.5}) for p in (2.0, 3.0, 0.5, -1.0, 1.7, -0.3, 1.0)),
+    *(Case("Pow", [(2, 3), np.array(p)], label="signed") for p in (2.0, 3.0, 4.0)),
+    Case("Pow", [(2, 2), np.array([2, 3])], label="int"),
+    *(Case("Pow", [a, b], positive={0: 0.5}) for a, b in [((2, 3), (2, 3)), ((2, 1), (3,)), ((), (2, 2))]),
+    Case("Pow", [np.array([0.0, 1.0, 2.0]), (3,)], positive={1: 0.5}, label="zero"),
+    *(Case("Mod", [a, b], {"fmod": 1}, positive={1: 0.7}) for a, b in [((2, 3), (2, 3)), ((2, 3), (3,))]),
+    *(Case(op, [(2, 3)]) for op in ("Neg", "Abs", "Exp", "Erf", "Sin", "Cos", "Sinh", "Cosh", "Atan", "Asinh")),
+    Case("Tan", [(2, 3)], within={0: (-1.2, 1.2)}),
+    *(Case(op, [(2, 3)], within={0: (-0.9, 0.9)}) for op in ("Asin", "Acos", "Atanh")),
+    *(Case(op, [(2, 3)], positive={0: 0.5}) for op in ("Sqrt", "Reciprocal", "Log")),
+    Case("Acosh", [(2, 3)], positive={0: 1.2}),
+    *(Case(op, [()], positive={0: 0.5}) for op in ("Sqrt", "Exp")),
+    *(
+        Case("Where", [mask(*c), a, b])
+        for c, a, b in [((2, 3), (2, 3), (2, 3)), ((3,), (2, 1), ()), ((2, 1, 1), (3, 1), (4,))]
+    ),
+    Case("Clip", [(3, 4), np.array(-0.5), np.array(0.7)]),
+    Case("Clip", [(3, 4), np.array(-0.5)]),
+    Case("Clip", [(3, 4), None, np.array(0.5)]),
+    Case("Clip", [(3, 4)]),
+    Case("Clip", [(3, 4), (), ()], within={1: (-1.0, -0.2), 2: (0.2, 1.0)}),
+    Case("Clip", [(3, 4), None, ()]),
+    Case("Identity", [(2, 3)]),
+    Case("Dropout", [(2, 3)]),
+    Case("Dropout", [(2, 3), np.array(0.3), np.array(False)]),
+    Case("Dropout", [(2, 3), np.array(0.3)], outputs=2, cotangents=(0,)),
+    Case("Cast", [(2, 3)], {"to": 11}),
+    Case("CastLike", [(2, 3), np.zeros(1)]),
 ]
 
 ACTIVATIONS = [
-    Case("Tanh", [(2, 3)]),
-    *(Case("Softmax", [(2, 3, 4)], {"axis": axis}) for axis in (0, 1, -1)),
+    *(
+        Case(op, [(3, 4)])
+        for op in ("Relu", "LeakyRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "Shrink", "Tanh", "Sigmoid")
+    ),
+    *(Case(op, [(3, 4)]) for op in ("HardSigmoid", "HardSwish", "Softplus", "Softsign", "Mish", "Gelu")),
+    *(Case(op, [(3, 4)], {"alpha": alpha}) for op in ("LeakyRelu", "Elu") for alpha in (0.3, -0.3)),
+    Case("Celu", [(3, 4)], {"alpha": 0.7}),
+    Case("Selu", [(3, 4)], {"alpha": 1.1, "gamma": 0.9}),
+    Case("Selu", [(3, 4)], {"alpha": -1.1, "gamma": 0.9}),
+    Case("ThresholdedRelu", [(3, 4)], {"alpha": 0.2}),
+    Case("ThresholdedRelu", [(3, 4)], {"alpha": -0.2}),
+    Case("HardSigmoid", [(3, 4)], {"alpha": 0.5, "beta": 0.4}),
+    Case("Shrink", [(3, 4)], {"lambd": 0.8, "bias": 0.3}),
+    *(Case("PRelu", [(2, 3, 4), s]) for s in [(2, 3, 4), (3, 1), (1,), ()]),
+    Case("Gelu", [(3, 4)], {"approximate": "tanh"}),
+    Case("Gelu", [(2, 3, 4)], {"approximate": "none"}),
+    *(Case(op, [(2, 3, 4)], {"axis": axis}) for op in ("Softmax", "LogSoftmax") for axis in (0, 1, -1)),
+    *(Case(op, [(2, 3)]) for op in ("Softmax", "LogSoftmax")),
 ]
 
-CASES: list[Case] = [*LINEAR, *ELEMENTWISE, *ACTIVATIONS]
+NORMALIZATION = [
+    *(
+        Case("LayerNormalization", [shape, shape[axis:], shape[axis:]], {"axis": axis})
+        for shape, axis in [((2, 3, 4), -1), ((2, 3, 4), 1), ((2, 3, 4), 0), ((3, 4), -1)]
+    ),
+    Case("LayerNormalization", [(2, 3, 4), (4,)], {"epsilon": 0.1}),
+    Case("LayerNormalization", [(2, 3, 4), (3, 1), (1, 4)], {"axis": 1}, label="broadcast"),
+    Case("LayerNormalization", [(2, 3, 4), (4,), (4,)], outputs=3, cotangents=(0,)),
+    *(
+        Case("RMSNormalization", [shape, shape[axis:]], {"axis": axis, "epsilon": 0.01})
+        for shape, axis in [((2, 3, 4), -1), ((2, 3, 4), 1), ((3, 4), 0)]
+    ),
+    Case("RMSNormalization", [(2, 3, 4), (1,)], label="broadcast"),
+    *(Case("LpNormalization", [(2, 3, 4)], {"axis": axis, "p": 2}) for axis in (1, 2, -1)),
+    Case("LpNormalization", [(2, 3, 4)], {"axis": 1, "p": 1}, positive={0: 0.3}),
+    *(
+        Case("BatchNormalization", [shape, *[shape[1:2]] * 4], {"epsilon": 0.1}, positive={4: 0.3})
+        for shape in [(4, 3), (2, 3, 4), (2, 3, 2, 3)]
+    ),
+    *(Case("InstanceNormalization", [shape, (3,), (3,)], {"epsilon": 0.1}) for shape in [(2, 3, 4), (2, 3, 2, 3)]),
+    *(
+        Case("GroupNormalization", [shape, (4,), (4,)], {"num_groups": groups, "epsilon": 0.1, "stash_type": 11})
+        for shape in [(2, 4, 3), (2, 4, 2, 3)]
+        for groups in (1, 2, 4)
+    ),
+]
+
+_REDUCTIONS = {
+    "ReduceSum": {},
+    "ReduceMean": {},
+    "ReduceMax": {},
+    "ReduceMin": {},
+    "ReduceProd": {},
+    "ReduceL1": {},
+    "ReduceL2": {},
+    "ReduceSumSquare": {},
+    "ReduceLogSum": {0: 0.3},
+    "ReduceLogSumExp": {},
+}
+_REDUCED_AXES = [axes(1), axes(-1), axes(0, 2), axes(2, -3), None]
+
+REDUCTIONS = [
+    *(
+        Case(
+            op,
+            [(2, 3, 4)] if which is None else [(2, 3, 4), which],
+            {"keepdims": keep},
+            positive=positive,
+            label=str(which),
+        )
+        for op, positive in _REDUCTIONS.items()
+        for which in _REDUCED_AXES
+        for keep in (0, 1)
+    ),
+    *(
+        Case(op, [(2, 3)], {"noop_with_empty_axes": 1}, positive=positive)
+        for op, positive in _REDUCTIONS.items()
+        if op not in ("ReduceL1", "ReduceL2", "ReduceProd")  # the reference evaluator reduces all axes there
+    ),
+    *(
+        Case(op, [(2, 3), axes()], {"keepdims": keep}, positive={0: 0.3}, label="empty")
+        for op in ("ReduceSum", "ReduceMean")
+        for keep in (0, 1)
+    ),
+    Case(
+        "ReduceProd", [np.array([[1.0, 0.0, 2.0], [0.0, 0.0, 3.0], [1.0, 2.0, 3.0]]), axes(1)], wrt=(0,), label="zeros"
+    ),
+    *(
+        Case("CumSum", [(2, 3, 4), np.array(axis)], {"exclusive": exclusive, "reverse": reverse}, label=str(axis))
+        for axis in (0, 1, -1)
+        for exclusive in (0, 1)
+        for reverse in (0, 1)
+    ),
+]
+
+MOVEMENT = [
+    *(Case("Reshape", [(2, 3, 4), axes(*to)], label=str(to)) for to in [(6, 4), (-1,), (0, 12), (1, 2, 3, 2, 2)]),
+    *(Case("Flatten", [(2, 3, 4)], {"axis": axis}) for axis in (0, 1, 2, 3, -1)),
+    *(Case("Squeeze", [(1, 3, 1), axes(*which)], label=str(which)) for which in [(0,), (-1,), (0, 2)]),
+    Case("Squeeze", [(1, 3, 1)]),
+    *(Case("Unsqueeze", [(2, 3), axes(*which)], label=str(which)) for which in [(0,), (-1,), (1, 3)]),
+    Case("Transpose", [(2, 3, 4)]),
+    *(Case("Transpose", [(2, 3, 4)], {"perm": perm}) for perm in [(0, 2, 1), (2, 0, 1), (1, 2, 0)]),
+    *(
+        Case("Concat", shapes, {"axis": axis})
+        for shapes, axis in [
+            ([(2, 3), (2, 1), (2, 2)], 1),
+            ([(2, 3), (2, 1)], -1),
+            ([(1, 3), (4, 3)], 0),
+            ([(2, 3)], 0),
+        ]
+    ),
+    Case("Concat", [(2, 3), np.ones((2, 2)), (2, 1)], {"axis": 1}, label="constant"),
+    Case("Split", [(2, 6)], {"axis": 1, "num_outputs": 3}, outputs=3),
+    Case("Split", [(7, 2)], {"num_outputs": 3}, outputs=3, label="uneven"),
+    Case("Split", [(2, 6), axes(1, 2, 3)], {"axis": -1}, outputs=3),
+    *(
+        Case("Split", [(2, 6), axes(1, 2, 3)], {"axis": 1}, outputs=3, cotangents=some, label=str(some))
+        for some in [(1,), (0, 2)]
+    ),
+    *(
+        Case("Slice", [(4, 5, 3), *(axes(*part) for part in parts)], label=str(parts))
+        for parts in [
+            ((1, 0), (3, 4)),
+            ((1, 0, 0), (3, 5, 2)),
+            ((1,), (9,), (1,)),
+            ((-3, 1), (-1, 100), (1, 0)),
+            ((-9,), (2,), (-1,)),
+            ((0, 1), (4, 5), (0, 1), (1, 2)),
+            ((-1,), (-9,), (1,), (-1,)),
+            ((3, 4), (0, 0), (0, 1), (-2, -1)),
+            ((1,), (-1,), (1,), (3,)),
+        ]
+    ),
+    *(
+        Case("Pad", [(3, 4), axes(*pads)], {"mode": mode} if mode else {}, label=str(pads))
+        for mode in (None, "constant", "reflect", "edge", "wrap")
+        for pads in [(1, 0, 2, 1), (0, 2, 0, 0)]
+    ),
+    Case("Pad", [(3, 4), axes(1, 2), (), axes(1)]),
+    Case("Pad", [(3, 4), axes(1, 2, 0, 1), (), axes(-1, 0)]),
+    Case("Pad", [(3, 4), axes(1, 2), None, axes(-1)], {"mode": "edge"}),
+    *(
+        Case("Expand", [shape, axes(*to)], label=str(to))
+        for shape, to in [((3, 1), (2, 3, 4)), ((3, 4), (3, 1)), ((), (2, 2)), ((1, 3), (1, 1)), ((2, 1, 3), (2, 5, 3))]
+    ),
+    *(Case("Tile", [(2, 3), axes(*r)], label=str(r)) for r in [(1, 2), (3, 1), (2, 2), (1, 1)]),
+    *(
+        Case("Trilu", [(2, 3, 4), *([] if k is None else [np.array(k)])], {"upper": upper}, label=str(k))
+        for upper in (0, 1)
+        for k in (None, -1, 1)
+    ),
+    *(Case("DepthToSpace", [(2, 8, 2, 3)], {"blocksize": 2, "mode": mode}) for mode in ("DCR", "CRD")),
+    Case("DepthToSpace", [(1, 4, 1, 2)], {"blocksize": 2}),
+    Case("SpaceToDepth", [(2, 3, 4, 6)], {"blocksize": 2}),
+]
+
+INDEXING = [
+    *(
+        Case("Gather", [(3, 4, 5), np.array(index)], {"axis": axis}, label=str(index))
+        for axis, index in [
+            (0, 0),
+            (1, 2),
+            (1, -1),
+            (-1, [1]),
+            (0, [0, 2, 0]),
+            (1, [3, -1, 0, 0]),
+            (2, [[0, 4], [4, -2]]),
+            (-2, [[1]]),
+        ]
+    ),
+    Case("Gather", [(3, 4, 5), np.array([[1, 0], [2, 2]])]),
+    Case("Gather", [(4,), np.array(2)]),
+    *(
+        Case("GatherElements", [(3, 4), np.array(index)], {"axis": axis}, label=str(index))
+        for axis, index in [(0, [[0, 1, 2, 0], [0, 0, -1, 2]]), (1, [[3], [0], [-1]]), (1, [[3, 3], [0, 1], [1, 1]])]
+    ),
+    *(
+        Case("GatherND", [(3, 4, 2), np.array(index)], {"batch_dims": batch}, label=str(index))
+        for batch, index in [
+            (0, [[0, 1], [2, 3], [0, 1]]),
+            (0, [[[2]], [[2]]]),
+            (1, [[1], [3], [0]]),
+            (2, [[[1]] * 4] * 3),
+        ]
+    ),
+    *(
+        Case(
+            "ScatterElements",
+            [(3, 4), np.array(index), np.shape(index)],
+            {"axis": axis, "reduction": how},
+            label=str(index),
+        )
+        for how in ("none", "add")
+        for axis, index in [(0, [[0, 1, 2, 0], [1, 0, -2, 2]]), (1, [[3], [0], [-1]])]
+    ),
+    Case("ScatterElements", [(3, 4), np.array([[1, 1, 1, 1]] * 2), (2, 4)], {"reduction": "add"}, label="repeated"),
+    *(
+        Case("ScatterND", [(3, 4, 2), np.array(index), shape], {"reduction": how}, label=str(index))
+        for how in ("none", "add")
+        for index, shape in [([[0, 1], [2, 3]], (2, 2)), ([[2], [0]], (2, 4, 2))]
+    ),
+    Case("ScatterND", [(3, 4), np.array([[1], [1]]), (2, 4)], {"reduction": "add"}, label="repeated"),
+    *(
+        Case("TopK", [(3, 5), axes(2)], {"axis": axis, "largest": largest}, outputs=2, cotangents=(0,))
+        for axis in (0, -1)
+        for largest in (0, 1)
+    ),
+]
+
+CASES: list[Case] = [
+    *LINEAR,
+    *ELEMENTWISE,
+    *ACTIVATIONS,
+    *NORMALIZATION,
+    *REDUCTIONS,
+    *MOVEMENT,
+    *INDEXING,
+]

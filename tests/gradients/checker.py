@@ -6,9 +6,13 @@ For f(x) = Σ <c, op(x)> and a random direction v, the rule's gradient g must sa
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping, Sequence
+
 import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 from onnxscript import GraphBuilder
 
 from edgelora_tools.backward import differentiate
@@ -16,6 +20,33 @@ from tests.gradients.cases import Case
 
 OPSET = 23
 STEP = 1e-6
+
+Arrays = Sequence[np.ndarray | None]
+
+
+def _erf(x: np.ndarray) -> np.ndarray:
+    return np.vectorize(math.erf, otypes=[x.dtype])(x)
+
+
+class Erf(OpRun):
+    """Erf in the type of its input; ONNX's own evaluator rounds it to float32."""
+
+    def _run(self, x):
+        return (_erf(x),)
+
+
+class Gelu(OpRun):
+    """Gelu in the type of its input, for the same reason."""
+
+    def _run(self, x, approximate="none"):
+        if approximate == "tanh":
+            return (x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,)
+        return (x * (1 + _erf(x / math.sqrt(2))) / 2,)
+
+
+def evaluator(model: ir.Model) -> ReferenceEvaluator:
+    """ONNX's reference evaluator for `model`, exact in float64."""
+    return ReferenceEvaluator(ir.to_proto(model), new_ops=[Erf, Gelu])
 
 
 def sample_inputs(case: Case, rng: np.random.Generator) -> list[np.ndarray | None]:
@@ -28,6 +59,8 @@ def sample_inputs(case: Case, rng: np.random.Generator) -> list[np.ndarray | Non
         values = np.asarray(rng.standard_normal(given))
         if position in case.positive:
             values = np.abs(values) + case.positive[position]
+        if position in case.within:
+            values = np.asarray(rng.uniform(*case.within[position], given))
         arrays.append(values)
     return arrays
 
@@ -39,57 +72,67 @@ def wrt_of(case: Case) -> tuple[int, ...]:
     return tuple(i for i, x in enumerate(case.inputs) if isinstance(x, tuple))
 
 
-def build(case: Case, arrays: list[np.ndarray | None], symbolic: bool) -> ir.Model:
-    """A model of the case's node and its backward pass: inputs x0…, c0…; outputs y0…, grad.x0….
+def cotangents_of(case: Case) -> tuple[int, ...]:
+    """The output positions that receive a cotangent."""
+    return case.cotangents if case.cotangents is not None else tuple(range(case.outputs))
 
-    With `symbolic`, every dimension of a differentiated input is a name of its own, so that the rule
-    sees ranks and nothing else.
+
+def forward(
+    case: Case, arrays: Arrays, symbolic: bool = False, opset: int = OPSET
+) -> tuple[GraphBuilder, list[ir.Value | None], list[ir.Value]]:
+    """The case's node alone: the builder of its graph, the inputs x0…, the outputs y0….
+
+    With `symbolic`, every dimension of a differentiated input is a name of its own.
     """
-    graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET, "com.microsoft": 1}, name="case")
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": opset, "com.microsoft": 1}, name="case")
     builder = GraphBuilder(graph)
-    op = builder.op
-    wrt = wrt_of(case)
     values: list[ir.Value | None] = []
     for i, array in enumerate(arrays):
         if array is None:
             values.append(None)
-        elif i in wrt:
+        elif i in wrt_of(case):
             shape = [f"x{i}_{axis}" for axis in range(array.ndim)] if symbolic else list(array.shape)
             values.append(builder.input(f"x{i}", ir.DataType.from_numpy(array.dtype), shape))
         else:
             values.append(builder.initializer(ir.tensor(array, name=f"x{i}")))
-    made = getattr(builder.opset(case.domain, graph.opset_imports[case.domain]), case.op)(
-        *values, _outputs=case.outputs, **case.attributes
-    )
-    outputs = [made] if case.outputs == 1 else list(made)
-    node = outputs[0].producer()
-    assert node is not None
-    if symbolic:
-        _forget_sizes(outputs)
-    cotangents = {}
-    for i in case.cotangents if case.cotangents is not None else range(case.outputs):
-        shape = None if outputs[i].shape is None else list(outputs[i].shape)
-        cotangents[outputs[i]] = builder.input(f"c{i}", ir.DataType.DOUBLE, shape)
-    sources = [v for i in wrt if (v := values[i]) is not None]
-    grads = differentiate(op, [node], cotangents, sources)
-    for i in wrt:
-        value = values[i]
-        assert value is not None
-        assert value in grads, f"no gradient for input {i}"
+    op = builder.opset(case.domain, graph.opset_imports[case.domain])
+    made = getattr(op, case.op)(*values, _outputs=case.outputs, **case.attributes)
+    return builder, values, [made] if case.outputs == 1 else list(made)
+
+
+def run_forward(case: Case, arrays: Arrays, opset: int = OPSET) -> Callable[[Mapping[str, np.ndarray]], Sequence]:
+    """The node alone, as a function from the differentiated inputs to its outputs."""
+    builder, _, outputs = forward(case, arrays, opset=opset)
     for i, y in enumerate(outputs):
         builder.add_output(y, f"y{i}")
-    for i in wrt:
-        value = values[i]
-        assert value is not None
-        builder.add_output(op.Identity(grads[value]), f"grad.x{i}")
-    return ir.Model(graph, ir_version=10)
+    model = evaluator(ir.Model(builder.graph, ir_version=10))
+    return lambda xs: list(model.run(None, dict(xs)))
 
 
-def _forget_sizes(outputs: list[ir.Value]) -> None:
-    """Replace what inference says about the outputs' sizes by names, one a dimension."""
+def build(case: Case, arrays: Arrays, ys: Arrays, symbolic: bool, opset: int = OPSET) -> ir.Model:
+    """A model of the case's node and its backward pass: inputs x0…, c0…; outputs y0…, grad.x0….
+
+    `ys` are the node's outputs for `arrays`: they tell the shapes where inference does not. With
+    `symbolic`, a rule sees ranks and nothing else.
+    """
+    builder, values, outputs = forward(case, arrays, symbolic, opset)
+    for i, (y, array) in enumerate(zip(outputs, ys, strict=True)):
+        assert array is not None
+        y.shape = ir.Shape([f"y{i}_{axis}" for axis in range(array.ndim)] if symbolic else list(array.shape))
+        y.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+    cotangents = {}
+    for i in cotangents_of(case):
+        cotangents[outputs[i]] = builder.input(f"c{i}", outputs[i].dtype, outputs[i].shape)
+    node = outputs[0].producer()
+    assert node is not None
+    sources = {i: value for i in wrt_of(case) if (value := values[i]) is not None}
+    grads = differentiate(builder.op, [node], cotangents, list(sources.values()))
     for i, y in enumerate(outputs):
-        if y.shape is not None:
-            y.shape = ir.Shape([f"y{i}_{axis}" for axis in range(len(y.shape))])
+        builder.add_output(y, f"y{i}")
+    for i, value in sources.items():
+        assert value in grads, f"no gradient for input {i}"
+        builder.add_output(builder.op.Identity(grads[value]), f"grad.x{i}")
+    return ir.Model(builder.graph, ir_version=10)
 
 
 def check(case: Case, symbolic: bool, seed: int = 0, directions: int = 3, rtol: float = 1e-5) -> None:
@@ -97,13 +140,11 @@ def check(case: Case, symbolic: bool, seed: int = 0, directions: int = 3, rtol: 
     rng = np.random.default_rng(seed)
     arrays = sample_inputs(case, rng)
     wrt = wrt_of(case)
-    model = ReferenceEvaluator(ir.to_proto(build(case, arrays, symbolic)))
-    active = case.cotangents if case.cotangents is not None else tuple(range(case.outputs))
-
-    xs = {f"x{i}": arrays[i] for i in wrt}
-    run = _forward_only(case, arrays, [f"y{i}" for i in active])
+    xs = {f"x{i}": x for i in wrt if (x := arrays[i]) is not None}
+    run = run_forward(case, arrays)
     ys = run(xs)
-    cs = {f"c{i}": np.asarray(rng.standard_normal(y.shape)) for i, y in zip(active, ys, strict=True)}
+    cs = {f"c{i}": np.asarray(rng.standard_normal(ys[i].shape)) for i in cotangents_of(case)}
+    model = evaluator(build(case, arrays, ys, symbolic))
     grads = model.run([f"grad.x{i}" for i in wrt], xs | cs)
     for i, grad in zip(wrt, grads, strict=True):
         x = xs[f"x{i}"]
@@ -112,32 +153,9 @@ def check(case: Case, symbolic: bool, seed: int = 0, directions: int = 3, rtol: 
         assert grad.dtype == x.dtype, f"input {i}: gradient is {grad.dtype}"
         for _ in range(directions):
             v = np.asarray(rng.standard_normal(x.shape))
-            ahead = run(xs | {f"x{i}": x + STEP * v})
-            behind = run(xs | {f"x{i}": x - STEP * v})
-            numeric = sum(float(np.sum(c * (a - b))) for c, a, b in zip(cs.values(), ahead, behind, strict=True)) / (
-                2 * STEP
-            )
+            ahead, behind = (run(xs | {f"x{i}": x + h * v}) for h in (STEP, -STEP))
+            rise = (np.sum(cs[f"c{k}"] * (ahead[k] - behind[k])) for k in cotangents_of(case))
+            numeric = float(sum(rise)) / (2 * STEP)
             analytic = float(np.sum(grad * v))
             scale = max(abs(numeric), float(np.linalg.norm(grad)), 1e-3)
             assert abs(numeric - analytic) <= rtol * scale, f"input {i}: rule {analytic}, differences {numeric}"
-
-
-def _forward_only(case: Case, arrays: list[np.ndarray | None], names: list[str]):
-    """The node alone, as a function from the differentiated inputs to its outputs."""
-    graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET, "com.microsoft": 1}, name="forward")
-    builder = GraphBuilder(graph)
-    values = []
-    for i, array in enumerate(arrays):
-        if array is None:
-            values.append(None)
-        elif i in wrt_of(case):
-            values.append(builder.input(f"x{i}", ir.DataType.from_numpy(array.dtype), list(array.shape)))
-        else:
-            values.append(builder.initializer(ir.tensor(array, name=f"x{i}")))
-    made = getattr(builder.opset(case.domain, graph.opset_imports[case.domain]), case.op)(
-        *values, _outputs=case.outputs, **case.attributes
-    )
-    for i, y in enumerate([made] if case.outputs == 1 else made):
-        builder.add_output(y, f"y{i}")
-    model = ReferenceEvaluator(ir.to_proto(ir.Model(graph, ir_version=10)))
-    return lambda xs: model.run(names, xs)

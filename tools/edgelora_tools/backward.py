@@ -10,7 +10,7 @@ from onnxscript import OpBuilder
 
 from edgelora.errors import ConversionError
 from edgelora_tools.gradients import NON_DIFFERENTIABLE, RULES, key_of
-from edgelora_tools.gradients.shapes import dims, known_equal
+from edgelora_tools.gradients.shapes import dims, known_equal, refine
 
 _DIFFERENTIABLE_TYPES = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
@@ -80,7 +80,7 @@ def differentiate(
             if x is not None and x in active and thunk is not None:
                 dx = thunk()
                 _check_shape(dx, x, node)
-                grads[x] = op.Add(grads[x], dx) if x in grads else dx
+                grads[x] = refine(op.Add(grads[x], dx) if x in grads else dx, x)
     if missing:
         raise MissingRuleError(missing[::-1])
     return {x: grads[x] for x in wrt if x in grads}

@@ -1,11 +1,21 @@
 """Hand-written gradient rules. Importing the package fills the registry, family by family."""
 
-from edgelora_tools.gradients import activations, elementwise, linear
+from edgelora_tools.gradients import (
+    activations,
+    constants,
+    elementwise,
+    indexing,
+    linear,
+    movement,
+    normalization,
+    reductions,
+)
 from edgelora_tools.gradients.registry import (
     NON_DIFFERENTIABLE,
     RULES,
     GradientRule,
     Thunk,
+    Thunks,
     gradient_rule,
     key_of,
     non_differentiable,
@@ -16,10 +26,16 @@ __all__ = [
     "RULES",
     "GradientRule",
     "Thunk",
+    "Thunks",
     "activations",
+    "constants",
     "elementwise",
     "gradient_rule",
+    "indexing",
     "key_of",
     "linear",
+    "movement",
     "non_differentiable",
+    "normalization",
+    "reductions",
 ]

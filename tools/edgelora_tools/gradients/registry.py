@@ -16,18 +16,13 @@ no adapter needs is never emitted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
 
 import onnx_ir as ir
-from onnxscript import OpBuilder
 
 Thunk = Callable[[], ir.Value]
-
-
-class GradientRule(Protocol):
-    """`rule(op, node, *dys) -> one thunk or None per input`; inputs left off at the end have none."""
-
-    def __call__(self, op: OpBuilder, node: ir.Node, *dys: Any) -> Sequence[Thunk | None]: ...
+Thunks = Sequence[Thunk | None]
+GradientRule = Callable[..., Thunks]
+"""`rule(op, node, *dys) -> one thunk or None per input`; inputs left off at the end have none."""
 
 
 RULES: dict[tuple[str, str], GradientRule] = {}

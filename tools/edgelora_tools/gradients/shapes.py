@@ -50,6 +50,16 @@ def annotate(x: ir.Value, like: ir.Value) -> ir.Value:
     return x
 
 
+def refine(x: ir.Value, like: ir.Value) -> ir.Value:
+    """Fill in what is unknown of the shape of `x` from `like`, which has the same shape; returns `x`."""
+    if like.shape is not None and x.shape is None:
+        x.shape = ir.Shape(list(like.shape))
+    elif like.shape is not None and x.shape is not None and len(x.shape) == len(like.shape):
+        sizes = zip(dims(x), dims(like), strict=True)
+        x.shape = ir.Shape([m if isinstance(m, int) or n is None else n for n, m in sizes])
+    return x
+
+
 def shape_of(op: OpBuilder, x: ir.Value) -> ir.Value:
     """The shape of `x` as an int64 tensor, without keeping `x` alive where that can be avoided.
 
@@ -62,14 +72,16 @@ def shape_of(op: OpBuilder, x: ir.Value) -> ir.Value:
     sources = _dimension_sources(op)
     if not all(isinstance(d, int) or d in sources for d in sizes):
         return op.Shape(x)
-    parts = []
-    for d in sizes:
-        if isinstance(d, int):
-            parts.append(op.Constant(value_ints=[d]))
-        else:
-            source, axis = sources[d]  # pyright: ignore[reportArgumentType]
-            parts.append(op.Shape(source, start=axis, end=axis + 1))
-    return op.Concat(*parts, axis=0)
+    return op.Concat(*(size_of(op, x, axis) for axis in range(len(sizes))), axis=0)
+
+
+def size_of(op: OpBuilder, x: ir.Value, axis: int) -> ir.Value:
+    """The size of `x` along `axis` as an int64 tensor `[1]`; see `shape_of`."""
+    d = dims(x)[axis]
+    if isinstance(d, int):
+        return op.Constant(value_ints=[d])
+    source, axis = _dimension_sources(op).get(d or "", (x, axis_of(axis, x)))
+    return op.Shape(source, start=axis, end=axis + 1)
 
 
 def _dimension_sources(op: OpBuilder) -> dict[str, tuple[ir.Value, int]]:
@@ -99,6 +111,13 @@ def expand_like(op: OpBuilder, y: ir.Value, like: ir.Value) -> ir.Value:
     if y.shape is not None and known_equal(dims(y), dims(like)):
         return y
     return annotate(op.Expand(y, shape_of(op, like)), like)
+
+
+def indicator(op: OpBuilder, condition: ir.Value, like: ir.Value) -> ir.Value:
+    """1 where `condition` holds, else 0, in the type of `like`. A product with it stands for Where, which is slow."""
+    if like.dtype is None:
+        return op.CastLike(condition, like)
+    return op.Cast(condition, to=like.dtype)
 
 
 def zeros_like(op: OpBuilder, x: ir.Value) -> ir.Value:
@@ -137,7 +156,7 @@ def unbroadcast(op: OpBuilder, dy: ir.Value, x: ir.Value) -> ir.Value:
         if lead:
             dx = op.Squeeze(dx, list(range(lead)))
         return annotate(dx, x)
-    shape = op.Shape(x)
+    shape = shape_of(op, x)
     padded = op.Concat([1] * lead, shape, axis=0) if lead else shape
     ones = op.NonZero(op.Equal(padded, [1]))
     axes_at_run = op.Reshape(ones, [-1])
@@ -148,3 +167,23 @@ def unbroadcast(op: OpBuilder, dy: ir.Value, x: ir.Value) -> ir.Value:
 def _never_one(d: Dim) -> bool:
     """Whether an axis of this size cannot have been repeated."""
     return isinstance(d, int) and d != 1
+
+
+def positions_in(op: OpBuilder, x: ir.Value) -> ir.Value:
+    """The flat position of every element of `x`, in the shape of `x` (int64).
+
+    An operator that only moves elements, applied to them, tells where each of its outputs came from.
+    """
+    shape = shape_of(op, x)
+    count = op.ReduceProd(shape, keepdims=0)
+    flat = op.Range(op.Constant(value_int=0), count, op.Constant(value_int=1))
+    positions = op.Reshape(flat, shape)
+    positions.shape = None if x.shape is None else ir.Shape(list(x.shape))
+    return positions
+
+
+def add_at_positions(op: OpBuilder, dy: ir.Value, positions: ir.Value, x: ir.Value) -> ir.Value:
+    """Zeros in the shape of `x`, plus `dy` at the flat positions, which have the shape of `dy`."""
+    zeros = op.Reshape(zeros_like(op, x), [-1])
+    flat = op.ScatterElements(zeros, op.Reshape(positions, [-1]), op.Reshape(dy, [-1]), reduction="add")
+    return reshape_like(op, flat, x)

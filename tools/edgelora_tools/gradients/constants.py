@@ -1,0 +1,17 @@
+"""Operators whose outputs carry no gradient: integers, booleans, shapes, steps, fresh constants."""
+
+from edgelora_tools.gradients.registry import non_differentiable
+
+# shapes, positions and counts
+non_differentiable("Shape", "Size", "NonZero", "ArgMax", "ArgMin", "Unique", "NonMaxSuppression")
+# truth values
+non_differentiable("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "IsNaN", "IsInf")
+non_differentiable("And", "Or", "Xor", "Not")
+# bits
+non_differentiable("BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot")
+# steps: constant almost everywhere
+non_differentiable("Ceil", "Floor", "Round", "Sign", "Hardmax")
+# values that depend on a shape at most
+non_differentiable("Constant", "ConstantOfShape", "EyeLike", "Range")
+non_differentiable("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
+non_differentiable("BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix")

@@ -1,0 +1,210 @@
+"""Normalisation. X̂ is X standardised, s the inverse standard deviation, γ and β scale and bias.
+
+In every member of the family Y = γ∘X̂ + β, and with dX̂ = dY∘γ
+
+    dX = s∘(dX̂ − mean(dX̂) − X̂∘mean(dX̂∘X̂)),   dγ = Σ dY∘X̂,   dβ = Σ dY
+
+with the means over the normalised axes (Ioffe and Szegedy 2015; Ba et al. 2016).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from edgelora_tools.gradients.nodes import operand, operands, refuse
+from edgelora_tools.gradients.registry import Thunks, gradient_rule
+from edgelora_tools.gradients.shapes import annotate, axis_of, indicator, rank, reshape_like, unbroadcast
+
+
+def _project(op: OpBuilder, g: ir.Value, xhat: ir.Value, s: ir.Value, axes: list[int]) -> ir.Value:
+    """s∘(G − mean(G) − X̂∘mean(G∘X̂))."""
+    centred = op.Sub(g, op.ReduceMean(g, axes, keepdims=1))
+    return op.Mul(s, op.Sub(centred, op.Mul(xhat, op.ReduceMean(op.Mul(g, xhat), axes, keepdims=1))))
+
+
+def _standardize(op: OpBuilder, x: ir.Value, axes: list[int], epsilon: float) -> tuple[ir.Value, ir.Value]:
+    """X̂ = (X − μ)∘s and s = 1/√(mean((X − μ)²) + ε)."""
+    centred = op.Sub(x, op.ReduceMean(x, axes, keepdims=1))
+    s = _inverse_root(op, op.ReduceMean(op.Mul(centred, centred), axes, keepdims=1), epsilon)
+    return op.Mul(centred, s), s
+
+
+def _inverse_root(op: OpBuilder, square: ir.Value, epsilon: float) -> ir.Value:
+    """1/√(square + ε)."""
+    return op.Reciprocal(op.Sqrt(op.Add(square, epsilon)))
+
+
+# --- over the last axes
+
+
+@gradient_rule("LayerNormalization")
+def layer_normalization(
+    op: OpBuilder, node: ir.Node, dy: ir.Value, dmean: ir.Value | None = None, ds: ir.Value | None = None
+) -> Thunks:
+    """Y = γ∘X̂ + β, X̂ = (X − μ)∘s over the axes from `axis` on.
+
+    dX = s∘(dX̂ − mean(dX̂) − X̂∘mean(dX̂∘X̂)), dX̂ = dY∘γ
+    dγ = Σ dY∘X̂
+    dβ = Σ dY
+
+    μ and s are outputs that the operator has computed; a node that leaves them out is given them.
+    """
+    x, gamma, beta = node.inputs[0], node.inputs[1], operand(node, 2)
+    assert x is not None and gamma is not None
+    if dmean is not None or ds is not None:
+        raise refuse(node, "has its statistics differentiated")
+    axis = axis_of(node.attributes.get_int("axis", -1), x)
+    axes = list(range(axis, rank(x)))
+
+    @cache
+    def standardized() -> tuple[ir.Value, ir.Value]:
+        mean, s = (op.Cast(v, to=x.dtype) if v.dtype != x.dtype else v for v in _statistics(node, x, axis))
+        return op.Mul(op.Sub(x, mean), s), s
+
+    def dx() -> ir.Value:
+        return _project(op, op.Mul(dy, gamma), *standardized(), axes)
+
+    def dgamma() -> ir.Value:
+        return unbroadcast(op, op.Mul(dy, standardized()[0]), gamma)
+
+    return dx, dgamma, lambda: unbroadcast(op, dy, beta)  # pyright: ignore[reportArgumentType]
+
+
+def _statistics(node: ir.Node, x: ir.Value, axis: int) -> tuple[ir.Value, ir.Value]:
+    """The outputs Mean and InvStdDev of a LayerNormalization, added to the node where it has none."""
+    assert x.shape is not None
+    node.resize_outputs(3)
+    y, *statistics = node.outputs
+    for value, name in zip(statistics, ("mean", "inv_std_dev"), strict=True):
+        value.name = value.name or f"{y.name}.{name}"
+        value.shape = ir.Shape([*x.shape[:axis], *[1] * (rank(x) - axis)])
+        value.type = ir.TensorType(ir.DataType(node.attributes.get_int("stash_type", 1)))
+    mean, inv_std_dev = statistics
+    return mean, inv_std_dev
+
+
+@gradient_rule("RMSNormalization")
+def rms_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y = γ∘X̂, X̂ = X∘s, s = 1/√(mean(X²) + ε) over the axes from `axis` on.
+
+    dX = s∘(dX̂ − X̂∘mean(dX̂∘X̂)), dX̂ = dY∘γ
+    dγ = Σ dY∘X̂
+    """
+    x, gamma = operands(node)
+    axes = list(range(axis_of(node.attributes.get_int("axis", -1), x), rank(x)))
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+
+    @cache
+    def standardized() -> tuple[ir.Value, ir.Value]:
+        s = _inverse_root(op, op.ReduceMean(op.Mul(x, x), axes, keepdims=1), epsilon)
+        return op.Mul(x, s), s
+
+    def dx() -> ir.Value:
+        (xhat, s), g = standardized(), op.Mul(dy, gamma)
+        return op.Mul(s, op.Sub(g, op.Mul(xhat, op.ReduceMean(op.Mul(g, xhat), axes, keepdims=1))))
+
+    return dx, lambda: unbroadcast(op, op.Mul(dy, standardized()[0]), gamma)
+
+
+@gradient_rule("LpNormalization")
+def lp_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y = X/n, n = √ΣX² (p = 2) or Σ|X| (p = 1) along axis.
+
+    p = 2: dX = (dY − Y∘Σ dY∘Y)/n
+    p = 1: dX = (dY − sign(X)∘Σ dY∘Y)/n
+
+    Y = 0 where n = 0, and n is taken as 1 there.
+    """
+    (x,), (y,) = operands(node), node.outputs
+    axis, p = [node.attributes.get_int("axis", -1)], node.attributes.get_int("p", 2)
+
+    def dx() -> ir.Value:
+        n = op.ReduceL2(x, axis, keepdims=1) if p == 2 else op.ReduceL1(x, axis, keepdims=1)
+        n = op.Add(n, indicator(op, op.Equal(n, 0.0), n))
+        along = op.ReduceSum(op.Mul(dy, y), axis, keepdims=1)
+        return op.Div(op.Sub(dy, op.Mul(y if p == 2 else op.Sign(x), along)), n)
+
+    return (dx,)
+
+
+# --- over positions: X is [N, C, …]
+
+
+def _channels(op: OpBuilder, v: ir.Value, x: ir.Value) -> ir.Value:
+    """`[C]` as `[C, 1, …]`, which broadcasts over the positions of `x`."""
+    return op.Unsqueeze(v, list(range(1, rank(x) - 1))) if rank(x) > 2 else v
+
+
+def _sum_to_channels(op: OpBuilder, dy: ir.Value, like: ir.Value) -> ir.Value:
+    """Σ over all axes of `[N, C, …]` but the second."""
+    return annotate(op.ReduceSum(dy, [0, *range(2, rank(dy))], keepdims=0), like)
+
+
+@gradient_rule("BatchNormalization")
+def batch_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y = k∘(X − μ) + β, k = γ∘s, s = 1/√(v + ε), as in inference: μ and v are frozen statistics.
+
+    dX = dY∘k
+    dγ = Σ dY∘(X − μ)∘s
+    dβ = Σ dY
+    dμ = −k∘Σ dY
+    dv = −½γ∘s³∘Σ dY∘(X − μ)
+    """
+    x, gamma, beta, mu, v = operands(node)
+    if node.attributes.get_int("training_mode", 0):
+        raise refuse(node, "is in training mode")
+    s = cache(lambda: _inverse_root(op, v, node.attributes.get_float("epsilon", 1e-5)))
+    k = cache(lambda: op.Mul(gamma, s()))
+    moment = cache(lambda: _sum_to_channels(op, op.Mul(dy, op.Sub(x, _channels(op, mu, x))), v))  # Σ dY∘(X − μ)
+    total = cache(lambda: _sum_to_channels(op, dy, beta))  # Σ dY
+    return (
+        lambda: op.Mul(dy, _channels(op, k(), x)),
+        lambda: op.Mul(moment(), s()),
+        lambda: total(),
+        lambda: op.Neg(op.Mul(k(), total())),
+        lambda: op.Mul(op.Mul(op.Mul(k(), -0.5), op.Mul(s(), s())), moment()),
+    )
+
+
+@gradient_rule("InstanceNormalization")
+def instance_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y = γ∘X̂ + β, X̂ = (X − μ)∘s over the positions of each channel.
+
+    dX = s∘(dX̂ − mean(dX̂) − X̂∘mean(dX̂∘X̂)), dX̂ = dY∘γ
+    dγ = Σ dY∘X̂
+    dβ = Σ dY
+    """
+    x, gamma, beta = operands(node)
+    axes = list(range(2, rank(x)))
+    standardized = cache(lambda: _standardize(op, x, axes, node.attributes.get_float("epsilon", 1e-5)))
+    return (
+        lambda: _project(op, op.Mul(dy, _channels(op, gamma, x)), *standardized(), axes),
+        lambda: _sum_to_channels(op, op.Mul(dy, standardized()[0]), gamma),
+        lambda: _sum_to_channels(op, dy, beta),
+    )
+
+
+@gradient_rule("GroupNormalization")
+def group_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y = γ∘X̂ + β, X̂ = (X − μ)∘s over each group of channels, that is over the last axis of X as [N, G, …].
+
+    dX = s∘(dX̂ − mean(dX̂) − X̂∘mean(dX̂∘X̂)), dX̂ = dY∘γ
+    dγ = Σ dY∘X̂
+    dβ = Σ dY
+    """
+    x, gamma, beta = operands(node)
+    groups = node.attributes["num_groups"].as_int()
+
+    def grouped(v: ir.Value) -> ir.Value:
+        return op.Reshape(v, [0, groups, -1])
+
+    standardized = cache(lambda: _standardize(op, grouped(x), [2], node.attributes.get_float("epsilon", 1e-5)))
+    dxhat = cache(lambda: grouped(op.Mul(dy, _channels(op, gamma, x))))
+    return (
+        lambda: reshape_like(op, _project(op, dxhat(), *standardized(), [2]), x),
+        lambda: _sum_to_channels(op, op.Mul(dy, reshape_like(op, standardized()[0], x)), gamma),
+        lambda: _sum_to_channels(op, dy, beta),
+    )
