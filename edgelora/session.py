@@ -16,6 +16,8 @@ import onnxruntime as ort
 
 from edgelora.errors import BundleError
 
+ENGINE_VERSION: str = ort.__version__
+
 Feeds = Mapping[str, np.ndarray]
 
 
