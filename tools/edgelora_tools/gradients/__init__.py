@@ -2,6 +2,7 @@
 
 from edgelora_tools.gradients import (
     activations,
+    attention,
     constants,
     elementwise,
     indexing,
@@ -28,6 +29,7 @@ __all__ = [
     "Thunk",
     "Thunks",
     "activations",
+    "attention",
     "constants",
     "elementwise",
     "gradient_rule",

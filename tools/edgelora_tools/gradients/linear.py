@@ -1,15 +1,17 @@
-"""Products: MatMul and Gemm. Convolutions have a file of their own."""
+"""Products: MatMul, Gemm, Einsum. Convolutions have a file of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from edgelora_tools.gradients.registry import Thunk, gradient_rule
+from edgelora_tools.gradients.nodes import operands, refuse
+from edgelora_tools.gradients.registry import Thunks, gradient_rule
 from edgelora_tools.gradients.shapes import (
     dims,
+    expand_like,
     flatten_rows,
     rank,
     reshape_like,
@@ -19,7 +21,7 @@ from edgelora_tools.gradients.shapes import (
 
 
 @gradient_rule("MatMul")
-def matmul(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Sequence[Thunk | None]:
+def matmul(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = A·B.
 
     dA = dY·Bᵀ
@@ -28,8 +30,7 @@ def matmul(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Sequence[Thunk | None]
     With a matrix B, as in every linear layer, the rows of A are flattened and the transpose is Gemm's
     flag: no second, transposed copy of a frozen weight comes to exist (DESIGN, D4).
     """
-    a, b = node.inputs
-    assert a is not None and b is not None
+    a, b = operands(node)
     if rank(b) == 2 and rank(a) >= 2 and all(isinstance(d, int) for d in dims(b)):
         rows = flatten_rows(op, dy)
         return (
@@ -44,7 +45,7 @@ def matmul(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Sequence[Thunk | None]
     )
 
 
-def _matmul_vector(op: OpBuilder, a: ir.Value, b: ir.Value, dy: ir.Value) -> Sequence[Thunk | None]:
+def _matmul_vector(op: OpBuilder, a: ir.Value, b: ir.Value, dy: ir.Value) -> Thunks:
     """MatMul with a vector: a row `[1, k]` on the left or a column `[k, 1]` on the right, then dropped."""
 
     def row(x: ir.Value) -> ir.Value:
@@ -73,15 +74,14 @@ def _matmul_vector(op: OpBuilder, a: ir.Value, b: ir.Value, dy: ir.Value) -> Seq
 
 
 @gradient_rule("Gemm")
-def gemm(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Sequence[Thunk | None]:
+def gemm(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = α·A'·B' + β·C, A' = Aᵀ if transA, B' = Bᵀ if transB (operator specification, Gemm).
 
     dA' = α·dY·B'ᵀ
     dB' = α·A'ᵀ·dY
     dC  = β·dY, summed to the shape of C
     """
-    a, b = node.inputs[:2]
-    assert a is not None and b is not None
+    a, b, *c = operands(node)
     alpha, beta = node.attributes.get_float("alpha", 1.0), node.attributes.get_float("beta", 1.0)
     ta, tb = node.attributes.get_int("transA", 0), node.attributes.get_int("transB", 0)
 
@@ -96,8 +96,33 @@ def gemm(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Sequence[Thunk | None]:
         return op.Gemm(a, dy, alpha=alpha, transA=1 - ta)
 
     def dc() -> ir.Value:
-        (c,) = node.inputs[2:]
-        assert c is not None
-        return unbroadcast(op, dy if beta == 1.0 else op.Mul(dy, beta), c)
+        return unbroadcast(op, dy if beta == 1.0 else op.Mul(dy, beta), *c)
 
     return (da, db, dc)
+
+
+@gradient_rule("Einsum")
+def einsum(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y[out] = Σ A[a]·B[b]·…, the sum over the letters that out lacks.
+
+    dA[a] = Σ dY[out]·B[b]·…, the same along a letter that A alone has
+    """
+    xs = operands(node)
+    equation = node.attributes["equation"].as_string().replace(" ", "")
+    left, arrow, out = equation.partition("->")
+    terms = left.split(",")
+    if not arrow:  # the letters that occur once, in alphabetical order
+        out = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
+    if "." in equation or any(len(set(term)) < len(term) for term in (*terms, out)):
+        raise refuse(node, f"has the equation {equation!r}")
+
+    def dx(i: int) -> ir.Value:
+        others = [term for j, term in enumerate(terms) if j != i]
+        shared = set("".join((out, *others)))
+        mine = "".join(c for c in terms[i] if c in shared)
+        values = [x for j, x in enumerate(xs) if j != i]
+        result = op.Einsum(dy, *values, equation=f"{','.join((out, *others))}->{mine}")
+        alone = [axis for axis, c in enumerate(terms[i]) if c not in shared]
+        return expand_like(op, op.Unsqueeze(result, alone), xs[i]) if alone else result
+
+    return [partial(dx, i) for i in range(len(xs))]
