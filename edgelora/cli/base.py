@@ -1,0 +1,263 @@
+"""Verbs about the base model: convert, points, info, check, bench, demo."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgelora.bundle import Bundle
+from edgelora.check import Verdict, check, store_verdict
+from edgelora.cli.common import (
+    Verbs,
+    add_bundle,
+    add_verb,
+    desktop,
+    emit,
+    end_progress,
+    note,
+    progress_line,
+    settings_of,
+    size_text,
+    table,
+)
+from edgelora.errors import DataError
+from edgelora.manifest import Manifest
+
+CHECK_FAILED = 1
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Register the verbs."""
+    parser = add_verb(
+        verbs,
+        "convert",
+        run_convert,
+        "Convert a model into a bundle (desktop).",
+        "edgelora convert model.onnx -o home.edgelora --task sequence-classification --pooling mean",
+    )
+    parser.add_argument(
+        "source", metavar="SOURCE", help="an .onnx file, a Hugging Face directory, module:factory, or recipe:NAME"
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="BUNDLE", help="where to write the bundle")
+    parser.add_argument(
+        "--task",
+        default=None,
+        help="sequence-classification (default), token-classification, regression, sentence-embedding, "
+        "feature-extraction",
+    )
+    parser.add_argument("--pooling", default=None, help="what the head reads: mean (default), cls or pooler")
+    parser.add_argument("--source-output", metavar="NAME", help="the source's output to use, where several fit")
+    parser.add_argument(
+        "--target-modules",
+        nargs="+",
+        metavar="PATTERN",
+        help="points that adapters may join: names or suffixes, one regular expression as re:…, or all-linear "
+        "(default: the attention projections that PEFT adapts)",
+    )
+    parser.add_argument("--exclude-modules", nargs="+", metavar="PATTERN", help="points to leave out")
+    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json (default: beside the source)")
+    parser.add_argument("--max-length", type=int, metavar="N", help="tokens at most (default: the tokenizer's)")
+    parser.add_argument("--exporter", default="dynamo", help="for torch sources: dynamo (default) or torchscript")
+    parser.add_argument("--name", help="the base's name in the manifest (default: the source's)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    parser.add_argument("--no-check", action="store_true", help="do not verify the bundle after writing it")
+
+    parser = add_verb(
+        verbs,
+        "points",
+        run_points,
+        "List the insertion points and what a rank costs there.",
+        "edgelora points home.edgelora --rank 8",
+    )
+    add_bundle(parser, store=False)
+    parser.add_argument("--rank", "-r", type=int, default=8, metavar="R", help="rank to count parameters for (8)")
+
+    parser = add_verb(verbs, "info", run_info, "Describe a bundle and its verification.", "edgelora info home.edgelora")
+    add_bundle(parser, store=False)
+
+    parser = add_verb(
+        verbs,
+        "check",
+        run_check,
+        "Verify a bundle: parity with its source, gradients against finite differences.",
+        "edgelora check home.edgelora --source model.onnx --inputs samples.npz",
+    )
+    add_bundle(parser, store=False)
+    parser.add_argument("--source", metavar="SOURCE", help="run this source on --inputs too (desktop)")
+    parser.add_argument("--inputs", type=Path, metavar="FILE.npz", help="inputs by name to compare on")
+    parser.add_argument("--exporter", default="dynamo", help="for torch sources, as at conversion")
+
+    parser = add_verb(
+        verbs,
+        "bench",
+        run_bench,
+        "Measure this device: step time, memory, switch time.",
+        "edgelora bench home.edgelora --batch-size 8 --length 32",
+    )
+    add_bundle(parser, store=False)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--length", type=int, default=32, help="size of the other dynamic dimensions (32)")
+    parser.add_argument("--rank", "-r", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=20)
+
+    parser = add_verb(
+        verbs,
+        "demo",
+        run_demo,
+        "Two people of one home, one base: fetch, convert, train, switch.",
+        "edgelora demo --output demo",
+    )
+    parser.add_argument("--output", "-o", type=Path, default=Path("demo"), metavar="DIR", help="where to write (demo)")
+    parser.add_argument("--epochs", type=int, default=None, help="epochs per person (default: the demo's own)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run_convert(options: argparse.Namespace) -> int:
+    """SOURCE -> BUNDLE, verified."""
+    compiler = desktop("compile")
+    sources = desktop("sources")
+    spec, defaults = options.source, {}
+    if spec.startswith("recipe:"):
+        recipes = desktop("recipes")
+        recipe = recipes.load_recipe(spec.removeprefix("recipe:"))
+        spec = str(recipes.fetch(recipe, note))
+        defaults = {"task": recipe.task, "pooling": recipe.pooling, "target_modules": recipe.target_modules, "name": recipe.name}
+    source = sources.open_source(spec, options.exporter, options.tokenizer)
+    chosen = compiler.ConvertOptions(
+        task=options.task or defaults.get("task", "sequence-classification"),
+        pooling=options.pooling or defaults.get("pooling", "mean"),
+        output=options.source_output,
+        target_modules=patterns(options.target_modules) or defaults.get("target_modules"),
+        exclude_modules=patterns(options.exclude_modules),
+        name=options.name or defaults.get("name"),
+        max_length=options.max_length,
+        overwrite=options.overwrite,
+    )
+    manifest: Manifest = compiler.convert(source, Path(options.output), chosen, progress_line)
+    verdict = None
+    if not options.no_check:
+        bundle = Bundle.open(options.output)
+        verdict = check(bundle, progress=lambda name: progress_line(f"checking {name}"))
+        manifest = store_verdict(bundle, verdict)
+    end_progress()
+    size = sum(entry.size for entry in manifest.files.values())
+    lines = [
+        f"{options.output}: {manifest.name}, {manifest.task}, {manifest.base_parameters / 1e6:.1f} M parameters, {size_text(size)}",
+        f"{len(manifest.points)} insertion points for {', '.join(manifest.target_modules)}",
+    ]
+    if verdict is not None:
+        lines.append(verdict_text(verdict))
+    emit(options, summary(manifest, Path(options.output)), "\n".join(lines))
+    return 0 if verdict is None or verdict.passed else CHECK_FAILED
+
+
+def patterns(given: list[str] | None) -> str | tuple[str, ...] | None:
+    """Patterns as PEFT takes them: a list of names, or one string that is a regular expression or all-linear."""
+    if given is None:
+        return None
+    if len(given) == 1 and given[0].startswith("re:"):
+        return given[0].removeprefix("re:")
+    return "all-linear" if given == ["all-linear"] else tuple(given)
+
+
+def summary(manifest: Manifest, path: Path) -> dict[str, Any]:
+    """The manifest's facts for machines."""
+    return {"path": str(path), **dataclasses.asdict(manifest)}
+
+
+def run_points(options: argparse.Namespace) -> None:
+    """The table of insertion points."""
+    manifest = Bundle.open(options.bundle, verify=False).manifest
+    rows = [(p.id, p.op, p.in_features, p.out_features, p.layer, p.parameters(options.rank)) for p in manifest.points]
+    total = sum(row[-1] for row in rows)
+    text = table(rows, ("point", "op", "in", "out", "layer", f"r={options.rank}"))
+    share = 100 * total / max(manifest.base_parameters, 1)
+    result = {
+        "rank": options.rank,
+        "parameters": total,
+        "points": [{**dataclasses.asdict(p), "parameters": p.parameters(options.rank)} for p in manifest.points],
+    }
+    emit(options, result, f"{text}\n\n{len(rows)} points, {total:,} parameters at rank {options.rank} ({share:.2f} % of the base)")
+
+
+def run_info(options: argparse.Namespace) -> None:
+    """What the bundle is."""
+    bundle = Bundle.open(options.bundle)
+    manifest = bundle.manifest
+    verification = manifest.verification
+    lines = [
+        f"{manifest.name}: {manifest.task}, {manifest.base_parameters:,} parameters",
+        f"base digest    {manifest.base_digest}",
+        f"source         {manifest.source.get('kind')}, pooling {manifest.source.get('pooling')}",
+        f"inputs         {', '.join(f'{s.name} {list(s.shape)}' for s in manifest.inputs)}",
+        f"outputs        {', '.join(f'{s.name} {list(s.shape)}' for s in manifest.outputs)}",
+        f"preprocessing  {manifest.preprocessing.get('kind')}",
+        f"losses         {', '.join(dict.fromkeys(g.loss for g in manifest.training))}",
+        f"points         {len(manifest.points)} ({', '.join(manifest.target_modules)})",
+        f"size           {size_text(sum(e.size for e in manifest.files.values()))}",
+    ]
+    if verification is None:
+        lines.append("verification   none; run `edgelora check`")
+    else:
+        worst = max((p["error"] for p in verification["points"]), default=0.0)
+        lines.append(
+            f"verification   {'passed' if verification['passed'] else 'FAILED'}: parity {verification['parity']:.1e} on "
+            f"{verification['parity_samples']} samples, largest gradient error {worst:.1e} over "
+            f"{len(verification['points'])} points (ONNX Runtime {verification['onnxruntime']})"
+        )
+    emit(options, summary(manifest, bundle.path), "\n".join(lines))
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """Verify and store the verdict."""
+    bundle = Bundle.open(options.bundle, settings_of(options))
+    extra = []
+    if (options.inputs is None) != (options.source is None):
+        raise DataError("--inputs and --source go together: the source is run on these inputs")
+    if options.inputs is not None:
+        try:
+            with np.load(options.inputs, allow_pickle=False) as archive:
+                feeds = {name: archive[name] for name in archive.files}
+        except (OSError, ValueError) as error:
+            raise DataError(f"{options.inputs}: not an .npz file of arrays ({error})") from error
+        missing = {s.name for s in bundle.manifest.inputs} - set(feeds)
+        if missing:
+            raise DataError(f"{options.inputs}: no array for {', '.join(sorted(missing))}")
+        feeds = {s.name: feeds[s.name].astype(s.dtype) for s in bundle.manifest.inputs}
+        extra = [(feeds, desktop("compile").source_outputs(desktop("sources").open_source(options.source, options.exporter), bundle.manifest, feeds))]
+    verdict = check(bundle, extra, lambda name: progress_line(f"checking {name}"))
+    end_progress()
+    store_verdict(bundle, verdict)
+    rows = [(p.id, p.analytic, p.numeric, p.error, "ok" if p.passed else "WRONG") for p in verdict.points]
+    text = table(rows, ("point", "gradient", "differences", "relative gap", ""))
+    emit(options, verdict.to_dict(), f"{text}\n\n{verdict_text(verdict)}")
+    return 0 if verdict.passed else CHECK_FAILED
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """The verdict in a line."""
+    worst = max((p.error for p in verdict.points), default=0.0)
+    return (
+        f"check {'passed' if verdict.passed else 'FAILED'}: parity {verdict.parity:.1e} on {verdict.parity_samples} samples, "
+        f"largest gradient error {worst:.1e} over {len(verdict.points)} points"
+    )
+
+
+def run_bench(options: argparse.Namespace) -> None:
+    """This device's figures."""
+    from edgelora.bench import bench
+
+    figures = bench(options.bundle, settings_of(options), options.batch_size, options.length, options.rank, options.steps)
+    rows = [(name, value) for name, value in figures.items()]
+    emit(options, figures, table(rows, ("figure", "value")))
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    """The main job, end to end."""
+    demo = desktop("demo")
+    report = demo.run_demo(options.output, options.epochs, options.seed, note)
+    emit(options, report, demo.report_text(report))

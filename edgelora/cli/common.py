@@ -1,0 +1,124 @@
+"""What verbs share: options, tables, JSON, progress on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from edgelora.errors import EdgeLoraError
+from edgelora.runtime import Model
+from edgelora.session import SessionSettings
+
+Verbs = Any  # argparse's subparsers action has no public name
+
+
+def add_verb(
+    verbs: Verbs, name: str, run: Callable[[argparse.Namespace], int | None], summary: str, example: str
+) -> argparse.ArgumentParser:
+    """A verb with its summary, an example in --help, and --json."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_bundle(parser: argparse.ArgumentParser, store: bool = True) -> None:
+    """The BUNDLE argument and how to run it."""
+    parser.add_argument("bundle", metavar="BUNDLE", help="a bundle written by `edgelora convert`")
+    if store:
+        parser.add_argument("--store", metavar="DIR", help="the adapter store (default: NAME.adapters beside it)")
+    parser.add_argument("--threads", type=int, metavar="N", help="cores for one operator (default: all)")
+    parser.add_argument(
+        "--low-memory", action="store_true", help="no prepacked weights, no arena: less memory, a little slower"
+    )
+
+
+def settings_of(options: argparse.Namespace) -> SessionSettings:
+    """Session settings from the options of `add_bundle`."""
+    return SessionSettings(threads=options.threads, low_memory=options.low_memory)
+
+
+def open_model(options: argparse.Namespace) -> Model:
+    """The model that the options name."""
+    return Model.open(options.bundle, options.store, settings_of(options))
+
+
+def emit(options: argparse.Namespace, result: Any, text: str) -> None:
+    """The result as JSON if asked for, else as text."""
+    print(json.dumps(result, indent=1, ensure_ascii=False) if options.json else text)
+
+
+def note(message: str) -> None:
+    """A line for the person, on standard error."""
+    print(message, file=sys.stderr)
+
+
+def progress_line(message: str) -> None:
+    """Replace the progress line on a terminal; elsewhere say nothing."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{message}", end="", file=sys.stderr, flush=True)
+
+
+def end_progress() -> None:
+    """Clear the progress line."""
+    progress_line("")
+
+
+def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
+    """Aligned columns; numbers to the right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
+    numeric = [all(isinstance(row[i], int | float) for row in rows) and bool(rows) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
+        ).rstrip()
+
+    return "\n".join([line(list(header)), line(["-" * w for w in widths]), *(line(row) for row in cells)])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def size_text(count: int) -> str:
+    """Bytes for people."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"
+
+
+def desktop(name: str) -> Any:
+    """A module of the desktop tools; the one place where the device hands over to them.
+
+    Raises:
+        EdgeLoraError: they are not installed, with the line that installs them.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(f"edgelora_tools.{name}")
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        extra = "torch" if missing.split(".")[0] in ("torch", "transformers") else "convert"
+        raise EdgeLoraError(f'this needs the desktop tools ({missing} is missing): pip install "edgelora[{extra}]"') from error

@@ -1,0 +1,52 @@
+"""Parse the command line, run the verb, turn its errors into a message and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from edgelora.cli import adapters, base, learn, use
+from edgelora.errors import EdgeLoraError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+_DESCRIPTION = """\
+Personalise a frozen model on the device where it runs.
+
+desktop:  convert a model into a bundle       edgelora convert model.onnx -o home.edgelora
+device:   train one person's adapter          edgelora train home.edgelora --adapter NAME --data FILE
+          use it                              edgelora predict home.edgelora --adapter NAME "a text"
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="edgelora", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for module in (base, learn, use, adapters):
+        module.add_verbs(verbs)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, 1 (a check failed), 2 (an error of the user's)."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return int(options.run(options) or 0)
+    except EdgeLoraError as error:
+        if options.json:
+            print(json.dumps({"error": str(error), "kind": type(error).__name__}))
+        print(f"edgelora: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("edgelora: interrupted; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

@@ -1,0 +1,192 @@
+"""Train or continue a named adapter: lock, run, publish a new version. What `edgelora train` calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from edgelora.adapter import Adapter, new_adapter
+from edgelora.config import LoraConfig
+from edgelora.data import Sample, digest, labels_of
+from edgelora.errors import ConfigError
+from edgelora.manifest import Manifest
+from edgelora.runtime import Model
+from edgelora.tasks import objective_for, outputs_of
+from edgelora.trainer import Trainer, TrainingConfig
+from edgelora.training_run import Callback, Progress, finish, fit, run_id
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What `train` did. `already_done` when this very run had been finished before and nothing was trained."""
+
+    adapter: str
+    version: int
+    steps: int
+    resumed_at: int
+    seconds: float
+    step_seconds_median: float | None
+    history: tuple[dict[str, float], ...]
+    best_epoch: int | None
+    stopped_early: bool
+    already_done: bool
+    trainable_parameters: int
+    labels: tuple[str, ...] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def train(
+    model: Model,
+    name: str,
+    samples: Sequence[Sample],
+    validation: Sequence[Sample] | None = None,
+    lora: LoraConfig | None = None,
+    config: TrainingConfig | None = None,
+    restart: bool = False,
+    again: bool = False,
+    callback: Callback = lambda _step, _progress: None,
+) -> TrainingReport:
+    """Train the adapter `name` on `samples` and save it as a new version.
+
+    An adapter that exists is trained further, an unfinished run is continued, and a run that is already
+    finished is left alone unless `again`. `restart` begins from a fresh adapter. The run's state lies in
+    the store and survives a kill at any instant.
+
+    Raises:
+        ConfigError: settings that contradict the bundle, the data or the adapter that exists.
+        TrainingError: the loss diverged, or an unfinished run has other data or settings.
+        StoreError: another process trains this adapter, or the store cannot be written.
+    """
+    manifest, config = model.bundle.manifest, config or TrainingConfig()
+    with model.store.lock(name):
+        current = None if restart or not model.store.exists(name) else model.store.load(name)
+        labels = merged_labels(manifest, current, samples)
+        lora = chosen_lora(manifest, current, lora)
+        settings = {"lora": lora.to_dict(), "training": config.to_dict(), "labels": labels}
+        decisive = {
+            "base": manifest.base_digest,
+            "data": digest(samples),
+            "validation": digest(validation) if validation else None,
+            **settings,
+        }
+        if current is not None and not again:
+            done = run_id(**decisive, parent=current.training.get("parent"))
+            if current.training.get("run_id") == done:
+                return _report(name, model.store.current_version(name), current, _recorded(current), already_done=True)
+        parent = None if current is None else identity_of(current)
+        identity = run_id(**decisive, parent=parent)
+        start = starting_adapter(manifest, current, lora, labels, samples, config.seed)
+        objective = objective_for(model, samples, start.labels, config)
+        held_out = objective_for(model, validation, start.labels, config) if validation else None
+        trainer = Trainer(model.bundle, start, objective, config)
+        folder = model.store.state_path(name)
+        if restart:
+            shutil.rmtree(folder, ignore_errors=True)
+        result = fit(trainer, held_out, folder, identity, callback)
+        adapter = finish(result, identity, parent, settings)
+        version = model.store.save(name, adapter)
+        shutil.rmtree(folder, ignore_errors=True)
+    report = _report(name, version, adapter, result.progress, already_done=False)
+    median = float(np.median(result.step_seconds)) if result.step_seconds else None
+    return replace(report, resumed_at=result.resumed_at, step_seconds_median=median)
+
+
+def merged_labels(manifest: Manifest, current: Adapter | None, samples: Sequence[Sample]) -> tuple[str, ...] | None:
+    """The head's classes: those of the adapter that exists, then the data's new ones.
+
+    Raises:
+        ConfigError: a classification with fewer than two classes.
+    """
+    if "classification" not in manifest.task:
+        return None
+    known = () if current is None or current.labels is None else current.labels
+    labels = (*known, *(label for label in labels_of(samples) if label not in known))
+    if len(labels) < 2:
+        raise ConfigError(f"the data names {len(labels)} class ({', '.join(labels)}): classification needs two or more")
+    return labels
+
+
+def chosen_lora(manifest: Manifest, current: Adapter | None, asked: LoraConfig | None) -> LoraConfig:
+    """The adapter's settings: those that exist, else those asked for, else rank 8 on the bundle's points.
+
+    Raises:
+        ConfigError: what is asked for differs from the adapter that exists.
+    """
+    default = LoraConfig(r=8, lora_alpha=16, target_modules=manifest.target_modules)
+    if current is None:
+        return asked or default
+    if asked is not None and asked.to_dict() != current.config.to_dict():
+        theirs, ours = current.config.to_dict(), asked.to_dict()
+        differing = [f"{k} {theirs.get(k)} against {v}" for k, v in ours.items() if theirs.get(k) != v]
+        raise ConfigError(
+            f"the adapter exists with other settings ({'; '.join(differing)}): leave them out to train it further, "
+            "or add --restart to begin anew"
+        )
+    return current.config
+
+
+def starting_adapter(
+    manifest: Manifest,
+    current: Adapter | None,
+    lora: LoraConfig,
+    labels: tuple[str, ...] | None,
+    samples: Sequence[Sample],
+    seed: int,
+) -> Adapter:
+    """A fresh adapter, or the current one with rows in its head for new labels."""
+    fresh = new_adapter(
+        manifest, lora, labels=labels, outputs=outputs_of(manifest, samples), rng=np.random.default_rng(seed)
+    )
+    if current is None:
+        return fresh
+    tensors = dict(current.tensors)
+    head = manifest.head
+    if head is not None and labels is not None:
+        known = len(current.labels or ())
+        for name in (head.weight, head.bias):
+            tensors[name] = np.concatenate([current.tensors[name], fresh.tensors[name][known:]])
+    return replace(current, tensors=tensors, labels=labels)
+
+
+def identity_of(adapter: Adapter) -> str:
+    """What a run that starts from this adapter depends on: its run, or its bytes if it was imported."""
+    known = adapter.training.get("run_id")
+    if isinstance(known, str):
+        return known
+    content = b"".join(name.encode() + adapter.tensors[name].tobytes() for name in sorted(adapter.tensors))
+    return hashlib.sha256(content).hexdigest()
+
+
+def _recorded(adapter: Adapter) -> Progress:
+    record = adapter.training
+    return Progress(
+        step=int(record.get("steps", 0)),
+        history=list(record.get("history", [])),
+        best_epoch=record.get("best_epoch"),
+        stopped_early=bool(record.get("stopped_early", False)),
+    )
+
+
+def _report(name: str, version: int, adapter: Adapter, progress: Progress, already_done: bool) -> TrainingReport:
+    return TrainingReport(
+        adapter=name,
+        version=version,
+        steps=progress.step,
+        resumed_at=progress.step if already_done else 0,
+        seconds=progress.seconds,
+        step_seconds_median=None,
+        history=tuple(progress.history),
+        best_epoch=progress.best_epoch,
+        stopped_early=progress.stopped_early,
+        already_done=already_done,
+        trainable_parameters=sum(t.size for t in adapter.tensors.values()),
+        labels=adapter.labels,
+    )
