@@ -343,6 +343,7 @@ INDEXING = [
     ),
 ]
 
+ROW_MASK = "one mask for all queries"
 _HEADS = [(2, 4, 3, 2), (2, 4, 5, 2), (2, 4, 5, 2)]
 _SHARED = [(2, 4, 3, 2), (2, 2, 3, 2), (2, 2, 3, 2)]
 _TABLE = np.random.default_rng(2).uniform(-3, 3, (6, 2))
@@ -355,9 +356,9 @@ ATTENTION = [
     Case("Attention", _SHARED),
     Case("Attention", _SHARED, {"is_causal": 1}),
     Case("Attention", [*_SHARED, np.tri(3, dtype=bool)]),
-    Case("Attention", [*_HEADS, (5,)]),
-    *(Case("Attention", [*_HEADS, shape]) for shape in [(3, 5), (1, 4, 3, 5), (2, 1, 1, 5), (2, 4, 3, 5)]),
-    Case("Attention", [*_HEADS, np.array([[1, 0, 1, 1, 0], [1, 1, 1, 1, 1]], bool).reshape(2, 1, 1, 5)]),
+    *(Case("Attention", [*_HEADS, shape]) for shape in [(3, 5), (1, 4, 3, 5), (2, 1, 3, 5), (2, 4, 3, 5)]),
+    *(Case("Attention", [*_HEADS, shape], label=ROW_MASK) for shape in [(5,), (2, 1, 1, 5)]),
+    Case("Attention", [*_HEADS, mask(2, 1, 1, 5)], label=ROW_MASK),
     Case("Attention", [*_HEADS, np.array([1, 0, 1], bool).reshape(3, 1) & mask(3, 5)], label="forbidden row"),
     Case("Attention", [*_SHARED, (2, 1, 3, 3)], {"is_causal": 1, "softcap": 1.5}),
     Case("Attention", [*_SHARED, np.array([[0, 1, 1]], bool) & mask(3, 3)], {"is_causal": 1}, label="forbidden row"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
@@ -56,7 +56,7 @@ def concat(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
         sizes = [dims(x)[axis] for x in xs[:i]]
         if all(isinstance(d, int) for d in sizes):
             return [sum(map(int, sizes))]  # pyright: ignore[reportArgumentType]
-        return op.Sum(*(size_of(op, x, axis) for x in xs[:i])) if i > 1 else size_of(op, xs[0], axis)
+        return reduce(op.Add, [size_of(op, x, axis) for x in xs[:i]])
 
     def part(i: int) -> ir.Value:
         return annotate(op.Slice(dy, offset(i), offset(i + 1), [axis]), xs[i])
@@ -128,11 +128,9 @@ def pad(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     mode = node.attributes.get_string("mode", "constant")
 
     def inner() -> ir.Value:
-        which = axes if axes is not None else list(range(rank(x)))
-        before = op.Slice(pads, [0], op.Div(op.Size(pads), 2) if axes is not None else [rank(x)])
-        shape = shape_of(op, x)
-        ends = op.Add(before, op.Gather(shape, axes) if axes is not None else shape)
-        return annotate(op.Slice(dy, before, ends, which), x)
+        before, _ = op.Split(pads, num_outputs=2, _outputs=2)
+        sizes = shape_of(op, x) if axes is None else op.Gather(shape_of(op, x), axes)
+        return annotate(op.Slice(dy, before, op.Add(before, sizes), *([] if axes is None else [axes])), x)
 
     def summed() -> ir.Value:
         return add_at_positions(op, dy, op.Pad(positions_in(op, x), pads, None, axes, mode=mode), x)

@@ -1,0 +1,43 @@
+"""Every case's forward and backward graph on ONNX Runtime in float32, as a device runs it."""
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from tests.gradients.cases import CASES, ROW_MASK
+from tests.gradients.checker import build, cotangents_of, evaluator, run_forward, sample_inputs, wrt_of
+
+NEWER = {"Attention", "RMSNormalization", "RotaryEmbedding"}
+"""Operators of opset 23. All others are tried at 21, the oldest that models are brought to."""
+
+
+def single(x):
+    """Float64 as float32; everything else as it is."""
+    return np.asarray(x, np.float32) if x is not None and x.dtype == np.float64 else x
+
+
+@pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_onnxruntime_agrees_with_float64(case, symbolic):
+    if case.label == ROW_MASK:
+        pytest.skip("ONNX Runtime's Attention takes a mask of [queries, keys] only")
+    opset = 23 if case.op in NEWER else 21
+    rng = np.random.default_rng(0)
+    arrays = sample_inputs(case, rng)
+    xs = {f"x{i}": x for i in wrt_of(case) if (x := arrays[i]) is not None}
+    ys = run_forward(case, arrays, opset)(xs)
+    cs = {f"c{i}": np.asarray(rng.standard_normal(ys[i].shape)) for i in cotangents_of(case)}
+    names = [f"grad.x{i}" for i in wrt_of(case)]
+    expected = evaluator(build(case, arrays, ys, symbolic, opset)).run(names, xs | cs)
+
+    narrow = dataclasses.replace(case, attributes={k: 1 if v == 11 else v for k, v in case.attributes.items()})
+    model = build(narrow, [single(x) for x in arrays], [single(np.asarray(y)) for y in ys], symbolic, opset)
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    grads = session.run(names, {name: single(x) for name, x in (xs | cs).items()})
+    for grad, exact in zip(map(np.asarray, grads), map(np.asarray, expected), strict=True):
+        assert grad.dtype == np.float32
+        size = max(1.0, float(np.abs(exact).max(initial=0.0)))
+        np.testing.assert_allclose(grad, exact, rtol=1e-4, atol=1e-5 * size)
