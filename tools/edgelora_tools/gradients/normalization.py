@@ -1,10 +1,11 @@
-"""Normalisation. X̂ is X standardised, s the inverse standard deviation, γ and β scale and bias.
+"""Normalisation. C is X less its mean, s the inverse standard deviation, γ and β scale and bias.
 
-In every member of the family Y = γ∘X̂ + β, and with dX̂ = dY∘γ
+In every member of the family Y = γ∘C∘s + β, and with G = dY∘γ, the gradient of C∘s,
 
-    dX = s∘(dX̂ − mean(dX̂) − X̂∘mean(dX̂∘X̂)),   dγ = Σ dY∘X̂,   dβ = Σ dY
+    dX = s∘(G − mean(G) − C∘(s²∘mean(G∘C))),   dγ = Σ dY∘C∘s,   dβ = Σ dY
 
-with the means over the normalised axes (Ioffe and Szegedy 2015; Ba et al. 2016).
+with the means over the normalised axes (Ioffe and Szegedy 2015; Ba et al. 2016). C∘s itself is never
+formed for dX: s is small, and stays outside.
 """
 
 from __future__ import annotations
@@ -14,22 +15,21 @@ from functools import cache
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from edgelora_tools.gradients.nodes import operand, operands, refuse
+from edgelora_tools.gradients.nodes import operands, refuse
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
 from edgelora_tools.gradients.shapes import annotate, axis_of, indicator, rank, reshape_like, unbroadcast
 
 
-def _project(op: OpBuilder, g: ir.Value, xhat: ir.Value, s: ir.Value, axes: list[int]) -> ir.Value:
-    """s∘(G − mean(G) − X̂∘mean(G∘X̂))."""
-    centred = op.Sub(g, op.ReduceMean(g, axes, keepdims=1))
-    return op.Mul(s, op.Sub(centred, op.Mul(xhat, op.ReduceMean(op.Mul(g, xhat), axes, keepdims=1))))
+def _project(op: OpBuilder, g: ir.Value, c: ir.Value, s: ir.Value, axes: list[int]) -> ir.Value:
+    """s∘(G − mean(G) − C∘(s²∘mean(G∘C)))."""
+    along = op.Mul(op.Mul(s, s), op.ReduceMean(op.Mul(g, c), axes, keepdims=1))
+    return op.Mul(s, op.Sub(op.Sub(g, op.ReduceMean(g, axes, keepdims=1)), op.Mul(c, along)))
 
 
 def _standardize(op: OpBuilder, x: ir.Value, axes: list[int], epsilon: float) -> tuple[ir.Value, ir.Value]:
-    """X̂ = (X − μ)∘s and s = 1/√(mean((X − μ)²) + ε)."""
-    centred = op.Sub(x, op.ReduceMean(x, axes, keepdims=1))
-    s = _inverse_root(op, op.ReduceMean(op.Mul(centred, centred), axes, keepdims=1), epsilon)
-    return op.Mul(centred, s), s
+    """C = X − mean(X) and s = 1/√(mean(C²) + ε)."""
+    c = op.Sub(x, op.ReduceMean(x, axes, keepdims=1))
+    return c, _inverse_root(op, op.ReduceMean(op.Mul(c, c), axes, keepdims=1), epsilon)
 
 
 def _inverse_root(op: OpBuilder, square: ir.Value, epsilon: float) -> ir.Value:
@@ -44,33 +44,31 @@ def _inverse_root(op: OpBuilder, square: ir.Value, epsilon: float) -> ir.Value:
 def layer_normalization(
     op: OpBuilder, node: ir.Node, dy: ir.Value, dmean: ir.Value | None = None, ds: ir.Value | None = None
 ) -> Thunks:
-    """Y = γ∘X̂ + β, X̂ = (X − μ)∘s over the axes from `axis` on.
+    """Y = γ∘C∘s + β, C = X − μ, over the axes from `axis` on.
 
-    dX = s∘(dX̂ − mean(dX̂) − X̂∘mean(dX̂∘X̂)), dX̂ = dY∘γ
-    dγ = Σ dY∘X̂
+    dX = s∘(G − mean(G) − C∘(s²∘mean(G∘C))), G = dY∘γ
+    dγ = Σ dY∘C∘s
     dβ = Σ dY
 
     μ and s are outputs that the operator has computed; a node that leaves them out is given them.
     """
-    x, gamma, beta = node.inputs[0], node.inputs[1], operand(node, 2)
-    assert x is not None and gamma is not None
+    x, gamma, *beta = operands(node)
     if dmean is not None or ds is not None:
         raise refuse(node, "has its statistics differentiated")
     axis = axis_of(node.attributes.get_int("axis", -1), x)
-    axes = list(range(axis, rank(x)))
 
     @cache
     def standardized() -> tuple[ir.Value, ir.Value]:
         mean, s = (op.Cast(v, to=x.dtype) if v.dtype != x.dtype else v for v in _statistics(node, x, axis))
-        return op.Mul(op.Sub(x, mean), s), s
+        return op.Sub(x, mean), s
 
     def dx() -> ir.Value:
-        return _project(op, op.Mul(dy, gamma), *standardized(), axes)
+        return _project(op, op.Mul(dy, gamma), *standardized(), list(range(axis, rank(x))))
 
     def dgamma() -> ir.Value:
-        return unbroadcast(op, op.Mul(dy, standardized()[0]), gamma)
+        return unbroadcast(op, op.Mul(dy, op.Mul(*standardized())), gamma)
 
-    return dx, dgamma, lambda: unbroadcast(op, dy, beta)  # pyright: ignore[reportArgumentType]
+    return dx, dgamma, lambda: unbroadcast(op, dy, *beta)
 
 
 def _statistics(node: ir.Node, x: ir.Value, axis: int) -> tuple[ir.Value, ir.Value]:
@@ -88,25 +86,22 @@ def _statistics(node: ir.Node, x: ir.Value, axis: int) -> tuple[ir.Value, ir.Val
 
 @gradient_rule("RMSNormalization")
 def rms_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
-    """Y = γ∘X̂, X̂ = X∘s, s = 1/√(mean(X²) + ε) over the axes from `axis` on.
+    """Y = γ∘X∘s, s = 1/√(mean(X²) + ε) over the axes from `axis` on.
 
-    dX = s∘(dX̂ − X̂∘mean(dX̂∘X̂)), dX̂ = dY∘γ
-    dγ = Σ dY∘X̂
+    dX = s∘(G − X∘(s²∘mean(G∘X))), G = dY∘γ
+    dγ = Σ dY∘X∘s
     """
     x, gamma = operands(node)
     axes = list(range(axis_of(node.attributes.get_int("axis", -1), x), rank(x)))
     epsilon = node.attributes.get_float("epsilon", 1e-5)
-
-    @cache
-    def standardized() -> tuple[ir.Value, ir.Value]:
-        s = _inverse_root(op, op.ReduceMean(op.Mul(x, x), axes, keepdims=1), epsilon)
-        return op.Mul(x, s), s
+    s = cache(lambda: _inverse_root(op, op.ReduceMean(op.Mul(x, x), axes, keepdims=1), epsilon))
 
     def dx() -> ir.Value:
-        (xhat, s), g = standardized(), op.Mul(dy, gamma)
-        return op.Mul(s, op.Sub(g, op.Mul(xhat, op.ReduceMean(op.Mul(g, xhat), axes, keepdims=1))))
+        g = op.Mul(dy, gamma)
+        along = op.Mul(op.Mul(s(), s()), op.ReduceMean(op.Mul(g, x), axes, keepdims=1))
+        return op.Mul(s(), op.Sub(g, op.Mul(x, along)))
 
-    return dx, lambda: unbroadcast(op, op.Mul(dy, standardized()[0]), gamma)
+    return dx, lambda: unbroadcast(op, op.Mul(dy, op.Mul(x, s())), gamma)
 
 
 @gradient_rule("LpNormalization")
@@ -171,10 +166,10 @@ def batch_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
 
 @gradient_rule("InstanceNormalization")
 def instance_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
-    """Y = γ∘X̂ + β, X̂ = (X − μ)∘s over the positions of each channel.
+    """Y = γ∘C∘s + β, C = X − mean(X), over the positions of each channel.
 
-    dX = s∘(dX̂ − mean(dX̂) − X̂∘mean(dX̂∘X̂)), dX̂ = dY∘γ
-    dγ = Σ dY∘X̂
+    dX = s∘(G − mean(G) − C∘(s²∘mean(G∘C))), G = dY∘γ
+    dγ = Σ dY∘C∘s
     dβ = Σ dY
     """
     x, gamma, beta = operands(node)
@@ -182,17 +177,17 @@ def instance_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks
     standardized = cache(lambda: _standardize(op, x, axes, node.attributes.get_float("epsilon", 1e-5)))
     return (
         lambda: _project(op, op.Mul(dy, _channels(op, gamma, x)), *standardized(), axes),
-        lambda: _sum_to_channels(op, op.Mul(dy, standardized()[0]), gamma),
+        lambda: _sum_to_channels(op, op.Mul(dy, op.Mul(*standardized())), gamma),
         lambda: _sum_to_channels(op, dy, beta),
     )
 
 
 @gradient_rule("GroupNormalization")
 def group_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
-    """Y = γ∘X̂ + β, X̂ = (X − μ)∘s over each group of channels, that is over the last axis of X as [N, G, …].
+    """Y = γ∘C∘s + β, C = X − mean(X), over each group of channels: over the last axis of X as [N, groups, …].
 
-    dX = s∘(dX̂ − mean(dX̂) − X̂∘mean(dX̂∘X̂)), dX̂ = dY∘γ
-    dγ = Σ dY∘X̂
+    dX = s∘(G − mean(G) − C∘(s²∘mean(G∘C))), G = dY∘γ
+    dγ = Σ dY∘C∘s
     dβ = Σ dY
     """
     x, gamma, beta = operands(node)
@@ -202,9 +197,8 @@ def group_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
         return op.Reshape(v, [0, groups, -1])
 
     standardized = cache(lambda: _standardize(op, grouped(x), [2], node.attributes.get_float("epsilon", 1e-5)))
-    dxhat = cache(lambda: grouped(op.Mul(dy, _channels(op, gamma, x))))
     return (
-        lambda: reshape_like(op, _project(op, dxhat(), *standardized(), [2]), x),
-        lambda: _sum_to_channels(op, op.Mul(dy, reshape_like(op, standardized()[0], x)), gamma),
+        lambda: reshape_like(op, _project(op, grouped(op.Mul(dy, _channels(op, gamma, x))), *standardized(), [2]), x),
+        lambda: _sum_to_channels(op, op.Mul(dy, reshape_like(op, op.Mul(*standardized()), x)), gamma),
         lambda: _sum_to_channels(op, dy, beta),
     )
