@@ -1,0 +1,56 @@
+"""EdgeLoRA: personalise a frozen model on the device where it runs.
+
+import edgelora as el
+
+model = el.Model.open("home.edgelora")
+el.train(model, "user-1", el.read_samples("user-1.jsonl", model.bundle.manifest.task))
+model.predict(["make it cosy"], adapter="user-1")
+"""
+
+from edgelora.adapter import Adapter, new_adapter
+from edgelora.bundle import Bundle
+from edgelora.check import check
+from edgelora.config import LoraConfig
+from edgelora.data import read_samples
+from edgelora.errors import (
+    AdapterError,
+    BundleError,
+    ConfigError,
+    ConversionError,
+    DataError,
+    EdgeLoraError,
+    StoreError,
+    TrainingError,
+)
+from edgelora.runtime import Model
+from edgelora.session import SessionSettings
+from edgelora.store import AdapterStore
+from edgelora.trainer import Trainer, TrainingConfig, evaluate
+from edgelora.training import TrainingReport, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adapter",
+    "AdapterError",
+    "AdapterStore",
+    "Bundle",
+    "BundleError",
+    "ConfigError",
+    "ConversionError",
+    "DataError",
+    "EdgeLoraError",
+    "LoraConfig",
+    "Model",
+    "SessionSettings",
+    "StoreError",
+    "Trainer",
+    "TrainingConfig",
+    "TrainingError",
+    "TrainingReport",
+    "check",
+    "evaluate",
+    "new_adapter",
+    "read_samples",
+    "train",
+]

@@ -163,9 +163,7 @@ def check_point(bundle: Bundle, point: InsertionPoint, inputs: Feeds, rng: np.ra
     names = [f"grad.{point.input_a}", f"grad.{point.input_b}"]
     if point.id not in graph.points:
         return PointVerdict(point.id, 0.0, 0.0, 0.0, True)
-    grads = bundle.graph(graph.file).run(
-        {**base, **cotangents, point.input_a: a, point.input_b: b}, names
-    )
+    grads = bundle.graph(graph.file).run({**base, **cotangents, point.input_a: a, point.input_b: b}, names)
     parts = [grads[names[0]].astype(np.float64) * da, grads[names[1]].astype(np.float64) * db]
     analytic = float(sum(p.sum() for p in parts))
 

@@ -134,9 +134,7 @@ class TokenClassification:
     loss, metric, higher_is_better = "cross-entropy", "accuracy", True
     IGNORED = -100
 
-    def __init__(
-        self, data: Inputs, labels: Sequence[NDArray[np.int64]], class_weights: Floats | None = None
-    ) -> None:
+    def __init__(self, data: Inputs, labels: Sequence[NDArray[np.int64]], class_weights: Floats | None = None) -> None:
         self.data, self.labels, self.class_weights = data, labels, class_weights
 
     def __len__(self) -> int:
@@ -243,9 +241,7 @@ def stack(parts: Sequence[Feeds]) -> Feeds:
     for name in parts[0]:
         arrays = [part[name] for part in parts]
         widest = [max(a.shape[axis] for a in arrays) for axis in range(1, arrays[0].ndim)]
-        padded = [
-            np.pad(a, [(0, 0), *((0, w - s) for w, s in zip(widest, a.shape[1:], strict=True))]) for a in arrays
-        ]
+        padded = [np.pad(a, [(0, 0), *((0, w - s) for w, s in zip(widest, a.shape[1:], strict=True))]) for a in arrays]
         joined[name] = np.concatenate(padded)
     return joined
 

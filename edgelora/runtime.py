@@ -54,9 +54,7 @@ class Model:
             self.encoder = TextEncoder(bundle.path, preprocessing, [spec.name for spec in bundle.manifest.inputs])
 
     @classmethod
-    def open(
-        cls, path: str | Path, store: str | Path | None = None, settings: SessionSettings | None = None
-    ) -> Model:
+    def open(cls, path: str | Path, store: str | Path | None = None, settings: SessionSettings | None = None) -> Model:
         """Open a bundle and the adapter store beside it (`NAME.adapters`), or the one named.
 
         Raises:

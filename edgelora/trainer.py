@@ -120,9 +120,7 @@ class Trainer:
         )
         self.step_number = 0
         self._scales = {n: self._scale_of(n) for n in self.names}
-        self._absent = {
-            n: a for n, a in adapter.feeds(manifest).items() if n not in adapter.tensors
-        }
+        self._absent = {n: a for n, a in adapter.feeds(manifest).items() if n not in adapter.tensors}
         self._outputs = [*self.record.outputs, *(f"grad.{n}" for n in self.names)]
         steps = self.steps_per_epoch * config.num_train_epochs
         self.total_steps = steps if config.max_steps is None else min(steps, config.max_steps)

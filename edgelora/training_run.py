@@ -139,9 +139,7 @@ def with_flat(trainer: Trainer, flat: NDArray[np.float32]) -> Adapter:
     return adapter
 
 
-def store(
-    path: Path, trainer: Trainer, progress: Progress, best: NDArray[np.float32] | None, identity: str
-) -> None:
+def store(path: Path, trainer: Trainer, progress: Progress, best: NDArray[np.float32] | None, identity: str) -> None:
     """Write the state atomically: after a kill either this state or the one before is there."""
     arrays: dict[str, NDArray[Any]] = {_CURRENT: trainer.flat}
     arrays |= {f"{_OPTIMIZER}{name}": array for name, array in trainer.optimizer.state().items()}

@@ -125,7 +125,12 @@ def run_convert(options: argparse.Namespace) -> int:
         recipes = desktop("recipes")
         recipe = recipes.load_recipe(spec.removeprefix("recipe:"))
         spec = str(recipes.fetch(recipe, note))
-        defaults = {"task": recipe.task, "pooling": recipe.pooling, "target_modules": recipe.target_modules, "name": recipe.name}
+        defaults = {
+            "task": recipe.task,
+            "pooling": recipe.pooling,
+            "target_modules": recipe.target_modules,
+            "name": recipe.name,
+        }
     source = sources.open_source(spec, options.exporter, options.tokenizer)
     chosen = compiler.ConvertOptions(
         task=options.task or defaults.get("task", "sequence-classification"),
@@ -181,7 +186,11 @@ def run_points(options: argparse.Namespace) -> None:
         "parameters": total,
         "points": [{**dataclasses.asdict(p), "parameters": p.parameters(options.rank)} for p in manifest.points],
     }
-    emit(options, result, f"{text}\n\n{len(rows)} points, {total:,} parameters at rank {options.rank} ({share:.2f} % of the base)")
+    emit(
+        options,
+        result,
+        f"{text}\n\n{len(rows)} points, {total:,} parameters at rank {options.rank} ({share:.2f} % of the base)",
+    )
 
 
 def run_info(options: argparse.Namespace) -> None:
@@ -228,7 +237,14 @@ def run_check(options: argparse.Namespace) -> int:
         if missing:
             raise DataError(f"{options.inputs}: no array for {', '.join(sorted(missing))}")
         feeds = {s.name: feeds[s.name].astype(s.dtype) for s in bundle.manifest.inputs}
-        extra = [(feeds, desktop("compile").source_outputs(desktop("sources").open_source(options.source, options.exporter), bundle.manifest, feeds))]
+        extra = [
+            (
+                feeds,
+                desktop("compile").source_outputs(
+                    desktop("sources").open_source(options.source, options.exporter), bundle.manifest, feeds
+                ),
+            )
+        ]
     verdict = check(bundle, extra, lambda name: progress_line(f"checking {name}"))
     end_progress()
     store_verdict(bundle, verdict)
@@ -251,7 +267,9 @@ def run_bench(options: argparse.Namespace) -> None:
     """This device's figures."""
     from edgelora.bench import bench
 
-    figures = bench(options.bundle, settings_of(options), options.batch_size, options.length, options.rank, options.steps)
+    figures = bench(
+        options.bundle, settings_of(options), options.batch_size, options.length, options.rank, options.steps
+    )
     rows = [(name, value) for name, value in figures.items()]
     emit(options, figures, table(rows, ("figure", "value")))
 

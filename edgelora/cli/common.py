@@ -121,4 +121,6 @@ def desktop(name: str) -> Any:
     except ModuleNotFoundError as error:
         missing = error.name or ""
         extra = "torch" if missing.split(".")[0] in ("torch", "transformers") else "convert"
-        raise EdgeLoraError(f'this needs the desktop tools ({missing} is missing): pip install "edgelora[{extra}]"') from error
+        raise EdgeLoraError(
+            f'this needs the desktop tools ({missing} is missing): pip install "edgelora[{extra}]"'
+        ) from error

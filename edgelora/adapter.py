@@ -1,0 +1,331 @@
+"""An adapter: named tensors and their settings, in PEFT's layout on disk.
+
+In memory tensors have the graph's orientation, A `[in, r]`, B `[r, out]`; on disk PEFT's, lora_A
+`[r, in]`, lora_B `[out, r]`. `docs/adapter-format.md` specifies the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from edgelora.config import LoraConfig
+from edgelora.errors import AdapterError, ConfigError
+from edgelora.manifest import InsertionPoint, Manifest
+from edgelora.targets import select_points
+
+CONFIG_FILE, TENSORS_FILE, RECORD_FILE = "adapter_config.json", "adapter_model.safetensors", "edgelora.json"
+FORMAT, FORMAT_VERSION = "edgelora-adapter", (1, 0)
+_PREFIX = "base_model.model."
+_TASK_TYPES = {
+    "sequence-classification": "SEQ_CLS",
+    "regression": "SEQ_CLS",
+    "token-classification": "TOKEN_CLS",
+    "sentence-embedding": "FEATURE_EXTRACTION",
+    "feature-extraction": "FEATURE_EXTRACTION",
+}
+_JSON_LIMIT, _TENSORS_LIMIT = 16 << 20, 2 << 30
+_REGRESSION_OUTPUTS = 1
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One person's adapter.
+
+    `tensors` holds `{point}.lora_A` `[in, r]`, `{point}.lora_B` `[r, out]` (not scaled), and the head's
+    weight `[outputs, features]` and bias `[outputs]`. `training` is the record of the run that made it.
+    """
+
+    config: LoraConfig
+    tensors: Mapping[str, Floats]
+    base_digest: str
+    task: str
+    base_name: str = ""
+    labels: tuple[str, ...] | None = None
+    training: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The ids of the insertion points that the adapter joins."""
+        return tuple(name.removesuffix(".lora_A") for name in self.tensors if name.endswith(".lora_A"))
+
+    @property
+    def parameters(self) -> int:
+        """The number of values that the adapter holds."""
+        return sum(tensor.size for tensor in self.tensors.values())
+
+    def with_tensors(self, tensors: Mapping[str, Floats]) -> Adapter:
+        """The same adapter with other values."""
+        return replace(self, tensors=dict(tensors))
+
+    def feeds(self, manifest: Manifest) -> dict[str, Floats]:
+        """The graph inputs: B multiplied by the scale, rank 0 where a point has no adapter, the head if any."""
+        feeds: dict[str, Floats] = {}
+        for point in manifest.points:
+            if point.input_a in self.tensors:
+                feeds[point.input_a] = np.ascontiguousarray(self.tensors[point.input_a])
+                feeds[point.input_b] = self.tensors[point.input_b] * np.float32(self.config.scale(point.id))
+            else:
+                feeds[point.input_a] = np.zeros((point.in_features, 0), np.float32)
+                feeds[point.input_b] = np.zeros((0, point.out_features), np.float32)
+        for name in head_names(manifest):
+            if name in self.tensors:
+                feeds[name] = np.ascontiguousarray(self.tensors[name])
+        return feeds
+
+    def validate(self, manifest: Manifest) -> None:
+        """Check that the adapter belongs to this base and fits it.
+
+        Raises:
+            AdapterError: another base; or unknown points, wrong shapes, NaN: all are named.
+        """
+        if self.base_digest != manifest.base_digest:
+            raise AdapterError(
+                f"the adapter was trained against another base model (digest {self.base_digest[:12] or 'unknown'}…, this "
+                f"bundle's is {manifest.base_digest[:12]}…): open the bundle that it belongs to"
+            )
+        problems = [*self._shape_problems(manifest)]
+        problems += [f"{n} holds NaN or infinity" for n, t in self.tensors.items() if not np.isfinite(t).all()]
+        if problems:
+            raise AdapterError("the adapter does not fit this bundle:\n" + "\n".join(f"  {p}" for p in problems))
+
+    def _shape_problems(self, manifest: Manifest) -> list[str]:
+        expected = {p.input_a: (p.in_features, None) for p in manifest.points}
+        expected |= {p.input_b: (None, p.out_features) for p in manifest.points}
+        if manifest.head is not None:
+            outputs = len(self.labels) if self.labels is not None else None
+            expected |= {manifest.head.weight: (outputs, manifest.head.features), manifest.head.bias: (outputs,)}
+        problems: list[str] = []
+        for name, tensor in self.tensors.items():
+            if name not in expected:
+                problems.append(f"{name} is no input of this bundle (`edgelora points` lists its points)")
+                continue
+            wanted = expected[name]
+            if len(wanted) != tensor.ndim or any(
+                w is not None and w != s for w, s in zip(wanted, tensor.shape, strict=True)
+            ):
+                shape = ["r" if w is None else w for w in wanted]
+                problems.append(f"{name} has shape {list(tensor.shape)} where {shape} is expected")
+        for point in self.points:
+            a, b = self.tensors[f"{point}.lora_A"], self.tensors.get(f"{point}.lora_B")
+            if b is None:
+                problems.append(f"{point} has lora_A and no lora_B")
+            elif a.ndim == b.ndim == 2 and a.shape[1] != b.shape[0]:
+                problems.append(f"{point}: lora_A has rank {a.shape[1]}, lora_B {b.shape[0]}")
+            elif a.ndim == 2 and a.shape[1] != self.config.rank(point):
+                problems.append(f"{point} has rank {a.shape[1]} where its settings say {self.config.rank(point)}")
+        return problems
+
+
+def head_names(manifest: Manifest) -> tuple[str, ...]:
+    """The names of the head's tensors, none if the task has no head."""
+    return () if manifest.head is None else (manifest.head.weight, manifest.head.bias)
+
+
+def new_adapter(
+    manifest: Manifest,
+    config: LoraConfig,
+    labels: tuple[str, ...] | None = None,
+    outputs: int | None = None,
+    rng: np.random.Generator | None = None,
+) -> Adapter:
+    """A fresh adapter: A uniform in ±1/√in (PEFT's Kaiming initialisation), B zero; head N(0, 0.02), bias zero.
+
+    The head has a row per label, or `outputs` rows.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or the task needs labels and none are given.
+    """
+    rng = np.random.default_rng(0) if rng is None else rng
+    tensors: dict[str, Floats] = {}
+    for point in select_points(manifest.points, config):
+        tensors |= _fresh(point, config.rank(point.id), rng)
+    if manifest.head is not None:
+        rows = len(labels) if labels is not None else outputs
+        if not rows:
+            raise ConfigError("a new head needs its labels, or its number of outputs")
+        weight = rng.standard_normal((rows, manifest.head.features)).astype(np.float32) * np.float32(0.02)
+        tensors |= {manifest.head.weight: weight, manifest.head.bias: np.zeros(rows, np.float32)}
+        config = replace(config, modules_to_save=(manifest.head.name,))
+    return Adapter(config, tensors, manifest.base_digest, manifest.task, manifest.name, labels)
+
+
+def _fresh(point: InsertionPoint, rank: int, rng: np.random.Generator) -> dict[str, Floats]:
+    bound = 1.0 / point.in_features**0.5
+    a = rng.uniform(-bound, bound, (point.in_features, rank)).astype(np.float32)
+    return {point.input_a: a, point.input_b: np.zeros((rank, point.out_features), np.float32)}
+
+
+def to_files(adapter: Adapter) -> dict[str, bytes]:
+    """The adapter's files by name; equal adapters give equal bytes."""
+    tensors = {_disk_name(name): _on_disk(name, adapter.tensors[name]) for name in sorted(adapter.tensors)}
+    content = save(tensors)
+    targets = list(adapter.points)
+    config = adapter.config.to_peft(_TASK_TYPES.get(adapter.task), adapter.base_name) | {"target_modules": targets}
+    record = {
+        "format": FORMAT,
+        "format_version": ".".join(map(str, FORMAT_VERSION)),
+        "base_digest": adapter.base_digest,
+        "base_name": adapter.base_name,
+        "task": adapter.task,
+        "labels": adapter.labels,
+        "lora": adapter.config.to_dict(),
+        "training": dict(adapter.training),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    return {CONFIG_FILE: _json(config), RECORD_FILE: _json(record), TENSORS_FILE: content}
+
+
+def write_adapter(adapter: Adapter, folder: Path) -> None:
+    """Write the adapter's files into `folder`, which PEFT's `from_pretrained` reads.
+
+    Raises:
+        AdapterError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in to_files(adapter).items():
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        raise AdapterError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def read_adapter(folder: Path, manifest: Manifest | None = None, accept_base: bool = False) -> Adapter:
+    """Read an adapter's folder, ours or PEFT's own.
+
+    PEFT does not record its base's digest: `accept_base` says that it was trained on `manifest`'s base.
+
+    Raises:
+        AdapterError: a file is missing, damaged, or says what cannot be represented.
+    """
+    config_body = _read_json(folder / CONFIG_FILE)
+    content = _read_bytes(folder / TENSORS_FILE, _TENSORS_LIMIT)
+    tensors = _parse_tensors(content, folder / TENSORS_FILE)
+    config = LoraConfig.from_peft(config_body, str(folder / CONFIG_FILE))
+    if (folder / RECORD_FILE).exists():
+        return _with_record(config, tensors, content, folder)
+    if manifest is None or not accept_base:
+        raise AdapterError(
+            f"{folder}: the adapter does not say which base it belongs to (no {RECORD_FILE}); if it is this bundle's, "
+            "say so with --accept-base"
+        )
+    return Adapter(config, tensors, manifest.base_digest, manifest.task, manifest.name)
+
+
+def _with_record(config: LoraConfig, tensors: dict[str, Floats], content: bytes, folder: Path) -> Adapter:
+    path = folder / RECORD_FILE
+    record = _read_json(path)
+    if record.get("format") != FORMAT or str(record.get("format_version", "")).split(".")[0] != str(FORMAT_VERSION[0]):
+        raise AdapterError(
+            f"{path}: format {record.get('format')} {record.get('format_version')} is not known to this runtime"
+        )
+    if record.get("sha256") != hashlib.sha256(content).hexdigest():
+        raise AdapterError(f"{folder / TENSORS_FILE}: does not have the sha256 that {RECORD_FILE} gives: it is damaged")
+    labels = record.get("labels")
+    valid = (
+        all(isinstance(record.get(k), str) for k in ("base_digest", "base_name", "task"))
+        and isinstance(record.get("training"), dict)
+        and (labels is None or (isinstance(labels, list) and all(isinstance(x, str) for x in labels)))  # pyright: ignore[reportUnknownVariableType]
+        and isinstance(record.get("lora"), dict)
+    )
+    if not valid:
+        raise AdapterError(f"{path}: a field is missing or malformed")
+    named = LoraConfig.from_peft({"peft_type": "LORA", **record["lora"]}, str(path))
+    same = (named.r, named.lora_alpha, named.rank_pattern, named.alpha_pattern, named.use_rslora)
+    if same != (config.r, config.lora_alpha, config.rank_pattern, config.alpha_pattern, config.use_rslora):
+        raise AdapterError(f"{path}: disagrees with {CONFIG_FILE} on rank or alpha")
+    return Adapter(
+        named,
+        tensors,
+        record["base_digest"],
+        record["task"],
+        record["base_name"],
+        None if labels is None else tuple(labels),
+        record["training"],
+    )
+
+
+def _parse_tensors(content: bytes, path: Path) -> dict[str, Floats]:
+    try:
+        entries = safetensors.deserialize(content)
+    except (safetensors.SafetensorError, ValueError, OverflowError) as error:
+        raise AdapterError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
+    tensors: dict[str, Floats] = {}
+    problems: list[str] = []
+    for key, entry in entries:
+        name = _graph_name(key)
+        array = _float32(entry["dtype"], entry["data"])
+        if name is None:
+            problems.append(f"{key} is not a tensor that this runtime knows")
+        elif array is None:
+            problems.append(f"{key} has type {entry['dtype']}; F32, F16 and BF16 are read")
+        else:
+            tensors[name] = _on_disk(name, array.reshape(entry["shape"]))
+    if problems:
+        raise AdapterError(f"{path}: " + "; ".join(problems))
+    return tensors
+
+
+def _float32(dtype: str, data: bytes | bytearray) -> Floats | None:
+    if dtype == "F32":
+        return np.frombuffer(data, "<f4").astype(np.float32)
+    if dtype == "F16":
+        return np.frombuffer(data, "<f2").astype(np.float32)
+    if dtype == "BF16":
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    return None
+
+
+def _disk_name(name: str) -> str:
+    return f"{_PREFIX}{name}.weight" if name.endswith((".lora_A", ".lora_B")) else _PREFIX + name
+
+
+def _graph_name(key: str) -> str | None:
+    if not key.startswith(_PREFIX):
+        return None
+    name = key.removeprefix(_PREFIX)
+    for part in (".lora_A", ".lora_B"):
+        if name.endswith(f"{part}.weight"):
+            return name.removesuffix(".weight")
+    head = name.replace(".modules_to_save.", ".")
+    return head if head.endswith((".weight", ".bias")) and head.count(".") == 1 else None
+
+
+def _on_disk(name: str, tensor: Floats) -> Floats:
+    """A and B are transposed between graph and disk, the head is not."""
+    transposed = name.endswith((".lora_A", ".lora_B")) and tensor.ndim == 2
+    return np.ascontiguousarray(tensor.T if transposed else tensor, np.float32)
+
+
+def _json(body: Mapping[str, Any]) -> bytes:
+    return (json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(_read_bytes(path, _JSON_LIMIT).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(body, dict):
+        raise AdapterError(f"{path}: not a JSON object")
+    return body  # pyright: ignore[reportUnknownVariableType]
+
+
+def _read_bytes(path: Path, limit: int) -> bytes:
+    try:
+        if path.stat().st_size > limit:
+            raise AdapterError(f"{path}: larger than any adapter ({path.stat().st_size:,} bytes)")
+        return path.read_bytes()
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read ({error.strerror or error})") from error

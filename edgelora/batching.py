@@ -1,0 +1,29 @@
+"""The order of an epoch: shuffled from (seed, epoch), with batches of similar length."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+MEGABATCH = 16  # batches that are sorted together; the rest of the order stays random
+
+
+def epoch_batches(
+    lengths: NDArray[np.int64], batch_size: int, seed: int, epoch: int, by_length: bool
+) -> list[NDArray[np.int64]]:
+    """Every row once, in batches of `batch_size` (the last may be smaller).
+
+    With `by_length`, rows are shuffled, cut into mega-batches, sorted by length within each and cut into
+    batches, and the batches are shuffled: little padding, and another composition every epoch.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    if not by_length:
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches: list[NDArray[np.int64]] = []
+    span = batch_size * MEGABATCH
+    for start in range(0, len(order), span):
+        part = order[start : start + span]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]

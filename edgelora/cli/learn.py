@@ -1,0 +1,214 @@
+"""The verb that learns: train."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+
+from edgelora.cli.base import patterns
+from edgelora.cli.common import (
+    Verbs,
+    add_bundle,
+    add_verb,
+    emit,
+    end_progress,
+    note,
+    open_model,
+    progress_line,
+    table,
+)
+from edgelora.config import LoraConfig
+from edgelora.data import read_samples, split
+from edgelora.manifest import Manifest
+from edgelora.trainer import OPTIMIZERS, StepResult, TrainingConfig
+from edgelora.training import TrainingReport, train
+from edgelora.training_run import Progress
+
+_LORA_OPTIONS = (
+    "rank",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "rslora",
+)
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Register the verb."""
+    parser = add_verb(
+        verbs,
+        "train",
+        run_train,
+        "Train a person's adapter, or train it further. Killed at any moment, the same command continues.",
+        "edgelora train home.edgelora --adapter user-1 --data user-1.jsonl --validation-split 0.1",
+    )
+    add_bundle(parser)
+    parser.add_argument("--adapter", required=True, metavar="NAME", help="whose adapter: a user id")
+    parser.add_argument("--data", required=True, metavar="FILE", help="CSV or JSONL; - reads standard input")
+    parser.add_argument("--format", choices=("csv", "jsonl"), help="of standard input or an unusual file name")
+    parser.add_argument("--validation", metavar="FILE", help="held-out samples: the best epoch is kept")
+    parser.add_argument(
+        "--validation-split", type=float, default=0.0, metavar="SHARE", help="hold out this share instead"
+    )
+    parser.add_argument("--restart", action="store_true", help="begin from a fresh adapter")
+    parser.add_argument("--again", action="store_true", help="train further although this very run is done")
+
+    lora = parser.add_argument_group("adapter (PEFT's names; for a new adapter)")
+    lora.add_argument("--rank", "-r", type=int, help="rank of every point (8)")
+    lora.add_argument("--lora-alpha", type=float, help="scale = alpha/rank (2 × rank)")
+    lora.add_argument("--lora-dropout", type=float, help="dropout on the adapters' inputs (0)")
+    lora.add_argument("--target-modules", nargs="+", metavar="PATTERN", help="of the bundle's points (all)")
+    lora.add_argument("--exclude-modules", nargs="+", metavar="PATTERN")
+    lora.add_argument("--layers-to-transform", nargs="+", type=int, metavar="LAYER")
+    lora.add_argument("--rslora", action="store_true", default=None, help="scale = alpha/√rank")
+
+    defaults = TrainingConfig()
+    run = parser.add_argument_group("training")
+    run.add_argument("--epochs", type=int, default=defaults.num_train_epochs, help=f"({defaults.num_train_epochs})")
+    run.add_argument("--max-steps", type=int, help="stop after this many updates")
+    run.add_argument("--batch-size", type=int, default=defaults.batch_size, help=f"({defaults.batch_size})")
+    run.add_argument("--micro-batch-size", type=int, help="split batches; the same result in less memory")
+    run.add_argument(
+        "--learning-rate", "--lr", type=float, default=defaults.learning_rate, help=f"({defaults.learning_rate})"
+    )
+    run.add_argument("--optim", choices=OPTIMIZERS, default=defaults.optim)
+    run.add_argument("--weight-decay", type=float, default=defaults.weight_decay)
+    run.add_argument("--momentum", type=float, default=defaults.momentum, help="of sgd (0.9)")
+    run.add_argument("--schedule", default=defaults.lr_scheduler_type, help="linear (default), cosine or constant")
+    run.add_argument("--warmup-steps", type=int, default=0)
+    run.add_argument("--warmup-ratio", type=float, default=0.0)
+    run.add_argument("--max-grad-norm", type=float, default=defaults.max_grad_norm, help="clipping; 0 turns it off (1)")
+    run.add_argument("--class-weight", choices=("balanced",), help="weigh rare classes up")
+    run.add_argument("--loss", help="of the bundle's losses (the task's first)")
+    run.add_argument("--temperature", type=float, default=defaults.temperature, help="of the contrastive loss (0.05)")
+    run.add_argument("--margin", type=float, default=defaults.margin, help="of the triplet loss (0.5)")
+    run.add_argument(
+        "--patience", type=int, metavar="EPOCHS", help="stop after so many epochs without a better validation"
+    )
+    run.add_argument("--no-group-by-length", action="store_true", help="mix lengths within a batch (more padding)")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument(
+        "--save-steps",
+        type=int,
+        default=defaults.save_steps,
+        help=f"write the state every so many steps ({defaults.save_steps})",
+    )
+
+
+def run_train(options: argparse.Namespace) -> None:
+    """Train and report."""
+    config = training_config(options)
+    model = open_model(options)
+    task = model.bundle.manifest.task
+    samples = read_samples(options.data, task, options.format)
+    held_out = read_samples(options.validation, task) if options.validation else None
+    if held_out is None and options.validation_split:
+        samples, held_out = split(samples, options.validation_split, np.random.default_rng(options.seed))
+    lora = lora_config(options, model.bundle.manifest)
+    started = time.monotonic()
+    show = _Progress(options.json, config, len(samples))
+    report = train(model, options.adapter, samples, held_out, lora, config, options.restart, options.again, show)
+    end_progress()
+    emit(options, report.to_dict(), report_text(report, len(samples), time.monotonic() - started))
+
+
+def training_config(options: argparse.Namespace) -> TrainingConfig:
+    """The training settings from the options."""
+    return TrainingConfig(
+        num_train_epochs=options.epochs,
+        max_steps=options.max_steps,
+        batch_size=options.batch_size,
+        micro_batch_size=options.micro_batch_size,
+        learning_rate=options.learning_rate,
+        optim=options.optim,
+        weight_decay=options.weight_decay,
+        momentum=options.momentum,
+        lr_scheduler_type=options.schedule,
+        warmup_steps=options.warmup_steps,
+        warmup_ratio=options.warmup_ratio,
+        max_grad_norm=options.max_grad_norm,
+        class_weight=options.class_weight,
+        group_by_length=not options.no_group_by_length,
+        early_stopping_patience=options.patience,
+        loss=options.loss,
+        temperature=options.temperature,
+        margin=options.margin,
+        seed=options.seed,
+        save_steps=options.save_steps,
+    )
+
+
+def lora_config(options: argparse.Namespace, manifest: Manifest) -> LoraConfig | None:
+    """The adapter's settings if any was given, else None: the existing adapter's, or the defaults."""
+    if all(getattr(options, name) is None for name in _LORA_OPTIONS):
+        return None
+    rank = 8 if options.rank is None else options.rank
+    return LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if options.lora_alpha is None else options.lora_alpha,
+        lora_dropout=options.lora_dropout or 0.0,
+        target_modules=patterns(options.target_modules) or manifest.target_modules,
+        exclude_modules=patterns(options.exclude_modules),
+        layers_to_transform=tuple(options.layers_to_transform) if options.layers_to_transform else None,
+        use_rslora=bool(options.rslora),
+    )
+
+
+class _Progress:
+    """Shows steps on one line and a finished epoch on a line of its own."""
+
+    def __init__(self, quiet: bool, config: TrainingConfig, samples: int) -> None:
+        self.quiet = quiet
+        steps = -(-samples // config.batch_size) * config.num_train_epochs
+        self.total = min(steps, config.max_steps or steps)
+        self.epochs_shown = 0
+        self.started = time.monotonic()
+        self.first = 0
+
+    def __call__(self, step: StepResult, progress: Progress) -> None:
+        if not self.first:
+            self.first = step.step
+            self.epochs_shown = max(len(progress.history) - 1, 0)
+            if step.step > 1 and not self.quiet:
+                note(f"continuing at step {step.step} of {self.total}")
+        if self.quiet:
+            return
+        done = step.step - self.first + 1
+        left = (self.total - step.step) * (time.monotonic() - self.started) / done
+        if len(progress.history) > self.epochs_shown:
+            self.epochs_shown = len(progress.history)
+            end_progress()
+            entry = progress.history[-1]
+            parts = [
+                f"{name.replace('eval_', 'validation ')} {value:.4f}"
+                for name, value in entry.items()
+                if name != "epoch"
+            ]
+            note(f"epoch {int(entry['epoch']):3d}  step {step.step:5d}  " + "  ".join(parts))
+        progress_line(
+            f"step {step.step}/{self.total}  loss {step.loss:.4f}  lr {step.learning_rate:.2e}  {left:.0f} s left"
+        )
+
+
+def report_text(report: TrainingReport, samples: int, seconds: float) -> str:
+    """The report for people."""
+    if report.already_done:
+        return (
+            f"{report.adapter}: version {report.version} already holds this run ({report.steps} steps); nothing was "
+            "trained. --again trains further, --restart begins anew."
+        )
+    rows = [("samples", samples), ("steps", report.steps), ("trainable parameters", report.trainable_parameters)]
+    if report.labels:
+        rows.append(("classes", len(report.labels)))
+    if report.history:
+        last = report.history[-1]
+        rows += [(name.replace("_", " "), value) for name, value in last.items() if name != "epoch"]
+    if report.best_epoch is not None:
+        rows.append(("kept epoch", report.best_epoch))
+    rows.append(("seconds", seconds))
+    stopped = " (stopped early)" if report.stopped_early else ""
+    return f"{report.adapter}: version {report.version} saved{stopped}\n" + table(rows, ("", ""))

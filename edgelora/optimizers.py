@@ -1,0 +1,126 @@
+"""SGD and AdamW over named arrays, in place: torch's updates, to the last rounding that matters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Named = Mapping[str, Floats]
+
+
+class Optimizer(Protocol):
+    """`step` updates `parameters` in place; `state` and `load_state` carry everything that it remembers."""
+
+    def step(self, parameters: Named, gradients: Named, learning_rate: float) -> None: ...
+
+    def state(self) -> dict[str, NDArray[np.generic]]: ...
+
+    def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None: ...
+
+
+@dataclass
+class SGD:
+    """θ ← θ − η·v, v ← μ·v + g + λ·θ (torch.optim.SGD)."""
+
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    _velocity: dict[str, Floats] = field(default_factory=dict[str, Floats], repr=False)
+
+    def step(self, parameters: Named, gradients: Named, learning_rate: float) -> None:
+        for name, theta in parameters.items():
+            g = gradients[name]
+            if self.weight_decay:
+                g = g + np.float32(self.weight_decay) * theta
+            if self.momentum:
+                if name in self._velocity:
+                    v = self._velocity[name]
+                    v *= np.float32(self.momentum)
+                    v += g
+                else:
+                    v = self._velocity[name] = g.copy()
+                g = g + np.float32(self.momentum) * v if self.nesterov else v
+            theta -= np.float32(learning_rate) * g
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        return {f"velocity.{name}": v for name, v in self._velocity.items()}
+
+    def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        self._velocity = {k.removeprefix("velocity."): v.astype(np.float32) for k, v in state.items()}
+
+
+@dataclass
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101; torch.optim.AdamW).
+
+    θ ← θ·(1 − η·λ) − η·m̂/(√v̂ + ε), m ← β₁·m + (1−β₁)·g, v ← β₂·v + (1−β₂)·g², hats corrected for bias.
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    _first: dict[str, Floats] = field(default_factory=dict[str, Floats], repr=False)
+    _second: dict[str, Floats] = field(default_factory=dict[str, Floats], repr=False)
+    _scratch: dict[str, tuple[Floats, Floats]] = field(default_factory=dict[str, "tuple[Floats, Floats]"], repr=False)
+    _steps: int = 0
+
+    def step(self, parameters: Named, gradients: Named, learning_rate: float) -> None:
+        self._steps += 1
+        beta1, beta2 = self.betas
+        correction1 = 1.0 - beta1**self._steps
+        correction2 = 1.0 - beta2**self._steps
+        for name, theta in parameters.items():
+            g = gradients[name]
+            if name not in self._first:
+                self._first[name], self._second[name] = np.zeros_like(theta), np.zeros_like(theta)
+            if name not in self._scratch:
+                self._scratch[name] = (np.empty_like(theta), np.empty_like(theta))
+            m, v = self._first[name], self._second[name]
+            update, denominator = self._scratch[name]
+            if self.weight_decay:
+                theta *= np.float32(1.0 - learning_rate * self.weight_decay)
+            np.subtract(g, m, out=update)
+            update *= np.float32(1.0 - beta1)
+            m += update
+            v *= np.float32(beta2)
+            np.multiply(g, g, out=update)
+            update *= np.float32(1.0 - beta2)
+            v += update
+            np.sqrt(v, out=denominator)
+            denominator /= np.float32(correction2**0.5)
+            denominator += np.float32(self.eps)
+            np.divide(m, denominator, out=update)
+            update *= np.float32(learning_rate / correction1)
+            theta -= update
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        state: dict[str, NDArray[np.generic]] = {"steps": np.asarray([self._steps], np.int64)}
+        state |= {f"first.{name}": m for name, m in self._first.items()}
+        return state | {f"second.{name}": v for name, v in self._second.items()}
+
+    def load_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        self._steps = int(state["steps"][0])
+        self._first = {
+            k.removeprefix("first."): v.astype(np.float32) for k, v in state.items() if k.startswith("first.")
+        }
+        self._second = {
+            k.removeprefix("second."): v.astype(np.float32) for k, v in state.items() if k.startswith("second.")
+        }
+
+
+def clip_by_global_norm(gradients: Named, max_norm: float) -> float:
+    """Scale the gradients so that their joint L2 norm is at most `max_norm`; returns the norm before.
+
+    torch.nn.utils.clip_grad_norm_: the factor is max_norm/(norm + 1e-6), applied when below 1.
+    """
+    norm = float(np.sqrt(sum(float(np.dot(g.ravel(), g.ravel())) for g in gradients.values())))
+    factor = max_norm / (norm + 1e-6)
+    if factor < 1.0:
+        for g in gradients.values():
+            g *= np.float32(factor)
+    return norm

@@ -1,0 +1,83 @@
+"""Name patterns -> insertion points, by PEFT's rules (`peft.tuners.tuners_utils.check_target_module_exists`)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from edgelora.config import LoraConfig, Patterns
+from edgelora.errors import ConfigError
+from edgelora.manifest import InsertionPoint
+
+ALL_LINEAR = "all-linear"
+_NEAREST = 3
+
+
+def select_points(points: Sequence[InsertionPoint], config: LoraConfig) -> tuple[InsertionPoint, ...]:
+    """The points that the settings name, in their order. An empty `target_modules` selects none.
+
+    Raises:
+        ConfigError: a pattern that matches nothing (each with the nearest names), or nothing left at all.
+    """
+    ids = [point.id for point in points]
+    targets = ALL_LINEAR if config.target_modules is None else config.target_modules
+    problems = [
+        *_unmatched("target_modules", targets, ids),
+        *_unmatched("exclude_modules", config.exclude_modules, ids),
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    chosen = tuple(
+        p
+        for p in points
+        if matches(targets, p.id) and not matches(config.exclude_modules, p.id) and _in_layers(config, targets, p.id)
+    )
+    if not chosen and targets != ():
+        raise ConfigError("exclude_modules and layers_to_transform leave no insertion point")
+    return chosen
+
+
+def matches(patterns: Patterns, point_id: str) -> bool:
+    """Whether the id is named: by itself or a dotted suffix, by the whole regular expression, or by all-linear."""
+    if patterns is None:
+        return False
+    if isinstance(patterns, str):
+        return patterns == ALL_LINEAR or re.fullmatch(patterns, point_id) is not None
+    return any(point_id == name or point_id.endswith(f".{name}") for name in patterns)
+
+
+def _in_layers(config: LoraConfig, targets: Patterns, point_id: str) -> bool:
+    layers = config.layers_to_transform
+    if layers is None or layers == () or isinstance(targets, str):
+        return True
+    pattern = config.layers_pattern
+    names = (pattern,) if isinstance(pattern, str) else pattern
+    expressions = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in names] if names else [r".*?\.[^.]*\.(\d+)\."]
+    found = next((m for e in expressions if (m := re.match(e, point_id))), None)
+    if found is None:
+        return False
+    return int(found[1]) in ((layers,) if isinstance(layers, int) else layers)
+
+
+def _unmatched(setting: str, patterns: Patterns, ids: Sequence[str]) -> list[str]:
+    """A line for each pattern that names no point."""
+    if patterns is None or patterns == ALL_LINEAR:
+        return []
+    each = (patterns,) if isinstance(patterns, str) else patterns
+    lines: list[str] = []
+    for pattern in each:
+        if not any(matches(patterns if isinstance(patterns, str) else (pattern,), point_id) for point_id in ids):
+            near = nearest(pattern, ids)
+            hint = f"; the nearest names are {', '.join(near)}" if near else "; `edgelora points` lists the names"
+            lines.append(f"{setting}: {pattern!r} matches no insertion point{hint}")
+    return lines
+
+
+def nearest(pattern: str, ids: Sequence[str]) -> list[str]:
+    """The ids' suffixes that are most like `pattern`."""
+    suffixes: dict[str, None] = {}
+    for point_id in ids:
+        parts = point_id.split(".")
+        suffixes.update((".".join(parts[i:]), None) for i in range(len(parts) - 1, -1, -1))
+    return difflib.get_close_matches(pattern, list(suffixes), _NEAREST, cutoff=0.4)
