@@ -120,17 +120,18 @@ def chosen_lora(manifest: Manifest, current: Adapter | None, asked: LoraConfig |
     Raises:
         ConfigError: what is asked for differs from the adapter that exists.
     """
-    default = LoraConfig(r=8, lora_alpha=16, target_modules=manifest.target_modules)
+    default = LoraConfig(r=8, lora_alpha=16)
     if current is None:
         return asked or default
-    if asked is not None and asked.to_dict() != current.config.to_dict():
-        theirs, ours = current.config.to_dict(), asked.to_dict()
+    existing = replace(current.config, modules_to_save=None)  # the head is the task's, not a setting
+    if asked is not None and asked != existing:
+        theirs, ours = existing.to_dict(), asked.to_dict()
         differing = [f"{k} {theirs.get(k)} against {v}" for k, v in ours.items() if theirs.get(k) != v]
         raise ConfigError(
             f"the adapter exists with other settings ({'; '.join(differing)}): leave them out to train it further, "
             "or add --restart to begin anew"
         )
-    return current.config
+    return existing
 
 
 def starting_adapter(

@@ -21,7 +21,6 @@ from edgelora.cli.common import (
 )
 from edgelora.config import LoraConfig
 from edgelora.data import read_samples, split
-from edgelora.manifest import Manifest
 from edgelora.trainer import OPTIMIZERS, StepResult, TrainingConfig
 from edgelora.training import TrainingReport, train
 from edgelora.training_run import Progress
@@ -108,7 +107,7 @@ def run_train(options: argparse.Namespace) -> None:
     held_out = read_samples(options.validation, task) if options.validation else None
     if held_out is None and options.validation_split:
         samples, held_out = split(samples, options.validation_split, np.random.default_rng(options.seed))
-    lora = lora_config(options, model.bundle.manifest)
+    lora = lora_config(options)
     started = time.monotonic()
     show = _Progress(options.json, config, len(samples))
     report = train(model, options.adapter, samples, held_out, lora, config, options.restart, options.again, show)
@@ -142,7 +141,7 @@ def training_config(options: argparse.Namespace) -> TrainingConfig:
     )
 
 
-def lora_config(options: argparse.Namespace, manifest: Manifest) -> LoraConfig | None:
+def lora_config(options: argparse.Namespace) -> LoraConfig | None:
     """The adapter's settings if any was given, else None: the existing adapter's, or the defaults."""
     if all(getattr(options, name) is None for name in _LORA_OPTIONS):
         return None
@@ -151,7 +150,7 @@ def lora_config(options: argparse.Namespace, manifest: Manifest) -> LoraConfig |
         r=rank,
         lora_alpha=2 * rank if options.lora_alpha is None else options.lora_alpha,
         lora_dropout=options.lora_dropout or 0.0,
-        target_modules=patterns(options.target_modules) or manifest.target_modules,
+        target_modules=patterns(options.target_modules),
         exclude_modules=patterns(options.exclude_modules),
         layers_to_transform=tuple(options.layers_to_transform) if options.layers_to_transform else None,
         use_rslora=bool(options.rslora),
@@ -205,10 +204,8 @@ def report_text(report: TrainingReport, samples: int, seconds: float) -> str:
     if report.labels:
         rows.append(("classes", len(report.labels)))
     if report.history:
-        last = report.history[-1]
-        rows += [(name.replace("_", " "), value) for name, value in last.items() if name != "epoch"]
-    if report.best_epoch is not None:
-        rows.append(("kept epoch", report.best_epoch))
+        kept = report.history[(report.best_epoch or len(report.history)) - 1]
+        rows += [(name.replace("eval_", "validation ").replace("_", " "), value) for name, value in kept.items()]
     rows.append(("seconds", seconds))
     stopped = " (stopped early)" if report.stopped_early else ""
     return f"{report.adapter}: version {report.version} saved{stopped}\n" + table(rows, ("", ""))

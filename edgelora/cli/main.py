@@ -36,7 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 (a check failed), 2 (an error of the user's)."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "texts")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes no texts once an option has come between them and BUNDLE
+        options.texts = [*options.texts, *rest]
     try:
         return int(options.run(options) or 0)
     except EdgeLoraError as error:

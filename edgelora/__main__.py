@@ -1,0 +1,7 @@
+"""`python -m edgelora`."""
+
+import sys
+
+from edgelora.cli import main
+
+sys.exit(main())
