@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 from edgelora.errors import AdapterError, ConfigError
 
 Patterns = tuple[str, ...] | str | None
 
-# What PEFT 0.21 may say that changes the adapter's arithmetic and that this format does not hold.
+MAX_RANK = 1 << 16
+
+# What PEFT 0.21 may say that changes the adapter's arithmetic and that this format does not hold, with
+# its neutral value.
 _REFUSED: dict[str, Any] = {
     "use_dora": False,
     "bias": "none",
@@ -28,6 +32,31 @@ _REFUSED: dict[str, Any] = {
     "monteclora_config": None,
     "megatron_config": None,
 }
+# What does not enter the arithmetic of a trained adapter. fan_in_fan_out says how the base stores its
+# weight (GPT-2's Conv1D); A and B have the same orientation either way.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "loftq_config",
+        "lora_ga_config",
+        "megatron_core",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+        "task_type",
+    }
+)
+# Initialisations that also change the base's weights: the adapter is meant for that base, not for this one.
+_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 
 
 @dataclass(frozen=True)
@@ -35,7 +64,11 @@ class LoraConfig:
     """Settings of a LoRA adapter (peft.LoraConfig; the paper is arXiv:2106.09685).
 
     `target_modules` is a tuple of names (an id, or its dotted suffix), a regular expression as a
-    string, or "all-linear". `rank_pattern` and `alpha_pattern` map patterns of ids to other values.
+    string, "all-linear", or None for every insertion point. `rank_pattern` and `alpha_pattern` map
+    patterns of ids to other values. `layers_to_transform` keeps the layers of these indices.
+
+    Raises:
+        ConfigError: values out of range or of another type; all are named.
     """
 
     r: int = 8
@@ -51,37 +84,33 @@ class LoraConfig:
     modules_to_save: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        ranks = [self.r, *self.rank_pattern.values()]
         problems = [
-            text
-            for wrong, text in (
-                (
-                    any(not isinstance(r, int) or r < 1 for r in ranks),
-                    f"ranks must be whole numbers from 1, not {ranks}",
-                ),
-                (self.lora_alpha <= 0, f"lora_alpha must be above 0, not {self.lora_alpha}"),
-                (any(a <= 0 for a in self.alpha_pattern.values()), "alpha_pattern holds a value that is not above 0"),
-                (not 0 <= self.lora_dropout < 1, f"lora_dropout must be in [0, 1), not {self.lora_dropout}"),
-            )
-            if wrong
+            *_rank_problems("r", self.r),
+            *_alpha_problems("lora_alpha", self.lora_alpha),
+            *_map_problems("rank_pattern", self.rank_pattern, _rank_problems),
+            *_map_problems("alpha_pattern", self.alpha_pattern, _alpha_problems),
+            *_pattern_problems("target_modules", self.target_modules),
+            *_pattern_problems("exclude_modules", self.exclude_modules),
+            *_layer_problems(self),
         ]
-        for pattern in (*self.rank_pattern, *self.alpha_pattern):
-            problems += _regex_problem(pattern)
-        for value in (self.target_modules, self.exclude_modules):
-            if isinstance(value, str):
-                problems += _regex_problem(value)
+        if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
+            problems.append(f"lora_dropout must be in [0, 1), not {self.lora_dropout!r}")
+        if not isinstance(cast(object, self.use_rslora), bool):
+            problems.append(f"use_rslora must be true or false, not {self.use_rslora!r}")
+        if self.modules_to_save is not None and not _are_names(self.modules_to_save):
+            problems.append(f"modules_to_save must be a tuple of names, not {self.modules_to_save!r}")
         if problems:
             raise ConfigError("; ".join(problems))
 
     def rank(self, point_id: str) -> int:
         """The rank at a point: `rank_pattern`'s first matching entry, else `r`."""
-        return int(self.rank_pattern.get(_pattern_key(self.rank_pattern, point_id), self.r))
+        return self.rank_pattern.get(_pattern_key(self.rank_pattern, point_id), self.r)
 
     def scale(self, point_id: str) -> float:
         """What the low-rank product is multiplied by: alpha/r, or alpha/√r for rsLoRA (arXiv:2312.03732)."""
         alpha = float(self.alpha_pattern.get(_pattern_key(self.alpha_pattern, point_id), self.lora_alpha))
         rank = self.rank(point_id)
-        return alpha / rank**0.5 if self.use_rslora else alpha / rank
+        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping of these settings."""
@@ -103,23 +132,31 @@ class LoraConfig:
 
     @classmethod
     def from_peft(cls, body: Mapping[str, Any], where: str) -> LoraConfig:
-        """Read PEFT's `adapter_config.json`.
+        """Read PEFT's `adapter_config.json`; `where` names the file in errors.
 
         Raises:
             AdapterError: another method than LoRA, or a setting that cannot be represented; all are named.
         """
         if body.get("peft_type") != "LORA":
             raise AdapterError(f"{where}: peft_type is {body.get('peft_type')!r}; this runtime loads LORA")
-        refused = [
-            f"{k}={body[k]!r}" for k, neutral in _REFUSED.items() if body.get(k, neutral) not in (neutral, [], {})
-        ]
-        if refused:
-            raise AdapterError(f"{where}: cannot be represented: {', '.join(refused)}")
         known = {f.name for f in fields(cls)}
+        refused = [
+            f"{key}={value!r}"
+            for key, value in sorted(body.items())
+            if key not in known and key not in _WITHOUT_EFFECT and not _is_neutral(key, value)
+        ]
+        initialisation = body.get("init_lora_weights")
+        if isinstance(initialisation, str) and initialisation.lower().startswith(_BASE_CHANGING):
+            refused.append(
+                f"init_lora_weights={initialisation!r} (it changes the base; save the adapter from PEFT with "
+                "path_initial_model_for_weight_conversion)"
+            )
+        if refused:
+            raise AdapterError(f"{where}: what this runtime cannot represent: {', '.join(refused)}")
         settings = {k: _frozen(v) for k, v in body.items() if k in known and v is not None}
         try:
             return cls(**settings)
-        except (TypeError, ConfigError) as error:
+        except ConfigError as error:
             raise AdapterError(f"{where}: {error}") from error
 
 
@@ -131,19 +168,88 @@ def _pattern_key(patterns: Iterable[str], point_id: str) -> str:
     return point_id
 
 
-def _regex_problem(pattern: str) -> list[str]:
+def _is_neutral(key: str, value: object) -> bool:
+    """Whether a setting of PEFT's says nothing: its neutral value, or, for one that is not known, emptiness."""
+    return value in (_REFUSED.get(key), None, False, [], {}) or (key == "lora_bias" and value == "none")
+
+
+def _rank_problems(name: str, value: object) -> list[str]:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_RANK:
+        return []
+    return [f"{name} must be a whole number from 1 to {MAX_RANK}, not {_short(value)}"]
+
+
+def _alpha_problems(name: str, value: object) -> list[str]:
+    if _is_number(value) and 0 < cast(float, value) < 1e30:
+        return []
+    return [f"{name} must be a number above 0, not {_short(value)}"]
+
+
+def _map_problems(name: str, value: object, problems_of: Any) -> list[str]:
+    if not isinstance(value, Mapping):
+        return [f"{name} must map patterns to numbers, not {_short(value)}"]
+    problems: list[str] = []
+    for pattern, number in cast(Mapping[object, object], value).items():
+        problems += _regex_problems(name, pattern)
+        problems += problems_of(f"{name}[{pattern!r}]", number)
+    return problems
+
+
+def _pattern_problems(name: str, value: object) -> list[str]:
+    if isinstance(value, str):
+        return _regex_problems(name, value)
+    return [] if value is None or _are_names(value) else [f"{name} must be a text or a tuple of names, not {_short(value)}"]
+
+
+def _layer_problems(config: LoraConfig) -> list[str]:
+    layers, pattern = cast(object, config.layers_to_transform), cast(object, config.layers_pattern)
+    problems: list[str] = []
+    indices = cast(tuple[object, ...], layers if isinstance(layers, tuple) else () if layers is None else (layers,))
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices):
+        problems.append(f"layers_to_transform must hold layer numbers from 0, not {_short(layers)}")
+    if indices and isinstance(config.target_modules, str) and config.target_modules != "all-linear":
+        problems.append("layers_to_transform needs target_modules as names: a regular expression can name the layers")
+    names = (pattern,) if isinstance(pattern, str) else () if pattern is None else pattern
+    if not _are_names(names):
+        return [*problems, f"layers_pattern must be a text or a tuple of texts, not {_short(pattern)}"]
+    for name in cast(tuple[str, ...], names):
+        problems += _regex_problems("layers_pattern", name)
+    return problems
+
+
+def _regex_problems(setting: str, pattern: object) -> list[str]:
+    if not isinstance(pattern, str):
+        return [f"{setting}: {_short(pattern)} is not a text"]
     try:
-        re.compile(pattern)
-    except re.error as error:
-        return [f"{pattern!r} is not a regular expression ({error})"]
+        re.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, OverflowError, RecursionError) as error:
+        return [f"{setting}: {_short(pattern)} is not a regular expression ({error})"]
     return []
+
+
+def _is_number(value: object) -> bool:
+    """An int or a finite float; whether an int is small enough for a float is the caller's to bound."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(value))
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(x, str) for x in cast(tuple[object, ...], value))
+
+
+def _short(value: object) -> str:
+    """A value for a message, at most 60 characters of it."""
+    try:
+        text = repr(value)
+    except ValueError:  # an int with more digits than Python prints
+        return "an enormous number"
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
-        return list(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    return dict(value) if isinstance(value, Mapping) else value  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        return list(cast(tuple[object, ...], value))
+    return dict(cast(Mapping[str, object], value)) if isinstance(value, Mapping) else value
 
 
 def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return tuple(cast(list[object], value)) if isinstance(value, list) else value

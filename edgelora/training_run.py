@@ -98,7 +98,7 @@ def fit(
             store(path, trainer, progress, best, identity)
         callback(result, progress)
     final = trainer.current()
-    if best is not None:
+    if best is not None and trainer.config.load_best_model_at_end:
         final = with_flat(trainer, best)
     return RunResult(final, progress, resumed_at, tuple(durations))
 

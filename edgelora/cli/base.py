@@ -161,11 +161,13 @@ def run_convert(options: argparse.Namespace) -> int:
 
 
 def patterns(given: list[str] | None) -> str | tuple[str, ...] | None:
-    """Patterns as PEFT takes them: a list of names, or one string that is a regular expression or all-linear."""
+    """Patterns as PEFT takes them: names, or one string: a regular expression, or all-linear. "none" is no point."""
     if given is None:
         return None
     if len(given) == 1 and given[0].startswith("re:"):
         return given[0].removeprefix("re:")
+    if given == ["none"]:
+        return ()
     return "all-linear" if given == ["all-linear"] else tuple(given)
 
 
