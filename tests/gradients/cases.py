@@ -34,12 +34,18 @@ class Case:
 
     @property
     def id(self) -> str:
-        shapes = ",".join(
-            "-" if x is None else "x".join(map(str, np.shape(x) if isinstance(x, np.ndarray) else x))
-            for x in self.inputs
-        )
+        inputs = ",".join(map(_brief, self.inputs))
         text = ";".join(f"{k}={v}" for k, v in self.attributes.items())
-        return f"{self.op}[{shapes}]{text}{self.label}"
+        return f"{self.op}[{inputs}]{text}{self.label}"
+
+
+def _brief(given: Sampler | None) -> str:
+    """An input in a few letters: its shape, or its value where it is one number."""
+    if given is None:
+        return "-"
+    if isinstance(given, np.ndarray):
+        return str(given) if given.ndim == 0 else _brief(given.shape)
+    return "x".join(map(str, given))
 
 
 def axes(*values: int) -> np.ndarray:
@@ -358,7 +364,7 @@ ATTENTION = [
     Case("Attention", [*_SHARED, np.tri(3, dtype=bool)]),
     *(Case("Attention", [*_HEADS, shape]) for shape in [(3, 5), (1, 4, 3, 5), (2, 1, 3, 5), (2, 4, 3, 5)]),
     *(Case("Attention", [*_HEADS, shape], label=ROW_MASK) for shape in [(5,), (2, 1, 1, 5)]),
-    Case("Attention", [*_HEADS, mask(2, 1, 1, 5)], label=ROW_MASK),
+    Case("Attention", [*_HEADS, mask(2, 1, 1, 5)], {"scale": 0.5}, label=ROW_MASK),
     Case("Attention", [*_HEADS, np.array([1, 0, 1], bool).reshape(3, 1) & mask(3, 5)], label="forbidden row"),
     Case("Attention", [*_SHARED, (2, 1, 3, 3)], {"is_causal": 1, "softcap": 1.5}),
     Case("Attention", [*_SHARED, np.array([[0, 1, 1]], bool) & mask(3, 3)], {"is_causal": 1}, label="forbidden row"),

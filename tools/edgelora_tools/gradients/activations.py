@@ -32,8 +32,8 @@ def leaky_relu(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = X where X > 0, else α·X; dX = dY∘((1 − α)·m + α)."""
     (x,), (y,) = operands(node), node.outputs
     alpha = node.attributes.get_float("alpha", 0.01)
-    m = lambda: positive(op, y if alpha >= 0 else x)  # noqa: E731
-    return (lambda: op.Mul(dy, op.Add(op.Mul(m(), 1.0 - alpha), alpha)),)
+    sign = y if alpha >= 0 else x
+    return (lambda: op.Mul(dy, op.Add(op.Mul(positive(op, sign), 1.0 - alpha), alpha)),)
 
 
 @gradient_rule("PRelu")
@@ -115,8 +115,12 @@ def hard_sigmoid(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = min(max(α·X + β, 0), 1); dX = α·dY∘[0 < Y < 1]."""
     (y,) = node.outputs
     alpha = node.attributes.get_float("alpha", 0.2)
-    inside = lambda: indicator(op, op.And(op.Greater(y, 0.0), op.Less(y, 1.0)), y)  # noqa: E731
-    return (lambda: op.Mul(op.Mul(dy, alpha), inside()),)
+
+    def dx() -> ir.Value:
+        inside = indicator(op, op.And(op.Greater(y, 0.0), op.Less(y, 1.0)), y)
+        return op.Mul(op.Mul(dy, alpha), inside)
+
+    return (dx,)
 
 
 @gradient_rule("Softsign")

@@ -12,6 +12,7 @@ from edgelora_tools.gradients.registry import Thunks, gradient_rule
 from edgelora_tools.gradients.shapes import (
     annotate,
     dims,
+    filled,
     indicator,
     known_equal,
     rank,
@@ -119,7 +120,7 @@ def _allowed(op: OpBuilder, node: ir.Node, q: ir.Value, k: ir.Value) -> ir.Value
     if not node.attributes.get_int("is_causal", 0):
         return mask
     square = op.Concat(size_of(op, q, 2), size_of(op, k, 2), axis=0)
-    past = op.Trilu(op.Expand(op.CastLike(1.0, q), square), upper=0)
+    past = op.Trilu(filled(op, 1.0, square, q), upper=0)
     return past if mask is None else op.Mul(mask, past)
 
 

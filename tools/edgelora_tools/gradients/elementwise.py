@@ -67,7 +67,7 @@ def pow_(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
             case 3.0:
                 return op.Mul(op.Mul(a, a), 3.0)
             case 0.5:
-                return op.Div(op.CastLike(0.5, y), y)
+                return op.Mul(op.Reciprocal(y), 0.5)
             case -1.0:
                 return op.Neg(op.Mul(y, y))
         exponent = op.Cast(b, to=a.dtype) if b.dtype != a.dtype else b

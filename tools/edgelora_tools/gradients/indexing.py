@@ -15,6 +15,7 @@ from edgelora_tools.gradients.shapes import (
     annotate,
     axis_of,
     dims,
+    filled,
     positions_in,
     rank,
     shape_of,
@@ -52,7 +53,7 @@ def gather(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
         shape = shape_of(op, x)
         if axis:
             shape = op.Gather(shape, order)
-        zeros = op.Expand(op.CastLike(0.0, dy), shape)
+        zeros = filled(op, 0.0, shape, dy)
         rows = dy if axis == 0 else op.Transpose(dy, perm=front)
         dx = op.ScatterND(zeros, op.Unsqueeze(indices, [-1]), rows, reduction="add")
         return annotate(dx if axis == 0 else op.Transpose(dx, perm=back), x)

@@ -97,8 +97,12 @@ def reduce_l1(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
 def reduce_l2(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = √ΣX²; dX = (dY/Y)↑∘X, and 0 where Y = 0."""
     (x, *_), (y,) = operands(node), node.outputs
-    safe = lambda: op.Add(y, indicator(op, op.Equal(y, 0.0), y))  # noqa: E731
-    return (lambda: op.Mul(restore(op, node, op.Div(dy, safe())), x),)
+
+    def dx() -> ir.Value:
+        safe = op.Add(y, indicator(op, op.Equal(y, 0.0), y))
+        return op.Mul(restore(op, node, op.Div(dy, safe)), x)
+
+    return (dx,)
 
 
 @gradient_rule("ReduceSumSquare")

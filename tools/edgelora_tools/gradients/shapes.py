@@ -116,13 +116,20 @@ def expand_like(op: OpBuilder, y: ir.Value, like: ir.Value) -> ir.Value:
 def indicator(op: OpBuilder, condition: ir.Value, like: ir.Value) -> ir.Value:
     """1 where `condition` holds, else 0, in the type of `like`. A product with it stands for Where, which is slow."""
     if like.dtype is None:
-        return op.CastLike(condition, like)
+        raise ValueError(f"the type of {like.name!r} is not known")
     return op.Cast(condition, to=like.dtype)
+
+
+def filled(op: OpBuilder, number: float, shape: ir.Value, like: ir.Value) -> ir.Value:
+    """A tensor of one number, of the given shape, in the type of `like`."""
+    if like.dtype is None:
+        raise ValueError(f"the type of {like.name!r} is not known")
+    return op.ConstantOfShape(shape, value=ir.tensor([number], dtype=like.dtype))
 
 
 def zeros_like(op: OpBuilder, x: ir.Value) -> ir.Value:
     """Zeros of the shape and type of `x`."""
-    return annotate(op.Expand(op.CastLike(0.0, x), shape_of(op, x)), x)
+    return annotate(filled(op, 0.0, shape_of(op, x), x), x)
 
 
 def flatten_rows(op: OpBuilder, x: ir.Value) -> ir.Value:
