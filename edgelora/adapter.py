@@ -92,8 +92,8 @@ class Adapter:
         """
         if self.base_digest != manifest.base_digest:
             raise AdapterError(
-                f"the adapter was trained against another base model (digest {self.base_digest[:12] or 'unknown'}…, this "
-                f"bundle's is {manifest.base_digest[:12]}…): open the bundle that it belongs to"
+                f"the adapter was trained against another base model (digest {self.base_digest[:12] or 'unknown'}…, "
+                f"this bundle's is {manifest.base_digest[:12]}…): open the bundle that it belongs to"
             )
         problems = [*self._shape_problems(manifest)]
         problems += [f"{n} holds NaN or infinity" for n, t in self.tensors.items() if not np.isfinite(t).all()]

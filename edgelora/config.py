@@ -56,7 +56,7 @@ _WITHOUT_EFFECT = frozenset(
     }
 )
 # Initialisations that also change the base's weights: the adapter is meant for that base, not for this one.
-_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _pattern_key(patterns: Iterable[str], point_id: str) -> str:
 
 def _is_neutral(key: str, value: object) -> bool:
     """Whether a setting of PEFT's says nothing: its neutral value, or, for one that is not known, emptiness."""
-    return value in (_REFUSED.get(key), None, False, [], {}) or (key == "lora_bias" and value == "none")
+    return value in (_REFUSED.get(key), None, False, [], {})
 
 
 def _rank_problems(name: str, value: object) -> list[str]:
@@ -198,20 +198,25 @@ def _map_problems(name: str, value: object, problems_of: Any) -> list[str]:
 def _pattern_problems(name: str, value: object) -> list[str]:
     if isinstance(value, str):
         return _regex_problems(name, value)
-    return [] if value is None or _are_names(value) else [f"{name} must be a text or a tuple of names, not {_short(value)}"]
+    return (
+        []
+        if value is None or _are_names(value)
+        else [f"{name} must be a text or a tuple of names, not {_short(value)}"]
+    )
 
 
 def _layer_problems(config: LoraConfig) -> list[str]:
-    layers, pattern = cast(object, config.layers_to_transform), cast(object, config.layers_pattern)
+    layers: object = config.layers_to_transform
+    pattern: object = config.layers_pattern
     problems: list[str] = []
     indices = cast(tuple[object, ...], layers if isinstance(layers, tuple) else () if layers is None else (layers,))
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in indices):
         problems.append(f"layers_to_transform must hold layer numbers from 0, not {_short(layers)}")
     if indices and isinstance(config.target_modules, str) and config.target_modules != "all-linear":
         problems.append("layers_to_transform needs target_modules as names: a regular expression can name the layers")
-    names = (pattern,) if isinstance(pattern, str) else () if pattern is None else pattern
+    names: object = (pattern,) if isinstance(pattern, str) else () if pattern is None else pattern
     if not _are_names(names):
-        return [*problems, f"layers_pattern must be a text or a tuple of texts, not {_short(pattern)}"]
+        return [*problems, f"layers_pattern must be a text or a tuple of texts, not {_short(cast(object, pattern))}"]
     for name in cast(tuple[str, ...], names):
         problems += _regex_problems("layers_pattern", name)
     return problems
@@ -229,7 +234,11 @@ def _regex_problems(setting: str, pattern: object) -> list[str]:
 
 def _is_number(value: object) -> bool:
     """An int or a finite float; whether an int is small enough for a float is the caller's to bound."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(value))
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (isinstance(value, int) or math.isfinite(value))
+    )
 
 
 def _are_names(value: object) -> bool:

@@ -21,7 +21,7 @@ def write_atomic(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        Path(name).replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             Path(name).unlink()
@@ -39,7 +39,7 @@ def publish_folder(path: Path, files: Mapping[str, bytes]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         sync_folder(staging)
-        os.rename(staging, path)
+        staging.rename(path)
     except BaseException:
         remove_folder(staging)
         raise

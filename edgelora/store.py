@@ -177,7 +177,7 @@ class AdapterStore:
             self.current_version(name)
         with self._writing(f"adapter {name!r} cannot be removed"):
             trash = self.root / f"{_TRASH}{uuid.uuid4().hex}"
-            os.rename(folder, trash)
+            folder.rename(trash)
             remove_folder(trash)
 
     @contextlib.contextmanager
@@ -229,7 +229,7 @@ class AdapterStore:
     @staticmethod
     def _versions(folder: Path) -> list[int]:
         try:
-            names = os.listdir(folder / "versions")
+            names = [entry.name for entry in (folder / "versions").iterdir()]
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(int(n) for n in names if n.isascii() and n.isdigit() and (folder / "versions" / n).is_dir())

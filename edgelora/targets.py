@@ -17,6 +17,8 @@ _NEAREST = 3
 def select_points(points: Sequence[InsertionPoint], config: LoraConfig) -> tuple[InsertionPoint, ...]:
     """The points that the settings name, in their order. An empty `target_modules` selects none.
 
+    Unlike PEFT, `layers_to_transform` also restricts "all-linear".
+
     Raises:
         ConfigError: a pattern that matches nothing (each with the nearest names), or nothing left at all.
     """
@@ -28,13 +30,13 @@ def select_points(points: Sequence[InsertionPoint], config: LoraConfig) -> tuple
     ]
     if problems:
         raise ConfigError("\n".join(problems))
-    chosen = tuple(
-        p
-        for p in points
-        if matches(targets, p.id) and not matches(config.exclude_modules, p.id) and _in_layers(config, targets, p.id)
-    )
-    if not chosen and targets != ():
-        raise ConfigError("exclude_modules and layers_to_transform leave no insertion point")
+    named = [p for p in points if matches(targets, p.id)]
+    chosen = tuple(p for p in named if not _excluded(config, p.id) and _in_layers(config, p.id))
+    if named and not chosen:
+        raise ConfigError(
+            f"target_modules names {len(named)} insertion points and exclude_modules, layers_to_transform and "
+            "modules_to_save leave none of them"
+        )
     return chosen
 
 
@@ -47,30 +49,40 @@ def matches(patterns: Patterns, point_id: str) -> bool:
     return any(point_id == name or point_id.endswith(f".{name}") for name in patterns)
 
 
-def _in_layers(config: LoraConfig, targets: Patterns, point_id: str) -> bool:
+def _excluded(config: LoraConfig, point_id: str) -> bool:
+    """By `exclude_modules`, or because it lies in a module that is trained whole."""
+    saved = config.modules_to_save or ()
+    return matches(config.exclude_modules, point_id) or any(
+        re.match(rf"(^|.*\.){name}($|\..*)", point_id) for name in saved
+    )
+
+
+def _in_layers(config: LoraConfig, point_id: str) -> bool:
+    """Whether the first number in the id, or the one after `layers_pattern`, is one of the layers asked for."""
     layers = config.layers_to_transform
-    if layers is None or layers == () or isinstance(targets, str):
+    if layers is None or layers == ():
         return True
     pattern = config.layers_pattern
     names = (pattern,) if isinstance(pattern, str) else pattern
-    expressions = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in names] if names else [r".*?\.[^.]*\.(\d+)\."]
+    expressions = (
+        [rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\." for name in names] if names else [r".*?\.[^.]*\.(?P<idx>\d+)\."]
+    )
     found = next((m for e in expressions if (m := re.match(e, point_id))), None)
-    if found is None:
-        return False
-    return int(found[1]) in ((layers,) if isinstance(layers, int) else layers)
+    return found is not None and int(found["idx"]) in ((layers,) if isinstance(layers, int) else layers)
 
 
 def _unmatched(setting: str, patterns: Patterns, ids: Sequence[str]) -> list[str]:
     """A line for each pattern that names no point."""
     if patterns is None or patterns == ALL_LINEAR:
         return []
-    each = (patterns,) if isinstance(patterns, str) else patterns
+    each: tuple[Patterns, ...] = (patterns,) if isinstance(patterns, str) else tuple((name,) for name in patterns)
     lines: list[str] = []
-    for pattern in each:
-        if not any(matches(patterns if isinstance(patterns, str) else (pattern,), point_id) for point_id in ids):
-            near = nearest(pattern, ids)
-            hint = f"; the nearest names are {', '.join(near)}" if near else "; `edgelora points` lists the names"
-            lines.append(f"{setting}: {pattern!r} matches no insertion point{hint}")
+    for one in each:
+        if not any(matches(one, point_id) for point_id in ids):
+            shown = one if isinstance(one, str) else str(one[0] if one else "")
+            near = nearest(shown, ids)
+            hint = f"the nearest names are {', '.join(near)}" if near else "`edgelora points` lists the names"
+            lines.append(f"{setting}: {shown!r} matches no insertion point; {hint}")
     return lines
 
 

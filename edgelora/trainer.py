@@ -32,7 +32,8 @@ class TrainingConfig:
     `micro_batch_size` splits a batch into parts whose gradients are summed (the same result, less
     memory). `group_by_length` makes batches of similar length. `early_stopping_patience` counts epochs
     without a better validation metric; with a validation set the best epoch's adapter is kept, unless
-    `load_best_model_at_end` is off. `max_grad_norm` 0 turns clipping off. `save_steps` is how often the state is written.
+    `load_best_model_at_end` is off. `max_grad_norm` 0 turns clipping off. `save_steps` is how often the
+    state is written.
     """
 
     num_train_epochs: int = 10

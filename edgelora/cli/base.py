@@ -151,7 +151,8 @@ def run_convert(options: argparse.Namespace) -> int:
     end_progress()
     size = sum(entry.size for entry in manifest.files.values())
     lines = [
-        f"{options.output}: {manifest.name}, {manifest.task}, {manifest.base_parameters / 1e6:.1f} M parameters, {size_text(size)}",
+        f"{options.output}: {manifest.name}, {manifest.task}, {manifest.base_parameters / 1e6:.1f} M parameters, "
+        f"{size_text(size)}",
         f"{len(manifest.points)} insertion points for {', '.join(manifest.target_modules)}",
     ]
     if verdict is not None:
@@ -216,8 +217,8 @@ def run_info(options: argparse.Namespace) -> None:
     else:
         worst = max((p["error"] for p in verification["points"]), default=0.0)
         lines.append(
-            f"verification   {'passed' if verification['passed'] else 'FAILED'}: parity {verification['parity']:.1e} on "
-            f"{verification['parity_samples']} samples, largest gradient error {worst:.1e} over "
+            f"verification   {'passed' if verification['passed'] else 'FAILED'}: parity {verification['parity']:.1e} "
+            f"on {verification['parity_samples']} samples, largest gradient error {worst:.1e} over "
             f"{len(verification['points'])} points (ONNX Runtime {verification['onnxruntime']})"
         )
     emit(options, summary(manifest, bundle.path), "\n".join(lines))
@@ -260,8 +261,8 @@ def verdict_text(verdict: Verdict) -> str:
     """The verdict in a line."""
     worst = max((p.error for p in verdict.points), default=0.0)
     return (
-        f"check {'passed' if verdict.passed else 'FAILED'}: parity {verdict.parity:.1e} on {verdict.parity_samples} samples, "
-        f"largest gradient error {worst:.1e} over {len(verdict.points)} points"
+        f"check {'passed' if verdict.passed else 'FAILED'}: parity {verdict.parity:.1e} on {verdict.parity_samples} "
+        f"samples, largest gradient error {worst:.1e} over {len(verdict.points)} points"
     )
 
 

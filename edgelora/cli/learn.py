@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 
 import numpy as np
@@ -22,6 +21,7 @@ from edgelora.cli.common import (
 )
 from edgelora.config import LoraConfig
 from edgelora.data import read_samples, split
+from edgelora.memory import peak_memory
 from edgelora.trainer import OPTIMIZERS, StepResult, TrainingConfig
 from edgelora.training import TrainingReport, train
 from edgelora.training_run import Progress
@@ -54,7 +54,9 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument(
         "--validation-split", type=float, default=0.0, metavar="SHARE", help="hold out this share instead"
     )
-    parser.add_argument("--keep", choices=("best", "last"), default="best", help="which epoch, if there is a validation (best)")
+    parser.add_argument(
+        "--keep", choices=("best", "last"), default="best", help="which epoch, if there is a validation (best)"
+    )
     parser.add_argument("--progress", action="store_true", help="show progress with --json too")
     parser.add_argument("--restart", action="store_true", help="begin from a fresh adapter")
     parser.add_argument("--again", action="store_true", help="train further although this very run is done")
@@ -63,7 +65,12 @@ def add_verbs(verbs: Verbs) -> None:
     lora.add_argument("--rank", "-r", type=int, help="rank of every point (8)")
     lora.add_argument("--lora-alpha", type=float, help="scale = alpha/rank (2 × rank)")
     lora.add_argument("--lora-dropout", type=float, help="dropout on the adapters' inputs (0)")
-    lora.add_argument("--target-modules", nargs="+", metavar="PATTERN", help="of the bundle's points (all); none trains the head alone")
+    lora.add_argument(
+        "--target-modules",
+        nargs="+",
+        metavar="PATTERN",
+        help="of the bundle's points (all); none trains the head alone",
+    )
     lora.add_argument("--exclude-modules", nargs="+", metavar="PATTERN")
     lora.add_argument("--layers-to-transform", nargs="+", type=int, metavar="LAYER")
     lora.add_argument("--rslora", action="store_true", default=None, help="scale = alpha/√rank")
@@ -115,17 +122,11 @@ def run_train(options: argparse.Namespace) -> None:
     show = _Progress(options.json and not options.progress, config, len(samples))
     report = train(model, options.adapter, samples, held_out, lora, config, options.restart, options.again, show)
     end_progress()
-    emit(options, {**report.to_dict(), "peak_memory_bytes": peak_memory()}, report_text(report, len(samples), time.monotonic() - started))
-
-
-def peak_memory() -> int | None:
-    """Peak resident bytes of this process so far; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    emit(
+        options,
+        {**report.to_dict(), "peak_memory_bytes": peak_memory()},
+        report_text(report, len(samples), time.monotonic() - started),
+    )
 
 
 def training_config(options: argparse.Namespace) -> TrainingConfig:

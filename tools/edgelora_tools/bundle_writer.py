@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -71,7 +70,7 @@ def write_bundle(
         staging.chmod(0o755)
         if destination.exists():
             shutil.rmtree(destination)
-        os.replace(staging, destination)
+        staging.replace(destination)
     except OSError as error:
         raise ConversionError(f"{destination} could not be written: {error.strerror or error}") from error
     finally:

@@ -268,6 +268,4 @@ def _shape(value: ir.Value) -> tuple[int | str, ...]:
 
 
 def _specs(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(str(v.name), v.dtype.numpy().name, _shape(v)) for v in values if v.dtype is not None
-    )
+    return tuple(TensorSpec(str(v.name), v.dtype.numpy().name, _shape(v)) for v in values if v.dtype is not None)

@@ -49,7 +49,9 @@ def run_demo(folder: Path, epochs: int | None, seed: int, say: Say) -> Report:
     bundle_path = folder / "home.edgelora"
     shutil.rmtree(folder / "home.adapters", ignore_errors=True)
     shutil.rmtree(folder / "heads.adapters", ignore_errors=True)
-    options = ConvertOptions(task=recipe.task, pooling=recipe.pooling, target_modules="all-linear", name=recipe.name, overwrite=True)
+    options = ConvertOptions(
+        task=recipe.task, pooling=recipe.pooling, target_modules="all-linear", name=recipe.name, overwrite=True
+    )
     manifest = convert(open_source(str(source)), bundle_path, options)
     bundle = Bundle.open(bundle_path)
     verdict = check(bundle)
@@ -110,13 +112,35 @@ def train_person(bundle: Path, folder: Path, person: str, epochs: int | None, se
     }
 
 
-def device_train(bundle: Path, store: Path, person: str, settings: dict[str, Any], extra: list[str], quiet: bool = False) -> Report:
+def device_train(
+    bundle: Path, store: Path, person: str, settings: dict[str, Any], extra: list[str], quiet: bool = False
+) -> Report:
     """`edgelora train` in a fresh process; the held-out set is watched, never selected by."""
-    command = [sys.executable, "-m", "edgelora", "train", str(bundle), "--adapter", person, "--store", str(store), "--json"]
-    command += ["--data", str(data_path(person, "train")), "--validation", str(data_path(person, "test")), "--keep", "last"]
+    command = [
+        sys.executable,
+        "-m",
+        "edgelora",
+        "train",
+        str(bundle),
+        "--adapter",
+        person,
+        "--store",
+        str(store),
+        "--json",
+    ]
+    command += [
+        "--data",
+        str(data_path(person, "train")),
+        "--validation",
+        str(data_path(person, "test")),
+        "--keep",
+        "last",
+    ]
     command += [str(word) for pair in settings.items() for word in pair] + extra
     command += [] if quiet else ["--progress"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=None if not quiet else subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=None if not quiet else subprocess.PIPE, text=True, check=False
+    )
     if done.returncode:
         raise TrainingError(f"`edgelora train` for {person} ended with status {done.returncode}: {done.stdout.strip()}")
     return json.loads(done.stdout)
@@ -124,7 +148,9 @@ def device_train(bundle: Path, store: Path, person: str, settings: dict[str, Any
 
 def accuracy(model: Model, person: str, adapter: str) -> float:
     """Share of a person's held-out utterances that an adapter labels as the person means them."""
-    samples = [s for s in read_samples(data_path(person, "test"), "sequence-classification") if isinstance(s, TextSample)]
+    samples = [
+        s for s in read_samples(data_path(person, "test"), "sequence-classification") if isinstance(s, TextSample)
+    ]
     predicted = model.predict([s.text for s in samples], adapter=adapter)
     return sum(p == s.label for p, s in zip(predicted, samples, strict=True)) / len(samples)
 
@@ -142,7 +168,11 @@ def switch_time(model: Model) -> float:
 def same_words(model: Model) -> list[dict[str, str]]:
     """Held-out sentences that both people say, and what each adapter makes of them."""
     first, second = (
-        {s.text: s.label for s in read_samples(data_path(p, "test"), "sequence-classification") if isinstance(s, TextSample)}
+        {
+            s.text: s.label
+            for s in read_samples(data_path(p, "test"), "sequence-classification")
+            if isinstance(s, TextSample)
+        }
         for p in PEOPLE
     )
     seen: dict[tuple[str, str], str] = {}
@@ -163,9 +193,14 @@ def plot(people: dict[str, Report], path: Path) -> Path:
 
     figure, axes = pyplot.subplots(1, len(people), figsize=(10, 4), sharey=True, layout="constrained")
     for axis, (person, report) in zip(axes, people.items(), strict=True):
-        for key, label, style in (("history", "LoRA and head", "-o"), ("history_frozen_base", "head on the frozen base", "--s")):
+        for key, label, style in (
+            ("history", "LoRA and head", "-o"),
+            ("history_frozen_base", "head on the frozen base", "--s"),
+        ):
             history = report[key]
-            axis.plot([e["epoch"] for e in history], [e["eval_accuracy"] for e in history], style, label=label, markersize=4)
+            axis.plot(
+                [e["epoch"] for e in history], [e["eval_accuracy"] for e in history], style, label=label, markersize=4
+            )
         other = report["accuracy_with_other_adapter"]
         axis.axhline(other, color="tab:red", linestyle=":", label="the other person's adapter")
         axis.set(title=person, xlabel="epoch", ylim=(0, 1), xticks=[e["epoch"] for e in report["history"]][1::2])

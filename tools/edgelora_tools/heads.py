@@ -101,9 +101,7 @@ def _named_output(graph: ir.Graph, name: str) -> ir.Value:
     for value in graph.outputs:
         if value.name == name:
             return value
-    raise ConversionError(
-        f"the source has no output {name!r}; it has {', '.join(str(v.name) for v in graph.outputs)}"
-    )
+    raise ConversionError(f"the source has no output {name!r}; it has {', '.join(str(v.name) for v in graph.outputs)}")
 
 
 def _output_of_rank(graph: ir.Graph, wanted: int, name: str | None, what: str) -> ir.Value:

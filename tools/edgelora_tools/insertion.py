@@ -91,7 +91,7 @@ def _module_path(node: ir.Node, weight: ir.Value, output: ir.Value) -> str:
     if node.name and node.name.startswith("/") and node.name.count("/") > 1:
         return _path_of_scopes(node.name.strip("/").split("/")[:-1])
     bias = output.producer()
-    for value in (bias.inputs if bias is not None and bias is not node else node.inputs[2:3]):
+    for value in bias.inputs if bias is not None and bias is not node else node.inputs[2:3]:
         if value is not None and value.const_value is not None and str(value.name).endswith(".bias"):
             return str(value.name).removesuffix(".bias")
     return _dotted(node.name or name)

@@ -70,7 +70,10 @@ def _measure(model: ir.Model) -> tuple[list[dict[str, int]], list[dict[str, tupl
     failure = "nothing was tried"
     for scale in _SCALES:
         sizes = [
-            {name: prime * (1 if axis == 0 else scale) for axis, (name, prime) in enumerate(zip(names, primes, strict=False))}
+            {
+                name: prime * (1 if axis == 0 else scale)
+                for axis, (name, prime) in enumerate(zip(names, primes, strict=False))
+            }
             for primes in _PRIMES
         ]
         try:
@@ -81,7 +84,9 @@ def _measure(model: ir.Model) -> tuple[list[dict[str, int]], list[dict[str, tupl
                     feeds = sample_inputs(model, run, np.random.default_rng(0))
                     known = {x.name for x in session.get_inputs()}
                     result = session.run(outputs, {k: v for k, v in feeds.items() if k in known})
-                    shapes.append({n.removesuffix("::shape"): tuple(map(int, s)) for n, s in zip(outputs, result, strict=True)})  # pyright: ignore[reportArgumentType]
+                    shapes.append(
+                        {n.removesuffix("::shape"): tuple(map(int, s)) for n, s in zip(outputs, result, strict=True)}
+                    )  # pyright: ignore[reportArgumentType]
             return sizes, shapes
         except Exception as error:  # ONNX Runtime raises a class of its own per status
             failure = str(error).splitlines()[0]

@@ -137,7 +137,10 @@ def _widen_type(value: ir.Value) -> None:
 
 
 def _simplify(model: ir.Model) -> None:
-    """Fold constants of any size, apply the library's rewrites; equal weights stay apart, since their names tell modules."""
+    """Fold constants of any size and apply the library's rewrites.
+
+    Equal weights stay apart: their names tell the modules that they belong to.
+    """
     with _quiet():
         for _ in range(_ROUNDS):
             folded = optimizer.fold_constants(

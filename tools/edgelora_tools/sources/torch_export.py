@@ -124,7 +124,12 @@ def _export_dynamo(
 ) -> ir.Model:
     import torch
 
-    named = {d: torch.export.Dim(d, min=1, max=65536) for x in axes.values() for d in (x or {}).values() if isinstance(d, str)}
+    named = {
+        d: torch.export.Dim(d, min=1, max=65536)
+        for x in axes.values()
+        for d in (x or {}).values()
+        if isinstance(d, str)
+    }
     shapes: dict[str, Any] = {
         name: {axis: named.get(d, d) for axis, d in (axes.get(name) or {}).items()} for name in inputs
     }
@@ -193,7 +198,9 @@ def _export_torchscript(
         buffer,
         input_names=names,
         output_names=labels,
-        dynamic_axes={n: {k: v if isinstance(v, str) else f"{n}_{k}" for k, v in (axes.get(n) or {}).items()} for n in names},
+        dynamic_axes={
+            n: {k: v if isinstance(v, str) else f"{n}_{k}" for k, v in (axes.get(n) or {}).items()} for n in names
+        },
         opset_version=OPSET["torchscript"],
         dynamo=False,
         verbose=False,
