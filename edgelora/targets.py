@@ -58,9 +58,12 @@ def _excluded(config: LoraConfig, point_id: str) -> bool:
 
 
 def _in_layers(config: LoraConfig, point_id: str) -> bool:
-    """Whether the first number in the id, or the one after `layers_pattern`, is one of the layers asked for."""
-    layers = config.layers_to_transform
-    if layers is None or layers == ():
+    """Whether the first number in the id, or the one after `layers_pattern`, is one of the layers asked for.
+
+    A point that `target_modules` names in full is taken whatever its layer, as PEFT does.
+    """
+    layers, targets = config.layers_to_transform, config.target_modules
+    if layers is None or layers == () or (isinstance(targets, tuple) and point_id in targets):
         return True
     pattern = config.layers_pattern
     names = (pattern,) if isinstance(pattern, str) else pattern
