@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors
@@ -251,14 +251,14 @@ def _with_record(config: LoraConfig, tensors: dict[str, Floats], content: bytes,
         record["base_digest"],
         record["task"],
         record["base_name"],
-        None if labels is None else tuple(labels),
+        None if labels is None else tuple(cast("list[str]", labels)),
         record["training"],
     )
 
 
 def _parse_tensors(content: bytes, path: Path) -> dict[str, Floats]:
     try:
-        entries = safetensors.deserialize(content)
+        entries = cast("list[tuple[str, Any]]", safetensors.deserialize(content))  # pyright: ignore
     except (safetensors.SafetensorError, ValueError, OverflowError) as error:
         raise AdapterError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
     tensors: dict[str, Floats] = {}

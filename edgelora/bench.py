@@ -89,14 +89,13 @@ def _without_points(bundle: Bundle, adapter: Adapter) -> Feeds:
 
 def _loss_feeds(bundle: Bundle, feeds: Feeds, batch_size: int, rng: np.random.Generator) -> Feeds:
     """Values for the loss inputs of the bundle's first training graph."""
-    outputs = bundle.forward.run(feeds)
+    outputs: Feeds = bundle.forward.run(feeds)
     prediction = next(iter(outputs.values()))
     made: Feeds = {}
     for spec in bundle.manifest.training[0].inputs:
         if spec.name.startswith("cotangent."):
-            made[spec.name] = rng.standard_normal(outputs[spec.name.removeprefix("cotangent.")].shape).astype(
-                np.float32
-            )
+            shape = outputs[spec.name.removeprefix("cotangent.")].shape
+            made[spec.name] = np.asarray(rng.standard_normal(shape), np.float32)
         elif spec.name in ("labels", "loss_weight"):
             shape = prediction.shape[: len(spec.shape)] if "classification" in bundle.manifest.task else (batch_size,)
             made[spec.name] = np.full(shape, 0 if spec.name == "labels" else 1 / batch_size, spec.dtype)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from edgelora.errors import BundleError
 
 FORMAT = "edgelora-bundle"
 FORMAT_VERSION = (1, 0)
 T = TypeVar("T")
+Body = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -134,53 +135,51 @@ class Manifest:
             BundleError: not JSON, not a bundle, an unknown major version, or a malformed field.
         """
         try:
-            body = json.loads(text)
+            body: Any = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{where}: not valid JSON ({error}); convert the model again") from error
-        if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
+        if not isinstance(body, dict) or cast("Body", body).get("format") != FORMAT:
             raise BundleError(f"{where}: not an EdgeLoRA bundle; `edgelora convert` writes one")
-        version = str(body.pop("format_version", ""))
-        major = version.split(".")[0]
-        if major != str(FORMAT_VERSION[0]):
+        content = cast("Body", body)
+        version = str(content.get("format_version", ""))
+        if version.split(".")[0] != str(FORMAT_VERSION[0]):
             raise BundleError(
                 f"{where}: bundle format {version or '(none)'} is not known to this runtime, which reads "
                 f"{FORMAT_VERSION[0]}.x; upgrade edgelora or convert the model again"
             )
-        known = {f.name for f in fields(cls)}
-        body = {key: value for key, value in body.items() if key in known}
         try:
-            return cls(
-                **body
-                | {
-                    "inputs": _each(TensorSpec, body["inputs"]),
-                    "outputs": _each(TensorSpec, body["outputs"]),
-                    "points": _each(InsertionPoint, body["points"]),
-                    "target_modules": tuple(body["target_modules"]),
-                    "training": tuple(
-                        _build(
-                            TrainingGraph,
-                            graph
-                            | {
-                                "points": tuple(graph["points"]),
-                                "inputs": _each(TensorSpec, graph["inputs"]),
-                                "outputs": tuple(graph["outputs"]),
-                            },
-                        )
-                        for graph in body["training"]
-                    ),
-                    "head": _build(Head, body["head"]) if body["head"] else None,
-                    "files": {name: _build(FileEntry, entry) for name, entry in body["files"].items()},
-                }
-            )
-        except (KeyError, TypeError, AttributeError) as error:
+            return cls._from_body(content)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise BundleError(f"{where}: a field is missing or malformed ({error}); convert the model again") from error
 
+    @classmethod
+    def _from_body(cls, body: Body) -> Manifest:
+        head: Body | None = body["head"]
+        files: dict[str, Body] = body["files"]
+        graphs: list[Body] = body["training"]
+        read: Body = {
+            "inputs": _each(TensorSpec, body["inputs"]),
+            "outputs": _each(TensorSpec, body["outputs"]),
+            "points": _each(InsertionPoint, body["points"]),
+            "target_modules": tuple(body["target_modules"]),
+            "training": tuple(
+                _build(TrainingGraph, {**graph, "inputs": _each(TensorSpec, graph["inputs"])}) for graph in graphs
+            ),
+            "head": None if head is None else _build(Head, head),
+            "files": {name: _build(FileEntry, entry) for name, entry in files.items()},
+        }
+        return _build(cls, {**body, **read})
 
-def _build(kind: type[T], body: Mapping[str, Any]) -> T:
+
+def _build(kind: type[T], body: Body) -> T:
     """A dataclass from a mapping; keys that a later minor version added are passed over."""
-    known = {f.name for f in fields(kind)}  # pyright: ignore[reportArgumentType]
-    return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in body.items() if key in known})
+    known = {f.name for f in fields(cast("Any", kind))}
+    return kind(**{key: _frozen(value) for key, value in body.items() if key in known})
 
 
-def _each(kind: type[T], bodies: list[Mapping[str, Any]]) -> tuple[T, ...]:
+def _each(kind: type[T], bodies: list[Body]) -> tuple[T, ...]:
     return tuple(_build(kind, body) for body in bodies)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value

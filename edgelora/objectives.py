@@ -165,11 +165,11 @@ class TokenClassification:
         return (self.class_weights[np.maximum(labels, 0)] * counted).astype(np.float32)
 
     def metrics(self, outputs: Sequence[Array], rows: Sequence[NDArray[np.int64]]) -> dict[str, float]:
-        nll: list[Array] = []
-        hits: list[Array] = []
+        nll: list[NDArray[np.float64]] = []
+        hits: list[NDArray[np.bool_]] = []
         for logits, batch in zip(outputs, rows, strict=True):
-            for row_logits, row in zip(logits.astype(np.float64), batch, strict=True):
-                labels = self.labels[row]
+            for row_logits, row in zip(np.asarray(logits, np.float64), batch.tolist(), strict=True):
+                labels: NDArray[np.int64] = self.labels[int(row)]
                 counted = np.flatnonzero(labels != self.IGNORED)
                 z, y = row_logits[counted], labels[counted]
                 nll.append(log_sum_exp(z) - np.take_along_axis(z, y[:, None], 1)[:, 0])

@@ -43,7 +43,7 @@ class SGD:
                     v *= np.float32(self.momentum)
                     v += g
                 else:
-                    v = self._velocity[name] = g.copy()
+                    v = self._velocity[name] = g.astype(np.float32)
                 g = g + np.float32(self.momentum) * v if self.nesterov else v
             theta -= np.float32(learning_rate) * g
 

@@ -102,7 +102,7 @@ class Model:
         if self.encoder is None:
             names = ", ".join(spec.name for spec in self.bundle.manifest.inputs)
             raise DataError(f"this bundle takes arrays by name ({names}), not text: it holds no tokenizer")
-        return self.encoder.encode([str(text) for text in inputs])
+        return {**self.encoder.encode([str(text) for text in inputs])}
 
     def _check_arrays(self, inputs: Mapping[str, Array]) -> Feeds:
         feeds: Feeds = {}
@@ -197,9 +197,9 @@ def default_store(bundle: Path) -> Path:
     return bundle.with_name(f"{bundle.name.removesuffix('.edgelora')}.adapters")
 
 
-def absent_feeds(bundle: Bundle) -> Feeds:
+def absent_feeds(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
     """Rank 0 at every point: the base."""
-    feeds: Feeds = {}
+    feeds: dict[str, NDArray[np.float32]] = {}
     for point in bundle.manifest.points:
         feeds[point.input_a] = np.zeros((point.in_features, 0), np.float32)
         feeds[point.input_b] = np.zeros((0, point.out_features), np.float32)

@@ -12,10 +12,11 @@ from typing import Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
-import onnxruntime as ort
+import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
 
 from edgelora.errors import BundleError
 
+ort: Any = onnxruntime  # the package carries no types
 ENGINE_VERSION: str = ort.__version__
 
 Feeds = Mapping[str, np.ndarray]

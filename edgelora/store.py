@@ -14,7 +14,7 @@ import datetime
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class VersionInfo:
 
     def summary(self) -> str:
         """The record in a few words."""
-        history = self.training.get("history") or []
+        history: list[Mapping[str, Any]] = self.training.get("history") or []
         last: Mapping[str, Any] = history[-1] if history else {}
         parts = [f"{k.replace('eval_', '')} {v:.3f}" for k, v in last.items() if k != "epoch" and isinstance(v, float)]
         return f"{self.training.get('steps', 0)} steps" + (f", {', '.join(parts)}" if parts else "")
@@ -181,7 +181,7 @@ class AdapterStore:
             remove_folder(trash)
 
     @contextlib.contextmanager
-    def lock(self, name: str) -> Iterator[None]:
+    def lock(self, name: str) -> Generator[None]:
         """Hold the adapter against other processes that would train it.
 
         Raises:
@@ -244,7 +244,7 @@ class AdapterStore:
         return number if number in numbers else max(numbers, default=0)
 
     @contextlib.contextmanager
-    def _writing(self, what: str) -> Iterator[None]:
+    def _writing(self, what: str) -> Generator[None]:
         try:
             yield
         except OSError as error:

@@ -41,7 +41,7 @@ class TokenInputs:
         return np.asarray([len(row) for row in self.ids], np.int64)
 
     def feeds(self, rows: NDArray[np.int64]) -> Feeds:
-        return {**self.encoder.collate([self.ids[row] for row in rows])}
+        return {**self.encoder.collate([self.ids[int(row)] for row in rows])}
 
 
 class ArrayInputs:

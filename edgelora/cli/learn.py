@@ -215,7 +215,11 @@ def report_text(report: TrainingReport, samples: int, seconds: float) -> str:
             f"{report.adapter}: version {report.version} already holds this run ({report.steps} steps); nothing was "
             "trained. --again trains further, --restart begins anew."
         )
-    rows = [("samples", samples), ("steps", report.steps), ("trainable parameters", report.trainable_parameters)]
+    rows: list[tuple[str, float]] = [
+        ("samples", samples),
+        ("steps", report.steps),
+        ("trainable parameters", report.trainable_parameters),
+    ]
     if report.labels:
         rows.append(("classes", len(report.labels)))
     if report.history:

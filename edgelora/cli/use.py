@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -99,6 +99,9 @@ def _short(text: str, width: int = 60) -> str:
 
 
 def _show(value: Any) -> Any:
-    if isinstance(value, list) and value and isinstance(value[0], float | list):
-        return _short(json.dumps(value), 40)
-    return " ".join(map(str, value)) if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    items = cast("list[Any]", value)
+    if items and isinstance(items[0], float | list):
+        return _short(json.dumps(items), 40)
+    return " ".join(map(str, items))

@@ -38,7 +38,7 @@ def base_digest(model: ir.Model) -> str:
 
 def tensor_digest(tensor: ir.TensorProtocol) -> bytes:
     """sha256 of a tensor's type, shape and little-endian bytes."""
-    head = f"{tensor.dtype.name}{tuple(int(d) for d in tensor.shape)}".encode()
+    head = f"{tensor.dtype.name}{tuple(int(d) for d in tensor.shape.numpy())}".encode()
     return hashlib.sha256(head + tensor.tobytes()).digest()
 
 
@@ -94,7 +94,7 @@ def _write_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
                     weights.write(tensor.tobytes())
                 offset, length = offsets[digest]
                 value.const_value = ir.ExternalTensor(
-                    WEIGHTS_FILE, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape), name=str(value.name),
+                    WEIGHTS_FILE, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=str(value.name),
                     base_dir=folder,
                 )  # fmt: skip
     for file, model in graphs.items():

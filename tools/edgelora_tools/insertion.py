@@ -41,7 +41,8 @@ def find_sites(model: ir.Model) -> list[Site]:
             unique = f"{path}_{n}"
         taken.add(unique)
         node = uses[0][0]
-        rows, columns = weight.const_value.shape  # pyright: ignore[reportOptionalMemberAccess]
+        assert weight.const_value is not None
+        rows, columns = weight.const_value.shape.numpy()
         if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
             rows, columns = columns, rows
         layer = _LAYER.match(unique + ".")

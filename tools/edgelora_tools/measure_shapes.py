@@ -85,8 +85,11 @@ def _measure(model: ir.Model) -> tuple[list[dict[str, int]], list[dict[str, tupl
                     known = {x.name for x in session.get_inputs()}
                     result = session.run(outputs, {k: v for k, v in feeds.items() if k in known})
                     shapes.append(
-                        {n.removesuffix("::shape"): tuple(map(int, s)) for n, s in zip(outputs, result, strict=True)}
-                    )  # pyright: ignore[reportArgumentType]
+                        {
+                            n.removesuffix("::shape"): tuple(np.asarray(s).tolist())
+                            for n, s in zip(outputs, result, strict=True)
+                        }
+                    )
             return sizes, shapes
         except Exception as error:  # ONNX Runtime raises a class of its own per status
             failure = str(error).splitlines()[0]

@@ -67,7 +67,7 @@ def _index_bound(value: ir.Value) -> int:
             table = node.inputs[0]
             if node.op_type == "Gather" and position == 1 and table is not None and table.const_value is not None:
                 axis = node.attributes.get_int("axis", 0)
-                bounds.append(int(table.const_value.shape[axis]))
+                bounds.append(int(table.const_value.shape.numpy()[axis]))
             elif node.op_type in _PASS_THROUGH and position == 0:
                 front.extend(node.outputs)
     return min(bounds, default=_NO_BOUND)

@@ -195,7 +195,7 @@ def _export_torchscript(
     torch.onnx.export(
         Traced(),
         tuple(inputs[n] for n in names),
-        buffer,
+        buffer,  # pyright: ignore[reportArgumentType]
         input_names=names,
         output_names=labels,
         dynamic_axes={
