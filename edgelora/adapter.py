@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from safetensors.numpy import save
 
 from edgelora.config import LoraConfig
 from edgelora.errors import AdapterError, ConfigError
+from edgelora.files import write_atomic
 from edgelora.manifest import InsertionPoint, Manifest
 from edgelora.targets import select_points
 
@@ -34,7 +36,7 @@ _TASK_TYPES = {
     "feature-extraction": "FEATURE_EXTRACTION",
 }
 _JSON_LIMIT, _TENSORS_LIMIT = 16 << 20, 2 << 30
-_REGRESSION_OUTPUTS = 1
+_SHOWN = 20
 
 Floats = NDArray[np.float32]
 
@@ -75,7 +77,8 @@ class Adapter:
         for point in manifest.points:
             if point.input_a in self.tensors:
                 feeds[point.input_a] = np.ascontiguousarray(self.tensors[point.input_a])
-                feeds[point.input_b] = self.tensors[point.input_b] * np.float32(self.config.scale(point.id))
+                scale = np.float32(self.config.scale(point.id))
+                feeds[point.input_b] = np.ascontiguousarray(self.tensors[point.input_b] * scale)
             else:
                 feeds[point.input_a] = np.zeros((point.in_features, 0), np.float32)
                 feeds[point.input_b] = np.zeros((0, point.out_features), np.float32)
@@ -95,36 +98,62 @@ class Adapter:
                 f"the adapter was trained against another base model (digest {self.base_digest[:12] or 'unknown'}…, "
                 f"this bundle's is {manifest.base_digest[:12]}…): open the bundle that it belongs to"
             )
-        problems = [*self._shape_problems(manifest)]
-        problems += [f"{n} holds NaN or infinity" for n, t in self.tensors.items() if not np.isfinite(t).all()]
+        problems = [
+            *self._shape_problems(manifest),
+            *self._rank_problems(),
+            *self._head_problems(manifest),
+            *(f"{n} is {t.dtype}, not float32" for n, t in self.tensors.items() if t.dtype != np.float32),
+            *(f"{n} holds NaN or infinity" for n, t in self.tensors.items() if not np.isfinite(t).all()),
+        ]
         if problems:
-            raise AdapterError("the adapter does not fit this bundle:\n" + "\n".join(f"  {p}" for p in problems))
+            raise AdapterError("the adapter does not fit this bundle:\n" + _listed(problems))
 
     def _shape_problems(self, manifest: Manifest) -> list[str]:
-        expected = {p.input_a: (p.in_features, None) for p in manifest.points}
-        expected |= {p.input_b: (None, p.out_features) for p in manifest.points}
+        expected: dict[str, tuple[int | str, ...]] = {}
+        for point in manifest.points:
+            expected[point.input_a] = (point.in_features, "r")
+            expected[point.input_b] = ("r", point.out_features)
         if manifest.head is not None:
-            outputs = len(self.labels) if self.labels is not None else None
+            outputs = "outputs" if self.labels is None else len(self.labels)
             expected |= {manifest.head.weight: (outputs, manifest.head.features), manifest.head.bias: (outputs,)}
         problems: list[str] = []
         for name, tensor in self.tensors.items():
-            if name not in expected:
+            wanted = expected.get(name)
+            if wanted is None:
                 problems.append(f"{name} is no input of this bundle (`edgelora points` lists its points)")
-                continue
-            wanted = expected[name]
-            if len(wanted) != tensor.ndim or any(
-                w is not None and w != s for w, s in zip(wanted, tensor.shape, strict=True)
+            elif len(wanted) != tensor.ndim or any(
+                isinstance(w, int) and w != s for w, s in zip(wanted, tensor.shape, strict=True)
             ):
-                shape = ["r" if w is None else w for w in wanted]
-                problems.append(f"{name} has shape {list(tensor.shape)} where {shape} is expected")
-        for point in self.points:
-            a, b = self.tensors[f"{point}.lora_A"], self.tensors.get(f"{point}.lora_B")
-            if b is None:
-                problems.append(f"{point} has lora_A and no lora_B")
-            elif a.ndim == b.ndim == 2 and a.shape[1] != b.shape[0]:
-                problems.append(f"{point}: lora_A has rank {a.shape[1]}, lora_B {b.shape[0]}")
-            elif a.ndim == 2 and a.shape[1] != self.config.rank(point):
-                problems.append(f"{point} has rank {a.shape[1]} where its settings say {self.config.rank(point)}")
+                shape = ", ".join(map(str, wanted))
+                problems.append(f"{name} has shape {list(tensor.shape)} where [{shape}] is expected")
+        return problems
+
+    def _rank_problems(self) -> list[str]:
+        problems: list[str] = []
+        suffixes = (".lora_A", ".lora_B")
+        for point in sorted({n.removesuffix(x) for x in suffixes for n in self.tensors if n.endswith(x)}):
+            a, b = self.tensors.get(f"{point}.lora_A"), self.tensors.get(f"{point}.lora_B")
+            rank = self.config.rank(point)
+            if a is None or b is None:
+                problems.append(f"{point} has {'lora_B and no lora_A' if a is None else 'lora_A and no lora_B'}")
+            elif a.ndim == b.ndim == 2 and not a.shape[1] == b.shape[0] == rank:
+                problems.append(
+                    f"{point}: lora_A has rank {a.shape[1]}, lora_B {b.shape[0]} where its settings say {rank}"
+                )
+        return problems
+
+    def _head_problems(self, manifest: Manifest) -> list[str]:
+        names = [name for name in head_names(manifest) if name in self.tensors]
+        if not names:
+            return []
+        problems: list[str] = []
+        if self.task != manifest.task:
+            problems.append(f"its head was trained for {self.task}, this bundle is for {manifest.task}")
+        missing = [name for name in head_names(manifest) if name not in self.tensors]
+        problems += [f"{names[0]} is there and {name} is missing" for name in missing]
+        if len({self.tensors[name].shape[:1] for name in names}) > 1:
+            rows = " and ".join(f"{name} {list(self.tensors[name].shape)}" for name in names)
+            problems.append(f"the head's tensors have different numbers of outputs: {rows}")
         return problems
 
 
@@ -145,9 +174,12 @@ def new_adapter(
     The head has a row per label, or `outputs` rows.
 
     Raises:
-        ConfigError: a pattern matches nothing, or the task needs labels and none are given.
+        ConfigError: a pattern matches nothing, or the head needs labels and there are none, or bad ones.
     """
     rng = np.random.default_rng(0) if rng is None else rng
+    problems = label_problems(labels or ())
+    if problems:
+        raise ConfigError("; ".join(problems))
     tensors: dict[str, Floats] = {}
     for point in select_points(manifest.points, config):
         tensors |= _fresh(point, config.rank(point.id), rng)
@@ -161,6 +193,22 @@ def new_adapter(
     return Adapter(config, tensors, manifest.base_digest, manifest.task, manifest.name, labels)
 
 
+def label_problems(labels: Sequence[str]) -> list[str]:
+    """What is wrong with the names of classes: blank, given twice, or not valid Unicode."""
+    problems = [f"the label {label!r} is blank" for label in labels if not label.strip()]
+    problems += [f"the label {label!r} is given {n} times" for label, n in Counter(labels).items() if n > 1]
+    return problems + [f"the label {label!r} is not valid Unicode" for label in labels if not is_unicode(label)]
+
+
+def is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8: JSON may hold halves of surrogate pairs, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _fresh(point: InsertionPoint, rank: int, rng: np.random.Generator) -> dict[str, Floats]:
     bound = 1.0 / point.in_features**0.5
     a = rng.uniform(-bound, bound, (point.in_features, rank)).astype(np.float32)
@@ -169,10 +217,10 @@ def _fresh(point: InsertionPoint, rank: int, rng: np.random.Generator) -> dict[s
 
 def to_files(adapter: Adapter) -> dict[str, bytes]:
     """The adapter's files by name; equal adapters give equal bytes."""
-    tensors = {_disk_name(name): _on_disk(name, adapter.tensors[name]) for name in sorted(adapter.tensors)}
-    content = save(tensors)
-    targets = list(adapter.points)
-    config = adapter.config.to_peft(_TASK_TYPES.get(adapter.task), adapter.base_name) | {"target_modules": targets}
+    tensors = {_disk_name(name): _transposed(name, adapter.tensors[name]) for name in sorted(adapter.tensors)}
+    content = save(tensors, {"format": "pt"})
+    config = adapter.config.to_peft(_TASK_TYPES.get(adapter.task), adapter.base_name)
+    config["target_modules"] = sorted(adapter.points)  # exact, whatever else the patterns would match elsewhere
     record = {
         "format": FORMAT,
         "format_version": ".".join(map(str, FORMAT_VERSION)),
@@ -196,7 +244,7 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in to_files(adapter).items():
-            (folder / name).write_bytes(content)
+            write_atomic(folder / name, content)
     except OSError as error:
         raise AdapterError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
@@ -236,8 +284,8 @@ def _with_record(config: LoraConfig, tensors: dict[str, Floats], content: bytes,
     valid = (
         all(isinstance(record.get(k), str) for k in ("base_digest", "base_name", "task"))
         and isinstance(record.get("training"), dict)
-        and (labels is None or (isinstance(labels, list) and all(isinstance(x, str) for x in labels)))  # pyright: ignore[reportUnknownVariableType]
         and isinstance(record.get("lora"), dict)
+        and (labels is None or (isinstance(labels, list) and _are_labels(cast("list[object]", labels))))
     )
     if not valid:
         raise AdapterError(f"{path}: a field is missing or malformed")
@@ -256,34 +304,47 @@ def _with_record(config: LoraConfig, tensors: dict[str, Floats], content: bytes,
     )
 
 
+def _are_labels(values: list[object]) -> bool:
+    return all(isinstance(x, str) for x in values) and not label_problems(cast("list[str]", values))
+
+
 def _parse_tensors(content: bytes, path: Path) -> dict[str, Floats]:
     try:
-        entries = cast("list[tuple[str, Any]]", safetensors.deserialize(content))  # pyright: ignore
+        entries = cast("list[tuple[str, dict[str, Any]]]", safetensors.deserialize(content))  # pyright: ignore[reportUnknownMemberType]
     except (safetensors.SafetensorError, ValueError, OverflowError) as error:
         raise AdapterError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
     tensors: dict[str, Floats] = {}
     problems: list[str] = []
     for key, entry in entries:
         name = _graph_name(key)
-        array = _float32(entry["dtype"], entry["data"])
+        array = _float32(entry["dtype"], entry["data"], entry["shape"])
         if name is None:
             problems.append(f"{key} is not a tensor that this runtime knows")
+        elif name in tensors:
+            problems.append(f"{key} is there twice")
         elif array is None:
-            problems.append(f"{key} has type {entry['dtype']}; F32, F16 and BF16 are read")
+            problems.append(
+                f"{key} is {entry['dtype']} {entry['shape']}; vectors and matrices of F32, F16 and BF16 are read"
+            )
+        elif not np.isfinite(array).all():
+            problems.append(f"{key} holds NaN or infinity: its training diverged, or the file is damaged")
         else:
-            tensors[name] = _on_disk(name, array.reshape(entry["shape"]))
+            tensors[name] = _transposed(name, array)
     if problems:
-        raise AdapterError(f"{path}: " + "; ".join(problems))
+        raise AdapterError(f"{path}: cannot be used:\n{_listed(problems)}")
     return tensors
 
 
-def _float32(dtype: str, data: bytes | bytearray) -> Floats | None:
+def _float32(dtype: str, data: bytes | bytearray, shape: Sequence[int]) -> Floats | None:
+    """The array in float32, or None if it is of another type or of a shape that no adapter has."""
+    if len(shape) > 2 or any(size > len(data) for size in shape):
+        return None
     if dtype == "F32":
-        return np.frombuffer(data, "<f4").astype(np.float32)
+        return np.frombuffer(data, "<f4").astype(np.float32).reshape(shape)
     if dtype == "F16":
-        return np.frombuffer(data, "<f2").astype(np.float32)
+        return np.frombuffer(data, "<f2").astype(np.float32).reshape(shape)
     if dtype == "BF16":
-        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
     return None
 
 
@@ -302,10 +363,15 @@ def _graph_name(key: str) -> str | None:
     return head if head.endswith((".weight", ".bias")) and head.count(".") == 1 else None
 
 
-def _on_disk(name: str, tensor: Floats) -> Floats:
-    """A and B are transposed between graph and disk, the head is not."""
-    transposed = name.endswith((".lora_A", ".lora_B")) and tensor.ndim == 2
-    return np.ascontiguousarray(tensor.T if transposed else tensor, np.float32)
+def _transposed(name: str, tensor: Floats) -> Floats:
+    """From the graph's orientation to the disk's or back: A and B are transposed, the head is not."""
+    is_factor = name.endswith((".lora_A", ".lora_B")) and tensor.ndim == 2
+    return np.ascontiguousarray(tensor.T if is_factor else tensor, np.float32)
+
+
+def _listed(problems: Sequence[str]) -> str:
+    more = [f"  and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+    return "\n".join([*(f"  {problem}" for problem in problems[:_SHOWN]), *more])
 
 
 def _json(body: Mapping[str, Any]) -> bytes:
@@ -319,13 +385,17 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise AdapterError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(body, dict):
         raise AdapterError(f"{path}: not a JSON object")
-    return body  # pyright: ignore[reportUnknownVariableType]
+    return cast("dict[str, Any]", body)
 
 
 def _read_bytes(path: Path, limit: int) -> bytes:
     try:
-        if path.stat().st_size > limit:
-            raise AdapterError(f"{path}: larger than any adapter ({path.stat().st_size:,} bytes)")
-        return path.read_bytes()
+        if not path.is_file() and path.exists():
+            raise AdapterError(f"{path}: not a file")
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
     except OSError as error:
         raise AdapterError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if len(content) > limit:
+        raise AdapterError(f"{path}: larger than any adapter (more than {limit:,} bytes)")
+    return content

@@ -93,10 +93,10 @@ def _write_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
                     offsets[digest] = (weights.tell(), tensor.nbytes)
                     weights.write(tensor.tobytes())
                 offset, length = offsets[digest]
+                shape, name = ir.Shape(tensor.shape.numpy()), str(value.name)
                 value.const_value = ir.ExternalTensor(
-                    WEIGHTS_FILE, offset, length, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=str(value.name),
-                    base_dir=folder,
-                )  # fmt: skip
+                    WEIGHTS_FILE, offset, length, tensor.dtype, shape=shape, name=name, base_dir=folder
+                )
     for file, model in graphs.items():
         (folder / file).write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
