@@ -314,7 +314,7 @@ def _parse_tensors(content: bytes, path: Path) -> dict[str, Floats]:
     except (safetensors.SafetensorError, ValueError, OverflowError) as error:
         raise AdapterError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
     tensors: dict[str, Floats] = {}
-    problems: list[str] = []
+    problems = [f"{key} is there twice" for key in _repeated_keys(content)]
     for key, entry in entries:
         name = _graph_name(key)
         array = _float32(entry["dtype"], entry["data"], entry["shape"])
@@ -333,6 +333,18 @@ def _parse_tensors(content: bytes, path: Path) -> dict[str, Floats]:
     if problems:
         raise AdapterError(f"{path}: cannot be used:\n{_listed(problems)}")
     return tensors
+
+
+def _repeated_keys(content: bytes) -> list[str]:
+    """The names that a complete safetensors file holds more than once: its format forbids them, its parser does not."""
+    repeated: list[str] = []
+
+    def note_repeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        repeated.extend(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        return dict(pairs)
+
+    json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")], object_pairs_hook=note_repeated)
+    return repeated
 
 
 def _float32(dtype: str, data: bytes | bytearray, shape: Sequence[int]) -> Floats | None:

@@ -144,17 +144,17 @@ class TokenClassification:
         return self.data.lengths()
 
     def weight(self, rows: NDArray[np.int64]) -> float:
-        return sum(float(self._weights(self.labels[row]).sum()) for row in rows.tolist()) or 1.0
+        return sum(float(self._weights(self.labels[int(row)]).sum()) for row in rows.tolist()) or 1.0
 
     def inputs(self, rows: NDArray[np.int64]) -> Feeds:
         return self.data.feeds(rows)
 
     def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
         inputs = self.data.feeds(rows)
-        width = max(len(self.labels[row]) for row in rows.tolist())
+        width = max(len(self.labels[int(row)]) for row in rows.tolist())
         labels = np.full((len(rows), width), self.IGNORED, np.int64)
         for i, row in enumerate(rows.tolist()):
-            labels[i, : len(self.labels[row])] = self.labels[row]
+            labels[i, : len(self.labels[int(row)])] = self.labels[int(row)]
         weight = self._weights(labels) / np.float32(total)
         return inputs | {"labels": np.maximum(labels, 0), "loss_weight": weight}
 
