@@ -22,6 +22,7 @@ from edgelora.errors import (
     StoreError,
     TrainingError,
 )
+from edgelora.objectives import OwnLoss
 from edgelora.runtime import Model
 from edgelora.session import SessionSettings
 from edgelora.store import AdapterStore
@@ -42,6 +43,7 @@ __all__ = [
     "EdgeLoraError",
     "LoraConfig",
     "Model",
+    "OwnLoss",
     "SessionSettings",
     "StoreError",
     "Trainer",

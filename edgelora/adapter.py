@@ -311,10 +311,11 @@ def _are_labels(values: list[object]) -> bool:
 def _parse_tensors(content: bytes, path: Path) -> dict[str, Floats]:
     try:
         entries = cast("list[tuple[str, dict[str, Any]]]", safetensors.deserialize(content))  # pyright: ignore[reportUnknownMemberType]
-    except (safetensors.SafetensorError, ValueError, OverflowError) as error:
+        repeated = _repeated_keys(content)
+    except (safetensors.SafetensorError, ValueError, OverflowError, RecursionError) as error:
         raise AdapterError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
     tensors: dict[str, Floats] = {}
-    problems = [f"{key} is there twice" for key in _repeated_keys(content)]
+    problems = [f"{key} is there twice" for key in repeated]
     for key, entry in entries:
         name = _graph_name(key)
         array = _float32(entry["dtype"], entry["data"], entry["shape"])

@@ -6,11 +6,13 @@ weights and padding are all one array, and accumulating micro-batches is exact.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgelora.errors import ConfigError
 
 Array = NDArray[np.generic]
 Floats = NDArray[np.float32]
@@ -92,6 +94,52 @@ class Classification:
         labels = self.labels[np.concatenate(rows)]
         nll = log_sum_exp(logits) - np.take_along_axis(logits, labels[:, None], 1)[:, 0]
         return {"loss": float(nll.mean()), "accuracy": float((logits.argmax(1) == labels).mean())}
+
+
+LossFunction = Callable[[Mapping[str, Array], NDArray[np.int64]], tuple[float, Mapping[str, Array]]]
+
+
+class OwnLoss:
+    """Any loss that the caller can differentiate with respect to the model's outputs (DESIGN, D9).
+
+    `function(outputs, rows)` takes the forward graph's outputs for these samples and returns their
+    summed loss and its gradient with respect to each output that it depends on, in the outputs' shapes.
+    The trainer divides both by the number of samples in the batch.
+    """
+
+    loss, metric, higher_is_better = "cotangent", "loss", False
+
+    def __init__(self, data: Inputs, function: LossFunction) -> None:
+        self.data, self.function = data, function
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def lengths(self) -> NDArray[np.int64]:
+        return self.data.lengths()
+
+    def weight(self, rows: NDArray[np.int64]) -> float:
+        return float(len(rows))
+
+    def inputs(self, rows: NDArray[np.int64]) -> Feeds:
+        return self.data.feeds(rows)
+
+    def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
+        return self.data.feeds(rows)
+
+    def cotangents(self, outputs: Mapping[str, Array], rows: NDArray[np.int64], total: float) -> tuple[float, Feeds]:
+        """The mean loss's share of these samples, and the feeds `cotangent.NAME` for every output."""
+        loss, gradients = self.function(outputs, rows)
+        feeds: Feeds = {}
+        for name, output in outputs.items():
+            gradient = np.asarray(gradients.get(name, np.zeros(output.shape)), np.float32)
+            if gradient.shape != output.shape:
+                raise ConfigError(f"the loss's gradient for {name!r} has shape {gradient.shape}, not {output.shape}")
+            feeds[f"cotangent.{name}"] = gradient / np.float32(total)
+        return loss / total, feeds
+
+    def metrics(self, outputs: Sequence[Array], rows: Sequence[NDArray[np.int64]]) -> dict[str, float]:
+        raise ConfigError("a loss of your own has no metrics here: evaluate the model's outputs yourself")
 
 
 class Regression:

@@ -18,7 +18,7 @@ from edgelora.batching import epoch_batches
 from edgelora.bundle import Bundle
 from edgelora.errors import ConfigError, TrainingError
 from edgelora.manifest import InsertionPoint, TrainingGraph
-from edgelora.objectives import Array, Feeds, Floats, Objective
+from edgelora.objectives import Array, Feeds, Floats, Objective, OwnLoss
 from edgelora.optimizers import SGD, AdamW, Optimizer, clip_by_global_norm
 from edgelora.schedules import SCHEDULES, learning_rate_factor
 
@@ -109,6 +109,8 @@ class Trainer:
             raise ConfigError("there are no training samples")
         self.bundle, self.adapter, self.objective, self.config = bundle, adapter, objective, config
         dropout = adapter.config.lora_dropout
+        if dropout and isinstance(objective, OwnLoss):
+            raise ConfigError("LoRA dropout cannot be combined with a loss of your own: it sees the outputs without it")
         self.record: TrainingGraph = bundle.training(objective.loss, dropout > 0)
         self.names = tuple(sorted(adapter.tensors))
         self._check_points()
@@ -177,8 +179,13 @@ class Trainer:
         for part, start in enumerate(range(0, len(rows), size)):
             feeds = self.objective.feeds(rows[start : start + size], total)
             masks = self._masks(feeds, part)
+            share = None
+            if isinstance(self.objective, OwnLoss):
+                made = self.bundle.forward.run({**feeds, **adapter})
+                share, cotangents = self.objective.cotangents(made, rows[start : start + size], total)
+                feeds |= cotangents
             outputs = graph.run({**feeds, **adapter, **masks}, self._outputs)
-            loss += float(outputs["loss"])
+            loss += float(outputs["loss"]) if share is None else share
             for name, grad in zip(self.names, self._grad_views, strict=True):
                 grad += outputs[f"grad.{name}"]
         for name, grad in zip(self.names, self._grad_views, strict=True):

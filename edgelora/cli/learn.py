@@ -21,6 +21,7 @@ from edgelora.cli.common import (
 )
 from edgelora.config import LoraConfig
 from edgelora.data import read_samples, split
+from edgelora.errors import ConfigError
 from edgelora.memory import peak_memory
 from edgelora.trainer import OPTIMIZERS, StepResult, TrainingConfig
 from edgelora.training import TrainingReport, train
@@ -33,6 +34,8 @@ _LORA_OPTIONS = (
     "target_modules",
     "exclude_modules",
     "layers_to_transform",
+    "rank_pattern",
+    "alpha_pattern",
     "rslora",
 )
 
@@ -73,6 +76,8 @@ def add_verbs(verbs: Verbs) -> None:
     )
     lora.add_argument("--exclude-modules", nargs="+", metavar="PATTERN")
     lora.add_argument("--layers-to-transform", nargs="+", type=int, metavar="LAYER")
+    lora.add_argument("--rank-pattern", nargs="+", metavar="PATTERN=R", help="other ranks for some points")
+    lora.add_argument("--alpha-pattern", nargs="+", metavar="PATTERN=ALPHA", help="other alphas for some points")
     lora.add_argument("--rslora", action="store_true", default=None, help="scale = alpha/√rank")
 
     defaults = TrainingConfig()
@@ -168,8 +173,28 @@ def lora_config(options: argparse.Namespace) -> LoraConfig | None:
         target_modules=patterns(options.target_modules),
         exclude_modules=patterns(options.exclude_modules),
         layers_to_transform=tuple(options.layers_to_transform) if options.layers_to_transform else None,
+        rank_pattern={name: int(value) for name, value in pattern_values(options.rank_pattern).items()},
+        alpha_pattern=pattern_values(options.alpha_pattern),
         use_rslora=bool(options.rslora),
     )
+
+
+def pattern_values(given: list[str] | None) -> dict[str, float]:
+    """PATTERN=NUMBER words as a mapping.
+
+    Raises:
+        ConfigError: a word has another form.
+    """
+    values: dict[str, float] = {}
+    for word in given or ():
+        name, _, value = word.rpartition("=")
+        try:
+            values[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise ConfigError(f"{word!r} is not PATTERN=NUMBER, as in query=16")
+    return values
 
 
 class _Progress:
