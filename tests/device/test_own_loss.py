@@ -23,7 +23,7 @@ def samples():
 
 def trained(open_model, own, steps=4, **settings):
     model = open_model("regression")
-    config = TrainingConfig(learning_rate=1e-2, **settings)
+    config = TrainingConfig(learning_rate=1e-2, optim="sgd", **settings)  # AdamW would magnify rounding
     adapter = new_adapter(model.bundle.manifest, LoraConfig(r=4, lora_alpha=8), outputs=1)
     compiled = objective_for(model, samples(), None, config)
     targets = np.asarray([s.target for s in samples()], np.float32)
@@ -45,7 +45,7 @@ def test_own_loss_trains_as_the_compiled_loss_does(open_model, micro):
     assert compiled_losses[-1] < compiled_losses[0]
     np.testing.assert_allclose(own_losses, compiled_losses, rtol=1e-5)
     for name, tensor in compiled.tensors.items():
-        np.testing.assert_allclose(own.tensors[name], tensor, rtol=1e-3, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(own.tensors[name], tensor, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_a_gradient_of_another_shape_is_refused(open_model):
