@@ -219,7 +219,7 @@ def to_files(adapter: Adapter) -> dict[str, bytes]:
     """The adapter's files by name; equal adapters give equal bytes."""
     tensors = {_disk_name(name): _transposed(name, adapter.tensors[name]) for name in sorted(adapter.tensors)}
     content = save(tensors, {"format": "pt"})
-    config = adapter.config.to_peft(_TASK_TYPES.get(adapter.task), adapter.base_name)
+    config = adapter.config.to_peft(_TASK_TYPES.get(adapter.task))
     config["target_modules"] = sorted(adapter.points)  # exact, whatever else the patterns would match elsewhere
     record = {
         "format": FORMAT,
@@ -257,10 +257,9 @@ def read_adapter(folder: Path, manifest: Manifest | None = None, accept_base: bo
     Raises:
         AdapterError: a file is missing, damaged, or says what cannot be represented.
     """
-    config_body = _read_json(folder / CONFIG_FILE)
+    config = LoraConfig.from_peft(_read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     content = _read_bytes(folder / TENSORS_FILE, _TENSORS_LIMIT)
     tensors = _parse_tensors(content, folder / TENSORS_FILE)
-    config = LoraConfig.from_peft(config_body, str(folder / CONFIG_FILE))
     if (folder / RECORD_FILE).exists():
         return _with_record(config, tensors, content, folder)
     if manifest is None or not accept_base:
@@ -316,7 +315,7 @@ def _parse_tensors(content: bytes, path: Path) -> dict[str, Floats]:
         raise AdapterError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
     tensors: dict[str, Floats] = {}
     problems = [f"{key} is there twice" for key in repeated]
-    for key, entry in entries:
+    for key, entry in sorted(entries, key=lambda item: item[0]):
         name = _graph_name(key)
         array = _float32(entry["dtype"], entry["data"], entry["shape"])
         if name is None:

@@ -116,12 +116,15 @@ class LoraConfig:
         """A JSON-able mapping of these settings."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
 
-    def to_peft(self, task_type: str | None, base_name: str) -> dict[str, Any]:
-        """The body of PEFT's `adapter_config.json`."""
+    def to_peft(self, task_type: str | None) -> dict[str, Any]:
+        """The body of PEFT's `adapter_config.json`.
+
+        It names no base model: PEFT would look that name up on the network.
+        """
         return {
             "peft_type": "LORA",
             "task_type": task_type,
-            "base_model_name_or_path": base_name,
+            "base_model_name_or_path": None,
             "inference_mode": True,
             "bias": "none",
             "fan_in_fan_out": False,

@@ -66,13 +66,13 @@ def test_defaults_are_pefts():
     )
 )
 def test_settings_survive_adapter_config_json(config: LoraConfig):
-    text = json.dumps(config.to_peft("SEQ_CLS", "base"))
+    text = json.dumps(config.to_peft("SEQ_CLS"))
     assert LoraConfig.from_peft(json.loads(text), "adapter_config.json") == config
 
 
 def test_peft_reads_what_we_write(tmp_path):
     config = LoraConfig(r=4, lora_alpha=8.0, target_modules=("query",), rank_pattern={"value": 2}, use_rslora=True)
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config.to_peft("SEQ_CLS", "base")))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config.to_peft("SEQ_CLS")))
     theirs = peft.LoraConfig.from_pretrained(str(tmp_path))
     assert isinstance(theirs, peft.LoraConfig)
     assert (theirs.r, theirs.lora_alpha, theirs.target_modules) == (4, 8.0, {"query"})
