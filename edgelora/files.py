@@ -14,9 +14,14 @@ TEMPORARY_PREFIX = ".tmp-"
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace the file at `path`: temporary file, fsync, rename, fsync of the folder. Raises OSError."""
+    """Replace the file at `path`: temporary file, fsync, rename, fsync of the folder. Raises OSError.
+
+    A new file is readable by its owner alone; one that is replaced keeps its mode.
+    """
     handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=path.parent)
     try:
+        if path.exists():
+            Path(name).chmod(path.stat().st_mode)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()

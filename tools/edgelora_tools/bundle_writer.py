@@ -67,7 +67,8 @@ def write_bundle(
         files = {path.name: _entry(path) for path in sorted(staging.iterdir())}
         finished = replace(manifest, files=files)
         (staging / MANIFEST_FILE).write_text(finished.to_json(), encoding="utf-8")
-        staging.chmod(0o755)
+        for path in (staging, *staging.iterdir()):  # a bundle is for sharing; temporary folders are private
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if destination.exists():
             shutil.rmtree(destination)
         staging.replace(destination)
