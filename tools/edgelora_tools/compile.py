@@ -172,7 +172,9 @@ def adapt(
 def _insert(op: OpBuilder, site: Site, method: AdapterMethod, dropout: bool) -> list[ir.Value]:
     """y = base(x) becomes y' = y + delta(x ∘ mask); everything that read y reads y'."""
     tensors = [op.builder.input(s.name, ir.DataType.FLOAT, list(s.shape)) for s in method.tensors(site.point)]
-    for call, (x, y) in enumerate(site.uses):
+    for call, (product, y) in enumerate(site.uses):
+        x = product.inputs[0]  # as it is now: an earlier site may have put its delta there
+        assert x is not None
         readers, is_output = list(y.uses()), y in op.builder.graph.outputs
         seen = x
         if dropout:

@@ -16,10 +16,10 @@ _ANONYMOUS = re.compile(r"(onnx::|val_|v_|/|_)|\d+$")
 
 @dataclass(frozen=True)
 class Site:
-    """Where a point sits in the graph: for each use of its weight, the input and the (biased) output."""
+    """Where a point sits in the graph: for each use of its weight, the product and its (biased) output."""
 
     point: InsertionPoint
-    uses: tuple[tuple[ir.Value, ir.Value], ...]
+    uses: tuple[tuple[ir.Node, ir.Value], ...]
 
 
 def find_sites(model: ir.Model) -> list[Site]:
@@ -47,8 +47,7 @@ def find_sites(model: ir.Model) -> list[Site]:
             rows, columns = columns, rows
         layer = _LAYER.match(unique + ".")
         point = InsertionPoint(unique, node.op_type, int(rows), int(columns), int(layer[1]) if layer else None)
-        inputs = [(n.inputs[0], output) for n, output in uses]
-        sites.append(Site(point, tuple((x, y) for x, y in inputs if x is not None)))
+        sites.append(Site(point, tuple(uses)))
     return sites
 
 
