@@ -188,12 +188,13 @@ def _export_torchscript(
         def forward(self, *args: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return tuple(flat_outputs(self.module(**dict(zip(names, args, strict=True)), **extra)))
 
+    traced = Traced().eval()  # the exporter puts back the mode that it finds, also in the module inside
     with torch.no_grad():
-        count = len(Traced()(*(inputs[n] for n in names)))
+        count = len(traced(*(inputs[n] for n in names)))
     labels = list(outputs) if outputs and len(outputs) == count else [f"output_{i}" for i in range(count)]
     buffer = io.BytesIO()
     torch.onnx.export(
-        Traced(),
+        traced,
         tuple(inputs[n] for n in names),
         buffer,  # pyright: ignore[reportArgumentType]
         input_names=names,
