@@ -1,0 +1,76 @@
+"""`python -m benchmarks CASE`: measure, print the table, write JSON and a plot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from benchmarks import clinc, report
+from benchmarks.measure import BenchmarkError
+
+ALL_LINEAR = "all-linear"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        body = clinc.run(clinc_options(options), progress)
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(report.markdown(body))
+    if options.json is not None:
+        options.json.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    if options.plot is not None:
+        report.plot(body, options.plot)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="python -m benchmarks", description="EdgeLoRA and its rivals, in turn.")
+    cases = root.add_subparsers(dest="case", required=True)
+    case = cases.add_parser("clinc", help="PEFT and EdgeLoRA on all-MiniLM-L6 and CLINC150", description=clinc.__doc__)
+    default = clinc.ClincOptions()
+    case.add_argument("--epochs", type=positive, default=default.epochs)
+    case.add_argument("--repeats", type=positive, default=default.repeats, help="runs of each side")
+    case.add_argument("--per-intent", type=positive, default=default.per_intent, help="training utterances an intent")
+    case.add_argument(
+        "--targets", nargs="+", default=list(default.targets), metavar="NAME", help=f"target modules, or {ALL_LINEAR}"
+    )
+    case.add_argument("--batch-size", type=positive, default=default.batch_size)
+    case.add_argument("--threads", type=positive, default=default.threads, help="threads of each process")
+    case.add_argument("--seed", type=int, default=default.seed)
+    case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.add_argument("--plot", type=Path, metavar="FILE", help="write accuracy and loss curves")
+    case.add_argument("--quick", action="store_true", help="a smoke run of a few steps; its figures mean nothing")
+    return root
+
+
+def clinc_options(options: argparse.Namespace) -> clinc.ClincOptions:
+    chosen = clinc.ClincOptions(
+        epochs=options.epochs,
+        repeats=options.repeats,
+        per_intent=options.per_intent,
+        targets=ALL_LINEAR if options.targets == [ALL_LINEAR] else tuple(options.targets),
+        batch_size=options.batch_size,
+        threads=options.threads,
+        seed=options.seed,
+    )
+    return chosen.quick() if options.quick else chosen
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

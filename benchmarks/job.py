@@ -1,0 +1,223 @@
+"""What a worker reads and writes: one training run, described by files that every contender shares.
+
+A job folder holds `job.json`, `data.npz`, and two adapters in PEFT's layout: `initial`, where training
+starts, and `probe`, whose B is not zero, so that every gradient there says something. A worker writes
+`result.json` and `gradients.npz`. This file imports numpy only: it is part of every measured process.
+
+Contenders train in turns, `TURN` steps each, so that whatever else the machine does meets all of them:
+a worker that ends its turn writes a line to standard output and waits for one on standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+JOB_FILE, DATA_FILE, RESULT_FILE, GRADIENTS_FILE = "job.json", "data.npz", "result.json", "gradients.npz"
+INITIAL, PROBE = "initial", "probe"
+EVALUATION_BATCH = 64
+TURN, TURN_ENDS = 10, "turn ends"
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The run: the same for every contender. `max_steps` cuts it short; `threads` is per process."""
+
+    bundle: str
+    model: str
+    threads: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    max_steps: int | None
+    pad_id: int = 0
+
+
+class Texts:
+    """Tokenized texts with their labels, padded batch by batch on the right."""
+
+    def __init__(self, tokens: Ints, offsets: Ints, labels: Ints, pad_id: int) -> None:
+        self.tokens, self.offsets, self.labels, self.pad_id = tokens, offsets, labels, pad_id
+
+    @classmethod
+    def of(cls, ids: Sequence[Sequence[int]], labels: Sequence[int], pad_id: int) -> Texts:
+        """Texts from token ids per text."""
+        tokens = np.asarray([token for row in ids for token in row], np.int64)
+        offsets = np.cumsum([0, *(len(row) for row in ids)], dtype=np.int64)
+        return cls(tokens, offsets, np.asarray(labels, np.int64), pad_id)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def lengths(self) -> Ints:
+        """The number of tokens of each text."""
+        return np.diff(self.offsets)
+
+    def feeds(self, rows: Ints) -> dict[str, NDArray[np.generic]]:
+        """`input_ids`, `attention_mask` and `token_type_ids` `[rows, longest]`."""
+        width = int(self.lengths()[rows].max())
+        ids = np.full((len(rows), width), self.pad_id, np.int64)
+        mask = np.zeros((len(rows), width), np.int64)
+        for i, row in enumerate(rows):
+            text = self.tokens[self.offsets[row] : self.offsets[row + 1]]
+            ids[i, : len(text)] = text
+            mask[i, : len(text)] = 1
+        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+    def evaluation_batches(self) -> Iterator[Ints]:
+        """All rows, batches of similar length."""
+        order = np.argsort(self.lengths(), kind="stable")
+        for start in range(0, len(order), EVALUATION_BATCH):
+            yield order[start : start + EVALUATION_BATCH]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run with its data. `order` `[epochs, texts]` is the order of the training texts in each epoch."""
+
+    folder: Path
+    settings: Settings
+    train: Texts
+    test: Texts
+    order: Ints
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.train) // self.settings.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        steps = self.steps_per_epoch * self.settings.epochs
+        return steps if self.settings.max_steps is None else min(steps, self.settings.max_steps)
+
+    def batches(self) -> list[Ints]:
+        """The rows of every step of the run."""
+        size = self.settings.batch_size
+        batches = [epoch[i : i + size] for epoch in self.order for i in range(0, len(epoch), size)]
+        return batches[: self.total_steps]
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether the step (from 0) is its epoch's last, or the run's."""
+        return (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.total_steps
+
+    def write(self) -> None:
+        """Write `job.json` and `data.npz`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / JOB_FILE).write_text(json.dumps(asdict(self.settings)), encoding="utf-8")
+        arrays: dict[str, Any] = {"order": self.order}
+        for name, texts in (("train", self.train), ("test", self.test)):
+            arrays |= {f"{name}_tokens": texts.tokens, f"{name}_offsets": texts.offsets, f"{name}_labels": texts.labels}
+        np.savez(self.folder / DATA_FILE, **arrays)
+
+    @classmethod
+    def read(cls, folder: Path) -> Job:
+        """Read what `write` wrote."""
+        settings = Settings(**json.loads((folder / JOB_FILE).read_text(encoding="utf-8")))
+        with np.load(folder / DATA_FILE) as file:
+            arrays = {name: file[name] for name in file.files}
+        train, test = (
+            Texts(arrays[f"{name}_tokens"], arrays[f"{name}_offsets"], arrays[f"{name}_labels"], settings.pad_id)
+            for name in ("train", "test")
+        )
+        return cls(folder, settings, train, test, arrays["order"])
+
+
+def peak_memory_mb() -> float:
+    """The largest resident set of this process so far, in MiB.
+
+    VmHWM, which `getrusage` equals for a process started from a small one: ru_maxrss survives exec, so it
+    would count the parent's memory as well.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return int(fields["VmHWM"].split()[0]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20) if sys.platform == "darwin" else peak / 1024
+
+
+class Recorder:
+    """Takes the measurements of a run, the same way for every contender.
+
+    `started` is the wall-clock time at which the parent started this process, so that a cold start
+    counts the interpreter and the imports.
+    """
+
+    def __init__(self, name: str, job: Job, started: float) -> None:
+        self.name, self.job, self.started = name, job, started
+        self.losses: list[float] = []
+        self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+        self.gradients: dict[str, NDArray[np.float32]] = {}
+        self.cold_start = self.peak_training = 0.0
+        self._begun = self._begun_cpu = 0.0
+
+    def begin_step(self) -> None:
+        self._begun_cpu, self._begun = time.process_time(), time.perf_counter()
+
+    def end_step(self, loss: float) -> None:
+        self.seconds.append(time.perf_counter() - self._begun)
+        self.cpu_seconds.append(time.process_time() - self._begun_cpu)
+        if not self.losses:
+            self.cold_start = time.time() - self.started
+        self.losses.append(loss)
+        if self.job.ends_epoch(len(self.losses) - 1):
+            epoch = -(-len(self.losses) // self.job.steps_per_epoch)
+            self.say(f"epoch {epoch}, loss {loss:.4f}, {sum(self.seconds):.1f} s")
+
+    def next_turn(self) -> None:
+        """Let the others have theirs, after the first step (the cold start) and every `TURN` steps from there."""
+        if len(self.losses) % TURN == 1:
+            wait_for_turn()
+
+    def end_training(self) -> None:
+        """The peak is taken here: evaluation comes after it, so only training counts."""
+        self.peak_training = peak_memory_mb()
+        wait_for_turn()
+
+    def keep_gradients(self, at: str, gradients: Mapping[str, NDArray[np.float32]]) -> None:
+        """Gradients `{point}.lora_A` `[r, in]`, `{point}.lora_B` `[out, r]` and of the head, at an adapter."""
+        self.gradients |= {f"{at}/{name}": np.array(gradient, np.float32) for name, gradient in gradients.items()}
+
+    def say(self, text: str) -> None:
+        print(f"  {self.name}: {text}", file=sys.stderr, flush=True)
+
+    def write(self, folder: Path, accuracies: Sequence[float], versions: Mapping[str, str]) -> None:
+        result = {
+            "contender": self.name,
+            "losses": self.losses,
+            "step_seconds": self.seconds,
+            "step_cpu_seconds": self.cpu_seconds,
+            "epoch_ends": [step for step in range(len(self.losses)) if self.job.ends_epoch(step)],
+            "accuracy": list(accuracies),
+            "cold_start_seconds": self.cold_start,
+            "peak_memory_mb": self.peak_training,
+            "peak_memory_with_evaluation_mb": peak_memory_mb(),
+            "versions": dict(versions),
+            "modules": sorted({name.partition(".")[0] for name in sys.modules}),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez(folder / GRADIENTS_FILE, **self.gradients)  # pyright: ignore[reportArgumentType]
+        (folder / RESULT_FILE).write_text(json.dumps(result), encoding="utf-8")
+
+
+def wait_for_turn() -> None:
+    """Hand the turn back to the parent, and wait until it comes again."""
+    print(TURN_ENDS, flush=True)
+    sys.stdin.readline()
+
+
+def worker_arguments() -> tuple[Path, Path, float]:
+    """(job folder, result folder, wall-clock time of the start) from the command line."""
+    job, result, started = sys.argv[1:]
+    return Path(job), Path(result), float(started)

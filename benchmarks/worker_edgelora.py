@@ -1,0 +1,75 @@
+"""One training run by EdgeLoRA, on the device package and numpy alone."""
+
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+from numpy.typing import NDArray
+
+import edgelora
+from benchmarks.job import INITIAL, PROBE, Job, Recorder, worker_arguments
+from edgelora import Bundle, SessionSettings, Trainer, TrainingConfig
+from edgelora.adapter import read_adapter
+from edgelora.objectives import Classification
+from edgelora.session import ENGINE_VERSION
+
+
+def main() -> None:
+    folder, destination, started = worker_arguments()
+    job = Job.read(folder)
+    record = Recorder("EdgeLoRA", job, started)
+    bundle = Bundle.open(job.settings.bundle, SessionSettings(threads=job.settings.threads))
+    config = TrainingConfig(
+        num_train_epochs=job.settings.epochs,
+        max_steps=job.settings.max_steps,
+        batch_size=job.settings.batch_size,
+        learning_rate=job.settings.learning_rate,
+        max_grad_norm=0.0,
+    )
+    objective = Classification(job.train, job.train.labels)
+    trainer = Trainer(bundle, read_adapter(folder / INITIAL), objective, config)
+    batches = job.batches()
+    snapshots: list[NDArray[np.float32]] = []
+    for step, rows in enumerate(batches):
+        record.begin_step()
+        loss = trainer.step(rows).loss
+        record.end_step(loss)
+        if step == 0:
+            record.keep_gradients(INITIAL, disk_gradients(trainer))
+        if job.ends_epoch(step):
+            snapshots.append(trainer.flat.copy())
+        record.next_turn()
+    record.end_training()
+    probe = Trainer(bundle, read_adapter(folder / PROBE), objective, config)
+    probe.accumulate(batches[0])
+    record.keep_gradients(PROBE, disk_gradients(probe))
+    accuracies = [accuracy(trainer, flat, job) for flat in snapshots]
+    versions = {
+        "edgelora": edgelora.__version__,
+        "onnxruntime": ENGINE_VERSION,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+    record.write(destination, accuracies, versions)
+
+
+def disk_gradients(trainer: Trainer) -> dict[str, NDArray[np.float32]]:
+    """The last batch's gradients in PEFT's orientation."""
+    return {n: g.T if n.endswith((".lora_A", ".lora_B")) else g for n, g in trainer.gradients().items()}
+
+
+def accuracy(trainer: Trainer, flat: NDArray[np.float32], job: Job) -> float:
+    """Accuracy on the test texts with these parameters."""
+    trainer.flat[:] = flat
+    feeds = trainer.current().feeds(trainer.bundle.manifest)
+    (output,) = (spec.name for spec in trainer.bundle.manifest.outputs)
+    hits = 0
+    for rows in job.test.evaluation_batches():
+        logits = trainer.bundle.forward.run({**job.test.feeds(rows), **feeds}, [output])[output]
+        hits += int((logits.argmax(1) == job.test.labels[rows]).sum())
+    return hits / len(job.test)
+
+
+if __name__ == "__main__":
+    main()
