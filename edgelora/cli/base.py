@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgelora.bundle import Bundle
-from edgelora.check import Verdict, check, store_verdict
+from edgelora.check import Verdict, check, parity_samples, store_verdict
 from edgelora.cli.common import (
     Verbs,
     add_bundle,
@@ -240,14 +240,12 @@ def run_check(options: argparse.Namespace) -> int:
         if missing:
             raise DataError(f"{options.inputs}: no array for {', '.join(sorted(missing))}")
         feeds = {s.name: feeds[s.name].astype(s.dtype) for s in bundle.manifest.inputs}
-        extra = [
-            (
-                feeds,
-                desktop("compile").source_outputs(
-                    desktop("sources").open_source(options.source, options.exporter), bundle.manifest, feeds
-                ),
-            )
-        ]
+        made = desktop("sources").open_source(options.source, options.exporter).run(feeds)
+        compared = parity_samples(bundle)[0][1]
+        missing = set(compared) - set(made)
+        if missing:
+            raise DataError(f"{options.source}: has no output {', '.join(sorted(missing))}: not this bundle's source")
+        extra = [(feeds, {name: made[name] for name in compared})]
     verdict = check(bundle, extra, lambda name: progress_line(f"checking {name}"))
     end_progress()
     store_verdict(bundle, verdict)
