@@ -124,13 +124,13 @@ def run_train(options: argparse.Namespace) -> None:
         samples, held_out = split(samples, options.validation_split, np.random.default_rng(options.seed))
     lora = lora_config(options)
     started = time.monotonic()
-    show = _Progress(options.json and not options.progress, config, len(samples))
+    show = EpochLines(options.json and not options.progress, config, len(samples))
     report = train(model, options.adapter, samples, held_out, lora, config, options.restart, options.again, show)
     end_progress()
     emit(
         options,
         {**report.to_dict(), "peak_memory_bytes": peak_memory()},
-        report_text(report, len(samples), time.monotonic() - started),
+        report_text(report, len(samples), time.monotonic() - started, options.keep),
     )
 
 
@@ -197,7 +197,7 @@ def pattern_values(given: list[str] | None) -> dict[str, float]:
     return values
 
 
-class _Progress:
+class EpochLines:
     """Shows steps on one line and a finished epoch on a line of its own."""
 
     def __init__(self, quiet: bool, config: TrainingConfig, samples: int) -> None:
@@ -211,7 +211,8 @@ class _Progress:
     def __call__(self, step: StepResult, progress: Progress) -> None:
         if not self.first:
             self.first = step.step
-            self.epochs_shown = max(len(progress.history) - 1, 0)
+            just_ended = not progress.epoch_losses
+            self.epochs_shown = len(progress.history) - just_ended
             if step.step > 1 and not self.quiet:
                 note(f"continuing at step {step.step} of {self.total}")
         if self.quiet:
@@ -233,8 +234,8 @@ class _Progress:
         )
 
 
-def report_text(report: TrainingReport, samples: int, seconds: float) -> str:
-    """The report for people."""
+def report_text(report: TrainingReport, samples: int, seconds: float, keep: str) -> str:
+    """The report for people; `keep` says which epoch's adapter was saved, "best" or "last"."""
     if report.already_done:
         return (
             f"{report.adapter}: version {report.version} already holds this run ({report.steps} steps); nothing was "
@@ -248,7 +249,8 @@ def report_text(report: TrainingReport, samples: int, seconds: float) -> str:
     if report.labels:
         rows.append(("classes", len(report.labels)))
     if report.history:
-        kept = report.history[(report.best_epoch or len(report.history)) - 1]
+        best = report.best_epoch if keep == "best" else None
+        kept = report.history[(best or len(report.history)) - 1]
         rows += [(name.replace("eval_", "validation ").replace("_", " "), value) for name, value in kept.items()]
     rows.append(("seconds", seconds))
     stopped = " (stopped early)" if report.stopped_early else ""

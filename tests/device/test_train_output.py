@@ -1,0 +1,41 @@
+"""What `edgelora train` tells the person: the epoch that is kept, and no epoch twice after a continuation."""
+
+from __future__ import annotations
+
+from edgelora.cli.learn import EpochLines, report_text
+from edgelora.trainer import StepResult, TrainingConfig
+from edgelora.training import TrainingReport
+from edgelora.training_run import Progress
+
+HISTORY = [{"epoch": 1, "train_loss": 2.0, "eval_accuracy": 0.9}, {"epoch": 2, "train_loss": 1.0, "eval_accuracy": 0.8}]
+
+
+def report(best_epoch: int | None) -> TrainingReport:
+    return TrainingReport("user-1", 1, 4, 0, 1.0, 0.1, tuple(HISTORY), best_epoch, False, False, 100, ("a", "b"))
+
+
+def shown(text: str) -> dict[str, str]:
+    return dict(line.rsplit(maxsplit=1) for line in text.splitlines() if line.count(" ") and not line.startswith("-"))
+
+
+def test_the_report_shows_the_epoch_that_is_kept():
+    assert shown(report_text(report(1), 4, 1.0, "best"))["epoch"] == "1"
+    assert shown(report_text(report(1), 4, 1.0, "last"))["epoch"] == "2"
+    assert shown(report_text(report(None), 4, 1.0, "best"))["epoch"] == "2"
+
+
+def lines(capsys, first_step: int, losses_left: int) -> str:
+    """What is printed when a run goes on at `first_step` with one epoch of two steps behind it."""
+    progress = Progress(step=first_step, history=HISTORY[:1], epoch_losses=[1.0] * losses_left)
+    EpochLines(False, TrainingConfig(batch_size=2, num_train_epochs=2), 4)(
+        StepResult(first_step, 1.0, 1.0, 1e-3), progress
+    )
+    return capsys.readouterr().err
+
+
+def test_a_continued_run_does_not_repeat_an_epoch(capsys):
+    assert "epoch" not in lines(capsys, first_step=3, losses_left=1)
+
+
+def test_an_epoch_that_ends_with_the_first_step_is_shown(capsys):
+    assert "epoch   1" in lines(capsys, first_step=2, losses_left=0)
