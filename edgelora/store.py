@@ -1,18 +1,20 @@
 """The adapter store: a folder per person, a folder per version, a pointer to the current one.
 
-ROOT/NAME/name                     the name itself: file systems that ignore case must not mix people up
-ROOT/NAME/versions/000001/…        an adapter's files, published at once
-ROOT/NAME/current                  the number of the current version, replaced atomically
-ROOT/NAME/training/…               the state of an unfinished training
-ROOT/NAME/lock                     held by the process that trains or saves
+ROOT/NAME/name                   the name itself: file systems that ignore case must not mix people up
+ROOT/NAME/versions/000001/…      an adapter's files, published at once
+ROOT/NAME/current                the number of the current version, replaced atomically
+ROOT/NAME/training/…             the state of an unfinished training
+ROOT/.edgelora/lock              held for the moment of a write
+ROOT/.edgelora/locks/NAME        held by the process that trains NAME
+ROOT/.edgelora/staging/…         what is being written or deleted; emptied when the store is opened
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import re
+import threading
 import uuid
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass
@@ -21,25 +23,37 @@ from typing import Any
 
 from edgelora.adapter import RECORD_FILE, Adapter, read_adapter, to_files
 from edgelora.errors import AdapterError, StoreError
-from edgelora.files import TEMPORARY_PREFIX, locked, publish_folder, remove_folder, write_atomic
+from edgelora.files import (
+    locked,
+    make_folder,
+    publish_folder,
+    remove_temporaries,
+    remove_tree,
+    sync_folder,
+    write_atomic,
+)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-_TRASH = ".trash-"
+_NUMBER = re.compile(r"\d{1,9}")
+_WRITE_WAIT, _NAME_WAIT = 30.0, 2.0
 
 
 @dataclass(frozen=True)
 class VersionInfo:
-    """A saved version: number, when (ISO 8601, UTC), bytes, and the training record."""
+    """A saved version: number, when (ISO 8601, UTC), bytes, the training record, labels; or what is wrong with it."""
 
     number: int
     created: str
     size: int
     training: Mapping[str, Any]
     labels: tuple[str, ...] | None
+    problem: str | None = None
 
     def summary(self) -> str:
         """The record in a few words."""
+        if self.problem is not None:
+            return f"damaged: {self.problem}"
         history: list[Mapping[str, Any]] = self.training.get("history") or []
         last: Mapping[str, Any] = history[-1] if history else {}
         parts = [f"{k.replace('eval_', '')} {v:.3f}" for k, v in last.items() if k != "epoch" and isinstance(v, float)]
@@ -64,11 +78,21 @@ class AdapterInfo:
 
 
 class AdapterStore:
-    """Adapters by name, with versions. Opening finishes what a killed process left undone."""
+    """Adapters by name, with versions; safe against kills, full disks and other processes.
+
+    Opening creates nothing: a store is made by the first save.
+    """
 
     def __init__(self, root: str | Path) -> None:
+        """Open the store, and clear away what a killed process left half done; never a published version.
+
+        Raises:
+            StoreError: `root` is there and is not a folder.
+        """
         self.root = Path(root)
-        self._held: set[str] = set()
+        self._own = self.root / ".edgelora"
+        self._staging = self._own / "staging"
+        self._holders: dict[str, int] = {}
         if self.root.exists() and not self.root.is_dir():
             raise StoreError(f"{self.root}: not a folder; name another --store")
         self._recover()
@@ -77,11 +101,11 @@ class AdapterStore:
         """The names that have a saved version, sorted."""
         if not self.root.is_dir():
             return []
-        return sorted(p.name for p in self.root.iterdir() if _NAME.fullmatch(p.name) and self._versions(p))
+        return sorted(p.name for p in self.root.iterdir() if _NAME.fullmatch(p.name) and _versions(p))
 
     def exists(self, name: str) -> bool:
         """Whether the name has a saved version."""
-        return bool(self._versions(self._folder(name)))
+        return bool(_versions(self._folder(name)))
 
     def save(self, name: str, adapter: Adapter) -> int:
         """Save as a new version and make it current; returns its number. On return it is on the disk.
@@ -89,18 +113,18 @@ class AdapterStore:
         Saving what the current version already holds changes nothing.
 
         Raises:
-            StoreError: a bad name, or the disk refuses; everything saved before is as it was.
+            StoreError: a bad name, another process trains it, or the disk refuses; everything saved before is
+                as it was.
         """
         files = to_files(adapter)
-        folder = self._folder(name)
-        with self._held_lock(name), self._writing(f"adapter {name!r} cannot be saved"):
-            numbers = self._versions(folder)
-            current = self._current(folder, numbers)
-            if current and _content(folder / "versions" / _padded(current)) == files:
+        with self._held(name), self._writing(f"adapter {name!r} cannot be saved"):
+            folder = self._folder(name)
+            current = _current(folder)
+            if current and _content(_version_folder(folder, current)) == files:
                 return current
-            number = max(numbers, default=0) + 1
-            publish_folder(folder / "versions" / _padded(number), files)
-            write_atomic(folder / "current", str(number).encode())
+            number = max(_versions(folder), default=0) + 1
+            publish_folder(_version_folder(folder, number), files, self._staging)
+            write_atomic(folder / "current", str(number).encode(), self._staging)
         return number
 
     def load(self, name: str, version: int | None = None) -> Adapter:
@@ -110,11 +134,16 @@ class AdapterStore:
             StoreError: no such adapter or version. AdapterError: its files are damaged.
         """
         number = self.current_version(name) if version is None else version
-        folder = self._folder(name) / "versions" / _padded(number)
-        if not folder.is_dir():
-            have = ", ".join(map(str, self._versions(self._folder(name)))) or "none"
-            raise StoreError(f"adapter {name!r} has no version {number}; it has {have}")
-        return read_adapter(folder)
+        folder = self._folder(name)
+        path = _version_folder(folder, number)
+        if not path.is_dir():
+            raise StoreError(f"adapter {name!r} has no version {number}; it has {_numbers(_versions(folder))}")
+        try:
+            return read_adapter(path)
+        except AdapterError as error:
+            others = [n for n in _versions(folder) if n != number]
+            remedy = f"roll back to another version ({_numbers(others)})" if others else "train it again"
+            raise AdapterError(f"{error}\nadapter {name!r}, version {number}, is damaged: {remedy}") from error
 
     def current_version(self, name: str) -> int:
         """The number of the current version.
@@ -122,8 +151,7 @@ class AdapterStore:
         Raises:
             StoreError: no such adapter; the known names are shown.
         """
-        folder = self._folder(name)
-        number = self._current(folder, self._versions(folder))
+        number = _current(self._folder(name))
         if not number:
             known = self.list()
             shown = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
@@ -133,19 +161,14 @@ class AdapterStore:
         return number
 
     def show(self, name: str) -> AdapterInfo:
-        """All versions of an adapter."""
+        """All versions of an adapter; a damaged one says what is wrong with it.
+
+        Raises:
+            StoreError: no such adapter.
+        """
         current = self.current_version(name)
         folder = self._folder(name)
-        infos: list[VersionInfo] = []
-        for number in self._versions(folder):
-            path = folder / "versions" / _padded(number)
-            stamp = datetime.datetime.fromtimestamp((path / RECORD_FILE).stat().st_mtime, datetime.UTC)
-            size = sum(file.stat().st_size for file in path.iterdir())
-            adapter = read_adapter(path)
-            infos.append(
-                VersionInfo(number, stamp.isoformat(timespec="seconds"), size, adapter.training, adapter.labels)
-            )
-        return AdapterInfo(name, current, tuple(infos))
+        return AdapterInfo(name, current, tuple(_describe(folder, number) for number in _versions(folder)))
 
     def rollback(self, name: str, version: int | None = None) -> int:
         """Make an older version current (default: the one before); returns its number. Nothing is deleted.
@@ -154,66 +177,80 @@ class AdapterStore:
             StoreError: there is no such version.
         """
         current, folder = self.current_version(name), self._folder(name)
-        numbers = self._versions(folder)
+        numbers = _versions(folder)
+        if version is not None and version not in numbers:
+            raise StoreError(f"adapter {name!r} has no version {version}; it has {_numbers(numbers)}")
         target = version if version is not None else max((n for n in numbers if n < current), default=0)
-        if target not in numbers:
-            raise StoreError(
-                f"adapter {name!r} has no version {version}; it has {', '.join(map(str, numbers))}"
-                if version is not None
-                else f"adapter {name!r} has no version before {current}"
-            )
+        if not target:
+            raise StoreError(f"adapter {name!r} has no version before {current}")
         with self._writing(f"adapter {name!r} cannot be rolled back"):
-            write_atomic(folder / "current", str(target).encode())
+            write_atomic(folder / "current", str(target).encode(), self._staging)
         return target
 
     def remove(self, name: str) -> None:
         """Delete all that belongs to a name: every version and any training state.
 
+        Killed halfway, it is removed or it is there, whole; never a part of it.
+
         Raises:
-            StoreError: no such adapter.
+            StoreError: no such adapter, another process trains it, or the disk refuses.
         """
         folder = self._folder(name)
         if not folder.is_dir():
-            self.current_version(name)
-        with self._writing(f"adapter {name!r} cannot be removed"):
-            trash = self.root / f"{_TRASH}{uuid.uuid4().hex}"
+            self.current_version(name)  # raises, with the known names
+        with self._held(name), self._writing(f"adapter {name!r} cannot be removed"):
+            trash = self._staging / uuid.uuid4().hex
             folder.rename(trash)
-            remove_folder(trash)
+            sync_folder(self.root)
+            remove_tree(trash)
+            remove_tree(self._lock_file(name))
 
     @contextlib.contextmanager
-    def lock(self, name: str) -> Generator[None]:
-        """Hold the adapter against other processes that would train it.
+    def lock(self, name: str, wait_seconds: float = 0.0) -> Generator[None]:
+        """Hold the adapter against all others that would train, save or remove it; this thread may.
 
         Raises:
-            StoreError: another process holds it, or the store cannot be written.
+            StoreError: another holds it, or the store cannot be written.
         """
-        folder = self._folder(name)
-        with self._writing(f"adapter {name!r} cannot be locked"):
-            self._claim(folder, name)
-        with locked(folder / "lock", f"adapter {name!r}"):
-            self._held.add(name)
+        self._folder(name)
+        with self._refusing(f"adapter {name!r} cannot be locked"):
+            make_folder(self._lock_file(name).parent)
+        with locked(self._lock_file(name), f"adapter {name!r}", wait_seconds):
+            self._holders[name] = threading.get_ident()
             try:
+                with self._writing(f"adapter {name!r} cannot be locked"):
+                    remove_temporaries(self._claimed(name) / "training")
                 yield
             finally:
-                self._held.discard(name)
-
-    def _held_lock(self, name: str) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if name in self._held else self.lock(name)
+                self._holders.pop(name, None)
 
     def state_path(self, name: str) -> Path:
-        """The folder for the state of an unfinished training."""
+        """The folder for the state of an unfinished training; write there only under `lock`."""
         return self._folder(name) / "training"
 
+    def _held(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """`lock`, unless this thread holds it already."""
+        mine = self._holders.get(name) == threading.get_ident()
+        return contextlib.nullcontext() if mine else self.lock(name, _NAME_WAIT)
+
+    def _lock_file(self, name: str) -> Path:
+        return self._own / "locks" / name
+
     def _folder(self, name: str) -> Path:
+        """The folder of a name, which is there or not, and is not somebody else's."""
         if not _NAME.fullmatch(name) or _RESERVED.fullmatch(name) or name.endswith("."):
             raise StoreError(
                 f"{name!r} cannot name an adapter: 1 to 128 letters, digits or . _ @ + - that begin with a letter or "
-                "digit, and no reserved file name"
+                "digit and do not end with a dot, and no name that Windows reserves (con, nul, com1, …)"
             )
         folder = self.root / name
         try:
             owner = (folder / "name").read_text(encoding="utf-8")
         except FileNotFoundError:
+            if _versions(folder):
+                raise StoreError(
+                    f"{folder / 'name'} is missing; if the folder is {name!r}'s, write the name into that file"
+                ) from None
             return folder
         except (OSError, UnicodeDecodeError) as error:
             raise StoreError(f"{folder}: its name cannot be read ({error})") from error
@@ -221,30 +258,25 @@ class AdapterStore:
             raise StoreError(f"{folder} belongs to {owner!r}: on this file system {name!r} is the same folder")
         return folder
 
-    def _claim(self, folder: Path, name: str) -> None:
-        (folder / "versions").mkdir(parents=True, exist_ok=True)
+    def _claimed(self, name: str) -> Path:
+        """The folder of a name, made if it is not there. Raises OSError."""
+        folder = self._folder(name)
+        make_folder(folder)
         if not (folder / "name").exists():
-            write_atomic(folder / "name", name.encode())
-
-    @staticmethod
-    def _versions(folder: Path) -> list[int]:
-        try:
-            names = [entry.name for entry in (folder / "versions").iterdir()]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(int(n) for n in names if n.isascii() and n.isdigit() and (folder / "versions" / n).is_dir())
-
-    @staticmethod
-    def _current(folder: Path, numbers: list[int]) -> int:
-        """The pointer if it is intact, else the highest version; 0 if there is none."""
-        try:
-            number = int((folder / "current").read_bytes()[:16])
-        except (OSError, ValueError):
-            number = 0
-        return number if number in numbers else max(numbers, default=0)
+            write_atomic(folder / "name", name.encode(), self._staging)
+        make_folder(folder / "versions")
+        return folder
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Generator[None]:
+        """Write to the store, one at a time; what the disk refuses becomes a StoreError."""
+        with self._refusing(what):
+            make_folder(self._staging)
+        with locked(self._own / "lock", str(self.root), _WRITE_WAIT), self._refusing(what):
+            yield
+
+    @contextlib.contextmanager
+    def _refusing(self, what: str) -> Generator[None]:
         try:
             yield
         except OSError as error:
@@ -254,35 +286,71 @@ class AdapterStore:
             ) from error
 
     def _recover(self) -> None:
-        """Delete what interrupted saves and removals left; never a published version."""
-        if not self.root.is_dir() or not os.access(self.root, os.W_OK):
-            return
-        for entry in self.root.iterdir():
-            if entry.name.startswith(_TRASH):
-                remove_folder(entry)
-            elif entry.is_dir():
-                with contextlib.suppress(StoreError, OSError), locked(entry / "lock", entry.name):
-                    for parent in (entry, entry / "versions", entry / "training"):
-                        _remove_temporaries(parent)
+        """Empty the staging folder, unless somebody is writing at this moment."""
+        with contextlib.suppress(StoreError, OSError):
+            if self._staging.is_dir() and any(self._staging.iterdir()):
+                with locked(self._own / "lock", str(self.root)):
+                    for path in self._staging.iterdir():
+                        remove_tree(path)
 
 
-def _remove_temporaries(folder: Path) -> None:
-    if not folder.is_dir():
-        return
-    for entry in folder.iterdir():
-        if entry.name.startswith(TEMPORARY_PREFIX):
-            if entry.is_dir():
-                remove_folder(entry)
-            else:
-                entry.unlink(missing_ok=True)
+def _version_folder(folder: Path, number: int) -> Path:
+    return folder / "versions" / f"{number:06d}"
 
 
-def _padded(number: int) -> str:
-    return f"{number:06d}"
+def _versions(folder: Path) -> list[int]:
+    """The numbers of the published versions, in order."""
+    try:
+        names = [path.name for path in (folder / "versions").iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    numbers = sorted(int(name) for name in names if name.isascii() and _NUMBER.fullmatch(name))
+    return [n for n in numbers if n and _version_folder(folder, n).is_dir()]
+
+
+def _current(folder: Path) -> int:
+    """What the pointer says; if it is missing or damaged, the highest intact version; 0 if there is none."""
+    try:
+        pointer = (folder / "current").read_bytes()[:16].decode("ascii")
+    except (OSError, UnicodeDecodeError):
+        pointer = ""
+    number = int(pointer) if _NUMBER.fullmatch(pointer) else 0
+    if number and _version_folder(folder, number).is_dir():
+        return number
+    numbers = _versions(folder)
+    intact = (n for n in reversed(numbers) if _problem(_version_folder(folder, n)) is None)
+    return next(intact, max(numbers, default=0))
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        read_adapter(path)
+    except AdapterError as error:
+        return str(error)
+    return None
+
+
+def _describe(folder: Path, number: int) -> VersionInfo:
+    path = _version_folder(folder, number)
+    size, created = 0, ""
+    with contextlib.suppress(OSError):
+        size = sum(file.stat().st_size for file in path.iterdir())
+        stamp = datetime.datetime.fromtimestamp((path / RECORD_FILE).stat().st_mtime, datetime.UTC)
+        created = stamp.isoformat(timespec="seconds")
+    try:
+        adapter = read_adapter(path)
+    except AdapterError as error:
+        return VersionInfo(number, created, size, {}, None, str(error))
+    return VersionInfo(number, created, size, adapter.training, adapter.labels)
 
 
 def _content(folder: Path) -> dict[str, bytes]:
+    """The files of a folder; empty if they cannot be read."""
     try:
         return {path.name: path.read_bytes() for path in folder.iterdir()}
-    except (OSError, AdapterError):
+    except OSError:
         return {}
+
+
+def _numbers(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers)) or "none"
