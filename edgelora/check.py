@@ -21,7 +21,7 @@ from edgelora.manifest import InsertionPoint, Manifest
 from edgelora.session import ENGINE_VERSION
 
 PARITY_FILE = "parity.safetensors"
-PARITY_TOLERANCE = 1e-4
+PARITY_TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
 GRADIENT_TOLERANCE = 2e-2
 _RANK = 4
 _STEPS = (4e-2, 2e-2)
@@ -62,16 +62,18 @@ def check(
     Raises:
         BundleError: the bundle holds no parity samples.
     """
+    manifest = bundle.manifest
     samples = [*parity_samples(bundle), *(extra or [])]
     progress("parity with the source")
     rng = np.random.default_rng(0)
     parity = max(parity_error(bundle, inputs, outputs, rng) for inputs, outputs in samples)
     inputs = samples[min(1, len(samples) - 1)][0]
     verdicts: list[PointVerdict] = []
-    for point in bundle.manifest.points:
+    for point in manifest.points:
         progress(point.id)
         verdicts.append(check_point(bundle, point, inputs, rng))
-    passed = parity <= PARITY_TOLERANCE and all(v.passed for v in verdicts)
+    tolerance = PARITY_TOLERANCE[manifest.source.get("precision", "float32")]
+    passed = parity <= tolerance and all(v.passed for v in verdicts)
     return Verdict(passed, parity, len(samples), tuple(verdicts), ENGINE_VERSION)
 
 

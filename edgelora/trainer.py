@@ -6,6 +6,7 @@ are a few numpy operations whatever the number of points.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,9 +17,9 @@ from numpy.typing import NDArray
 from edgelora.adapter import Adapter
 from edgelora.batching import epoch_batches
 from edgelora.bundle import Bundle
-from edgelora.errors import ConfigError, TrainingError
-from edgelora.manifest import InsertionPoint, TrainingGraph
-from edgelora.objectives import Array, Feeds, Floats, Objective, OwnLoss
+from edgelora.errors import ConfigError, DataError, TrainingError
+from edgelora.manifest import InsertionPoint, Manifest, TrainingGraph
+from edgelora.objectives import Array, Feeds, Floats, Objective, OwnLoss, Regression
 from edgelora.optimizers import SGD, AdamW, Optimizer, clip_by_global_norm
 from edgelora.schedules import SCHEDULES, learning_rate_factor
 
@@ -75,8 +76,14 @@ class TrainingConfig:
                 ("warmup_ratio", "in [0, 1]", 0 <= self.warmup_ratio <= 1),
                 ("max_grad_norm", "at least 0", self.max_grad_norm >= 0),
                 ("class_weight", "'balanced' or absent", self.class_weight in (None, "balanced")),
-                ("early_stopping_patience", "at least 1", (self.early_stopping_patience or 1) >= 1),
-                ("temperature", "above 0", self.temperature > 0),
+                (
+                    "early_stopping_patience",
+                    "at least 1",
+                    self.early_stopping_patience is None or self.early_stopping_patience >= 1,
+                ),
+                ("temperature", "above 0", 0 < self.temperature < float("inf")),
+                ("margin", "at least 0", 0 <= self.margin < float("inf")),
+                ("seed", "at least 0", self.seed >= 0),
                 ("save_steps", "at least 1", self.save_steps >= 1),
             )
             if not holds
@@ -107,6 +114,7 @@ class Trainer:
         adapter.validate(manifest)
         if not len(objective):
             raise ConfigError("there are no training samples")
+        check_targets(manifest, adapter, objective)
         self.bundle, self.adapter, self.objective, self.config = bundle, adapter, objective, config
         dropout = adapter.config.lora_dropout
         if dropout and isinstance(objective, OwnLoss):
@@ -248,10 +256,34 @@ class Trainer:
         return evaluate(self.bundle, self.current(), objective, batch_size or self.config.batch_size)
 
 
+def check_targets(manifest: Manifest, adapter: Adapter, objective: Objective) -> None:
+    """Check that the adapter predicts what the samples tell.
+
+    Raises:
+        ConfigError: the adapter has no head. DataError: a regression with another number of targets.
+    """
+    if manifest.head is None:
+        return
+    head = adapter.tensors.get(manifest.head.weight)
+    if head is None:
+        raise ConfigError("this adapter has no head: train it first")
+    if isinstance(objective, Regression) and objective.targets.shape[1] != len(head):
+        raise DataError(
+            f"the samples have {objective.targets.shape[1]} target values, the adapter predicts {len(head)}"
+        )
+
+
 def evaluate(bundle: Bundle, adapter: Adapter, objective: Objective, batch_size: int = 32) -> dict[str, float]:
-    """Metrics of an adapter on samples."""
+    """Metrics of an adapter on samples.
+
+    Raises:
+        ConfigError: no samples, no head, or a batch size below 1. DataError: another number of targets.
+    """
     if not len(objective):
         raise ConfigError("there are no samples to evaluate")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+    check_targets(bundle.manifest, adapter, objective)
     feeds = adapter.feeds(bundle.manifest)
     outputs: list[Array] = []
     rows: list[NDArray[np.int64]] = []
@@ -270,14 +302,18 @@ def length_sorted_batches(lengths: NDArray[np.int64], batch_size: int) -> Iterat
 
 
 def evaluate_dimension(dimension: int | str, sizes: dict[str, int]) -> int:
-    """The size of a dimension that is a number, a name, or a product `a*b` of names."""
+    """The size of a dimension: a number, a name, their product (`4*a*b`), or a name and a number (`a+1`, `a-2`)."""
     if isinstance(dimension, int):
         return dimension
+    if dimension in sizes:
+        return sizes[dimension]
+    if (sum_of := re.fullmatch(r"(.+)([+-]\d+)", dimension)) and sum_of[1] in sizes:
+        return sizes[sum_of[1]] + int(sum_of[2])
     size = 1
     for factor in dimension.split("*"):
-        if factor not in sizes:
+        if factor not in sizes and not factor.isdecimal():
             raise ConfigError(f"LoRA dropout needs the size of dimension {dimension!r}, which no model input gives")
-        size *= sizes[factor]
+        size *= int(factor) if factor.isdecimal() else sizes[factor]
     return size
 
 

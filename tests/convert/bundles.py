@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from tests.convert.networks import save
 
 SIZES = ((1, 1), (1, 6), (2, 1), (3, 5), (5, 17))
 CLOSE = 2e-5
+ROOT = Path(__file__).parents[2]
 
 
 def to_bundle(source: Path | onnx.ModelProto, folder: Path, name: str = "out", **options: Any) -> Bundle:
@@ -24,7 +28,7 @@ def to_bundle(source: Path | onnx.ModelProto, folder: Path, name: str = "out", *
     if isinstance(source, onnx.ModelProto):
         folder.mkdir(exist_ok=True, parents=True)
         source = save(source, folder, f"{name}.onnx")
-    chosen = {"task": "feature-extraction", "target_modules": "all-linear"} | options
+    chosen: dict[str, Any] = {"task": "feature-extraction", "target_modules": "all-linear"} | options
     path = folder / f"{name}.edgelora"
     convert(open_source(str(source)), path, ConvertOptions(**chosen))
     return Bundle.open(path)
@@ -77,3 +81,10 @@ def train_feeds(bundle: Bundle, inputs: dict[str, np.ndarray], rank: int = 3, se
         feeds[point.input_a] = (rng.standard_normal((point.in_features, rank)) * 0.3).astype(np.float32)
         feeds[point.input_b] = (rng.standard_normal((rank, point.out_features)) * 0.3).astype(np.float32)
     return feeds
+
+
+def run_python(script: str, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A script in a process of its own, with this checkout importable."""
+    variables = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tools'}", **environment}
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)

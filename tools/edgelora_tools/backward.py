@@ -13,35 +13,65 @@ from edgelora_tools.gradients import NON_DIFFERENTIABLE, RULES, key_of
 from edgelora_tools.gradients.shapes import dims, known_equal, refine
 
 _DIFFERENTIABLE_TYPES = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+_MOST_NAMES = 12
 
 
 @dataclass(frozen=True)
 class MissingRule:
-    """A node that a gradient would have to pass and that has no rule."""
+    """A node that a gradient would have to pass and that has no rule, or is of a form that its rule lacks."""
 
     op_type: str
     domain: str
     node: str
+    reason: str = ""
 
 
 class MissingRuleError(ConversionError):
-    """Some operators between the adapters and the loss have no gradient rule."""
+    """Some operators between the adapters and the loss have no gradient rule.
 
-    def __init__(self, missing: Sequence[MissingRule]) -> None:
-        self.missing = tuple(missing)
-        lines = [f"  {m.domain or 'ai.onnx'}::{m.op_type} (node {m.node})" for m in self.missing]
-        super().__init__(
-            "no gradient rule for\n"
-            + "\n".join(lines)
-            + "\nadapters after these nodes can still be trained: exclude the earlier ones with --exclude-modules"
-        )
+    `blocked` are the insertion points before these operators, `trainable` those that remain.
+    """
+
+    def __init__(
+        self, missing: Sequence[MissingRule], blocked: Sequence[str] = (), trainable: Sequence[str] = ()
+    ) -> None:
+        self.missing, self.blocked, self.trainable = tuple(missing), tuple(blocked), tuple(trainable)
+        lines = ["no gradient rule for", *map(_missing_line, self.missing)]
+        if blocked:
+            lines.append(f"which stand between the loss and {_listed(blocked)}")
+        if trainable:
+            lines.append(f"still trainable with --target-modules: {_listed(trainable)}")
+        elif blocked:
+            lines.append("no insertion point can be trained: choose an earlier output with --source-output")
+        super().__init__("\n".join(lines))
+
+
+def _missing_line(missing: MissingRule) -> str:
+    line = f"  {missing.domain or 'ai.onnx'}::{missing.op_type} (node {missing.node})"
+    return f"{line}: {missing.reason}" if missing.reason else line
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return " ".join(names[:_MOST_NAMES]) + more
+
+
+def values_read(node: ir.Node) -> list[ir.Value]:
+    """What a node depends on: its inputs, and what the bodies of If, Loop and Scan take from outside."""
+    read = [x for x in node.inputs if x is not None]
+    for attribute in node.attributes.values():
+        bodies = {ir.AttributeType.GRAPH: lambda a: [a.value], ir.AttributeType.GRAPHS: lambda a: a.value}
+        for body in bodies.get(attribute.type, lambda _: [])(attribute):
+            read += [x for inner in body.all_nodes() for x in inner.inputs if x is not None]
+            read.extend(body.outputs)
+    return read
 
 
 def active_values(nodes: Iterable[ir.Node], wrt: Iterable[ir.Value]) -> set[ir.Value]:
     """The differentiable values that depend on any value of `wrt`, those of `wrt` among them."""
     active = set(wrt)
     for node in nodes:
-        if key_of(node) not in NON_DIFFERENTIABLE and any(x in active for x in node.inputs):
+        if key_of(node) not in NON_DIFFERENTIABLE and any(x in active for x in values_read(node)):
             active.update(y for y in node.outputs if y.dtype is None or y.dtype in _DIFFERENTIABLE_TYPES)
     return active
 
@@ -61,7 +91,8 @@ def differentiate(
     grads = dict(cotangents)
     missing: list[MissingRule] = []
     for node in reversed(nodes):
-        if key_of(node) in NON_DIFFERENTIABLE or not any(x in active for x in node.inputs):
+        reads = values_read(node)
+        if key_of(node) in NON_DIFFERENTIABLE or not any(x in active for x in reads):
             continue
         dys = [grads.get(y) for y in node.outputs]
         if all(dy is None for dy in dys):
@@ -69,18 +100,18 @@ def differentiate(
         rule = RULES.get(key_of(node))
         if rule is None:
             missing.append(MissingRule(node.op_type, node.domain, node.name or "?"))
-            for x in node.inputs:  # walk on, so that every missing rule is reported at once
-                if x is not None and x in active:
-                    grads.setdefault(x, x)
+        if rule is None or missing:  # walk on, so that every missing rule is reported at once
+            grads.update((x, x) for x in reads if x in active)
             continue
-        if missing:
-            grads.update((x, x) for x in node.inputs if x is not None and x in active)
-            continue
-        for x, thunk in zip(node.inputs, rule(op, node, *dys), strict=False):
-            if x is not None and x in active and thunk is not None:
-                dx = thunk()
-                _check_shape(dx, x, node)
-                grads[x] = refine(op.Add(grads[x], dx) if x in grads else dx, x)
+        try:
+            for x, thunk in zip(node.inputs, rule(op, node, *dys), strict=False):
+                if x is not None and x in active and thunk is not None:
+                    dx = thunk()
+                    _check_shape(dx, x, node)
+                    grads[x] = refine(op.Add(grads[x], dx) if x in grads else dx, x)
+        except ValueError as error:  # a form of the operator that the rule does not cover
+            missing.append(MissingRule(node.op_type, node.domain, node.name or "?", str(error)))
+            grads.update((x, x) for x in reads if x in active)
     if missing:
         raise MissingRuleError(missing[::-1])
     return {x: grads[x] for x in wrt if x in grads}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,24 +15,25 @@ from edgelora.config import LoraConfig
 from edgelora.errors import ConversionError
 from edgelora.manifest import InsertionPoint, Manifest, TensorSpec, TrainingGraph
 from edgelora.targets import select_points
-from edgelora_tools.backward import differentiate
+from edgelora_tools.backward import MissingRuleError, differentiate, values_read
 from edgelora_tools.bundle_writer import INLINE_LIMIT, base_digest, write_bundle
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.heads import TaskOutput, attach_task
 from edgelora_tools.insertion import Site, find_sites
 from edgelora_tools.losses import LOSSES, Loss, loss_inputs
-from edgelora_tools.measure_shapes import dimension_names, measure_shapes
+from edgelora_tools.measure_shapes import Sizes, dimension_names, measure_shapes
 from edgelora_tools.methods import LORA, AdapterMethod
 from edgelora_tools.methods.base import lower_methods
 from edgelora_tools.methods.lora import DOMAIN, OP_TYPE
-from edgelora_tools.normalize import normalize
+from edgelora_tools.normalize import computes_in_half, normalize, onnx_errors
 from edgelora_tools.passes.tidy import tidy
 from edgelora_tools.runner import sample_inputs
 from edgelora_tools.sources.base import Source
 
 # PEFT's defaults for the encoders and decoders that it knows (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING).
 USUAL_TARGETS = ("query", "value", "q_lin", "v_lin", "q_proj", "v_proj", "c_attn", "query_key_value", "q", "v")
-PARITY_SIZES = ((1, 5), (2, 9), (3, 16))
+
+Feeds = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ def convert(
         ConversionError: what about the source cannot be converted, by name.
     """
     progress("normal form")
-    model = normalize(source.model)
-    measure_shapes(model)
+    precision = "float16" if computes_in_half(source.model) else "float32"
+    model = normalize(source.model.clone())
+    sizes = measure_shapes(model)
     base = prune(model, options)
     sites = find_sites(base)
     if not sites:
@@ -91,7 +93,7 @@ def convert(
             trained, record = training_graph(base, chosen, options, loss, dropout, file)
             graphs[file], training = trained, [*training, record]
     progress("parity samples from the source")
-    samples = parity_samples(source, base)
+    samples = parity_samples(source, model, base, sizes)
     manifest = Manifest(
         name=options.name or source.name,
         task=options.task,
@@ -108,7 +110,13 @@ def convert(
         training=tuple(training),
         head=forward.task.head,
         preprocessing=source.preprocessing(options.max_length),
-        source={"kind": source.kind, "pooling": options.pooling, "output": options.output, **source.facts},
+        source={
+            "kind": source.kind,
+            "pooling": options.pooling,
+            "outputs": [str(v.name) for v in base.graph.outputs],
+            "precision": precision,
+            **source.facts,
+        },
         files={},
     )
     progress("writing")
@@ -116,30 +124,31 @@ def convert(
 
 
 def prune(model: ir.Model, options: ConvertOptions) -> ir.Model:
-    """A copy of the base in which only what the task's outputs need is left; its outputs stay the base's."""
+    """A copy of the base that is only what the task needs; its outputs are those that the task reads."""
     base = model.clone()
     marked = base.clone()
+    outputs = set(marked.graph.outputs)
     task = attach_task(GraphBuilder(marked.graph).op, marked.graph, options.task, options.pooling, options.output)
-    needed = _upstream(task.outputs.values())
-    kept = [v for v in base.graph.outputs if v.name in needed]
-    base.graph.outputs[:] = kept
+    read = {v.name for v in _upstream(task.outputs.values(), stop=outputs) & outputs}
+    needed = {v.name for v in _upstream(task.outputs.values())}
+    base.graph.outputs[:] = [v for v in base.graph.outputs if v.name in read]
     common.RemoveUnusedNodesPass()(base)
-    used = {x for node in base.graph for x in node.inputs}
-    base.graph.inputs[:] = [v for v in base.graph.inputs if v in used]
+    base.graph.inputs[:] = [v for v in base.graph.inputs if v.name in needed]
     return base
 
 
-def _upstream(values: Sequence[ir.Value] | object) -> set[str | None]:
-    front, names = list(values), set()  # pyright: ignore[reportArgumentType]
+def _upstream(values: Iterable[ir.Value], stop: Container[ir.Value] = ()) -> set[ir.Value]:
+    """The values that `values` depend on, themselves among them; nothing beyond those of `stop`."""
+    front, seen = list(values), set[ir.Value]()
     while front:
         value = front.pop()
-        if value is None or value.name in names:
+        if value in seen:
             continue
-        names.add(value.name)
+        seen.add(value)
         node = value.producer()
-        if node is not None:
-            front.extend(node.inputs)
-    return names
+        if node is not None and value not in stop:
+            front.extend(values_read(node))
+    return seen
 
 
 def targets(points: Sequence[InsertionPoint], options: ConvertOptions) -> LoraConfig:
@@ -223,13 +232,25 @@ def training_graph(
     extra = loss_inputs(graph, known)
     outputs: dict[str, ir.Value] = {} if isinstance(built, dict) else {"loss": built}
     seeds = built if isinstance(built, dict) else {built: op.Constant(value_float=1.0)}
-    grads = differentiate(op, list(graph), seeds, adapted.adapter_inputs)
+    try:
+        grads = differentiate(op, list(graph), seeds, adapted.adapter_inputs)
+    except MissingRuleError as error:
+        raise _with_points(error, base) from None
     gradients = {f"grad.{x.name}": grads[x] for x in adapted.adapter_inputs if x in grads}
     _set_outputs(adapted, outputs | gradients)
     lower_methods(graph, op, {(DOMAIN, OP_TYPE): LORA})
     tidy(adapted.model)
     reached = tuple(p.id for p in points if f"grad.{p.input_b}" in gradients)
     return adapted.model, TrainingGraph(file, loss.name, dropout, reached, extra, tuple(outputs))
+
+
+def _with_points(error: MissingRuleError, base: ir.Model) -> MissingRuleError:
+    """The error with the insertion points before and after the operators that have no rule."""
+    names = {missing.node for missing in error.missing}
+    before = _upstream(x for node in base.graph if node.name in names for x in values_read(node))
+    sites = find_sites(base)
+    blocked = [site.point.id for site in sites if any(y in before for _, y in site.uses)]
+    return MissingRuleError(error.missing, blocked, [s.point.id for s in sites if s.point.id not in blocked])
 
 
 def _set_outputs(adapted: Adapted, outputs: dict[str, ir.Value]) -> None:
@@ -242,16 +263,42 @@ def _set_outputs(adapted: Adapted, outputs: dict[str, ir.Value]) -> None:
         graph.outputs.append(value)
 
 
-def parity_samples(source: Source, base: ir.Model) -> list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """Random inputs and what the source returns for them: `check` compares the bundle with these anywhere."""
-    names = dimension_names(base)
+def parity_samples(
+    source: Source, model: ir.Model, base: ir.Model, sizes: Sequence[Sizes]
+) -> list[tuple[Feeds, Feeds]]:
+    """Random inputs and what the source returns for them: `check` compares the bundle with these anywhere.
+
+    The sizes are those at which the shapes were measured, and the first with a batch of one. The source
+    is given all of its inputs; the bundle's alone are kept.
+
+    Raises:
+        ConversionError: the source does not run.
+    """
+    names = dimension_names(model)
+    alone = sizes[0] | dict.fromkeys(names[:1], 1)
+    taken = {str(v.name) for v in base.graph.inputs}
     samples = []
-    for seed, (first, rest) in enumerate(PARITY_SIZES):
-        sizes = {name: first if axis == 0 else rest for axis, name in enumerate(names)}
-        feeds = sample_inputs(base, sizes, np.random.default_rng(seed))
-        outputs = source.run(feeds)
-        samples.append((feeds, {str(v.name): outputs[str(v.name)] for v in base.graph.outputs}))
+    for seed, tried in enumerate((alone, *sizes)):
+        feeds = sample_inputs(model, tried, np.random.default_rng(seed))
+        with onnx_errors(f"the source does not run at the sizes {tried}"):
+            outputs = source.run(feeds)
+        wanted = {str(v.name): outputs[str(v.name)] for v in base.graph.outputs}
+        samples.append(({name: x for name, x in feeds.items() if name in taken}, wanted))
     return samples
+
+
+def source_outputs(source: Source, manifest: Manifest, feeds: Feeds) -> Feeds:
+    """What the source returns for these inputs, of the outputs that the bundle was made from.
+
+    Raises:
+        ConversionError: the source does not run on them, or is not the one of the bundle.
+    """
+    with onnx_errors("the source does not run on these inputs"):
+        outputs = source.run(feeds)
+    missing = [name for name in manifest.source["outputs"] if name not in outputs]
+    if missing:
+        raise ConversionError(f"the source has no output {', '.join(missing)}: the bundle was made from another one")
+    return {name: outputs[name] for name in manifest.source["outputs"]}
 
 
 def _patterns(config: LoraConfig) -> tuple[str, ...]:

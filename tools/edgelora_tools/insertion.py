@@ -11,7 +11,7 @@ import onnx_ir as ir
 from edgelora.manifest import InsertionPoint
 
 _LAYER = re.compile(r".*\.[^.]*\.(\d+)\.")
-_ANONYMOUS = re.compile(r"(onnx::|val_|v_|/|_)|\d+$")
+_ANONYMOUS = re.compile(r"onnx::|val_\d|v_\d|/|_|\d+$")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _biased_output(node: ir.Node) -> ir.Value:
     """The output of the product, or of the Add that is its bias."""
     (y,) = node.outputs
     uses = y.uses()
-    if len(uses) == 1:
+    if len(uses) == 1 and not y.is_graph_output():
         ((user, position),) = uses
         other = user.inputs[1 - position] if user.op_type == "Add" else None
         if other is not None and other.const_value is not None and len(other.const_value.shape) <= 1:

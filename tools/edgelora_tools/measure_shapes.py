@@ -15,12 +15,17 @@ import onnx_ir as ir
 from edgelora.errors import ConversionError
 from edgelora_tools.runner import open_session, sample_inputs
 
-_PRIMES = ((3, 5, 7, 11, 13, 17), (7, 11, 13, 17, 19, 23))
+_PRIMES = ((3, 5, 7, 11, 13, 17), (7, 11, 17, 19, 29, 31))  # no two grow by the same
 _SCALES = (1, 32)
 
 
-def measure_shapes(model: ir.Model) -> None:
+Sizes = dict[str, int]
+
+
+def measure_shapes(model: ir.Model) -> list[Sizes]:
     """Give every value of the main graph its measured shape, in terms of the inputs' named dimensions.
+
+    Returns the two sizes at which the model ran.
 
     Raises:
         ConversionError: the graph does not run at any of the tried sizes.
@@ -32,12 +37,13 @@ def measure_shapes(model: ir.Model) -> None:
         if not _share_names_by_axis(model):
             raise
         sizes, shapes = _measure(model)
-    names = _vocabulary(sizes)
+    words = _vocabulary(sizes)
     for node in model.graph:
         for value in node.outputs:
             first, second = (run.get(str(value.name)) for run in shapes)
             if first is not None and second is not None and len(first) == len(second):
-                value.shape = ir.Shape([_dimension(a, b, names) for a, b in zip(first, second, strict=True)])
+                value.shape = ir.Shape([_dimension(a, b, words) for a, b in zip(first, second, strict=True)])
+    return sizes
 
 
 def name_dimensions(model: ir.Model) -> None:
@@ -62,7 +68,7 @@ def dimension_names(model: ir.Model) -> list[str]:
     return list(found)
 
 
-def _measure(model: ir.Model) -> tuple[list[dict[str, int]], list[dict[str, tuple[int, ...]]]]:
+def _measure(model: ir.Model) -> tuple[list[Sizes], list[dict[str, tuple[int, ...]]]]:
     names = dimension_names(model)
     if len(names) > len(_PRIMES[0]):
         raise ConversionError(f"the inputs have {len(names)} dynamic dimensions; {len(_PRIMES[0])} is the most")
@@ -129,15 +135,25 @@ def _share_names_by_axis(model: ir.Model) -> bool:
     return changed
 
 
-def _vocabulary(sizes: list[dict[str, int]]) -> dict[tuple[int, int], str]:
+def _vocabulary(sizes: list[Sizes]) -> dict[tuple[int, int], str]:
     """(size in the first run, size in the second) -> the name of the dimension or of a product of two."""
     first, second = sizes
-    words: dict[tuple[int, int], str] = {}
+    words: dict[tuple[int, int], str] = {(first[name], second[name]): name for name in first}
     for a, b in itertools.combinations_with_replacement(first, 2):
-        words[first[a] * first[b], second[a] * second[b]] = f"{a}*{b}"
-    words.update({(first[name], second[name]): name for name in first})
+        words.setdefault((first[a] * first[b], second[a] * second[b]), f"{a}*{b}")
     return words
 
 
-def _dimension(a: int, b: int, names: dict[tuple[int, int], str]) -> int | str:
-    return a if a == b else names.get((a, b), f"measured_{a}_{b}")
+def _dimension(a: int, b: int, words: dict[tuple[int, int], str]) -> int | str:
+    """A number; a name or a product of two; a multiple of one of these; a name plus a number."""
+    if a == b:
+        return a
+    if (a, b) in words:
+        return words[a, b]
+    for (first, second), word in words.items():
+        if a % first == 0 and a * second == b * first:
+            return f"{a // first}*{word}"
+    for (first, second), word in words.items():
+        if a - first == b - second and "*" not in word:
+            return f"{word}{a - first:+d}"
+    return f"measured_{a}_{b}"

@@ -22,8 +22,8 @@ from edgelora_tools.passes.fuse_patterns import fuse_patterns
 OLDEST_OPSET, OPSET, NEWEST_OPSET = 11, 21, 23
 _FOLD_LIMIT = 1 << 40
 _ROUNDS = 4
-_SMALL = 16
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_STORAGE = {"Cast", "CastLike", "Identity", "Transpose", "Reshape", "Constant"}
 
 
 def normalize(model: ir.Model, fuse: bool = True) -> ir.Model:
@@ -34,7 +34,7 @@ def normalize(model: ir.Model, fuse: bool = True) -> ir.Model:
     """
     _lift_weights(model)
     model = _bring_to_opset(model)
-    widen_half(model)
+    bring_to_float32(model)
     _simplify(model)
     if fuse:
         fuse_patterns(model)
@@ -110,30 +110,36 @@ def _restore_metadata(new: ir.Graph, old: ir.Graph) -> None:
             node.name = node.name or original.name
 
 
-def widen_half(model: ir.Model) -> None:
-    """Half precision becomes float32 everywhere: CPU kernels compute in float32, and gradients need it."""
+def computes_in_half(model: ir.Model) -> bool:
+    """Whether the model does arithmetic in half precision, rather than only keep weights in it."""
+    edges = (*model.graph.inputs, *model.graph.outputs)
+    used = (x for graph in model.graphs() for node in graph if node.op_type not in _STORAGE for x in node.inputs)
+    return any(x is not None and x.dtype in _HALF for x in (*edges, *used))
+
+
+def bring_to_float32(model: ir.Model) -> None:
+    """Half precision becomes float32 everywhere: CPU kernels compute in float32, and gradients need it.
+
+    So does a model whose inputs or outputs are float64; double precision inside a graph is left alone.
+    """
+    edges = {x.dtype for x in (*model.graph.inputs, *model.graph.outputs)}
+    others = (*_HALF, ir.DataType.DOUBLE) if ir.DataType.DOUBLE in edges else _HALF
     for graph in model.graphs():
         for value in graph.initializers.values():
-            if value.const_value is not None and value.const_value.dtype in _HALF:
-                widened = value.const_value.numpy().astype(np.float32)
-                value.const_value = ir.tensor(widened, name=value.name)
+            if value.const_value is not None and value.const_value.dtype in others:
+                narrowed = value.const_value.numpy().astype(np.float32)
+                value.const_value = ir.tensor(narrowed, name=value.name)
                 value.dtype = ir.DataType.FLOAT
-        for value in graph.inputs:
-            _widen_type(value)
+        for value in (*graph.inputs, *(y for node in graph for y in node.outputs)):
+            if value.dtype in others:
+                value.dtype = ir.DataType.FLOAT
         for node in graph:
-            for value in node.outputs:
-                _widen_type(value)
             for name, attribute in list(node.attributes.items()):
-                if name in ("to", "dtype") and attribute.type == ir.AttributeType.INT and attribute.value in _HALF:
+                if name in ("to", "dtype") and attribute.type == ir.AttributeType.INT and attribute.value in others:
                     node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT))
-                elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype in _HALF:
-                    widened = ir.tensor(attribute.value.numpy().astype(np.float32))
-                    node.attributes[name] = ir.AttrTensor(name, widened)
-
-
-def _widen_type(value: ir.Value) -> None:
-    if value.dtype in _HALF:
-        value.dtype = ir.DataType.FLOAT
+                elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype in others:
+                    narrowed = ir.tensor(attribute.value.numpy().astype(np.float32))
+                    node.attributes[name] = ir.AttrTensor(name, narrowed)
 
 
 def _simplify(model: ir.Model) -> None:
@@ -151,11 +157,25 @@ def _simplify(model: ir.Model) -> None:
                 break
     _remove_dropout(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.DeduplicateInitializersPass(size_limit=_SMALL)(model)
+    _share_small_constants(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.IdentityEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
+
+
+def _share_small_constants(model: ir.Model) -> None:
+    """Equal scalars and integer lists become one, so that equal nodes can; weights and biases name their modules."""
+    first: dict[tuple[str, bytes], ir.Value] = {}
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or value.is_graph_output() or len(tensor.shape) > 1:
+            continue
+        if tensor.dtype.is_integer() or len(tensor.shape) == 0:
+            kept = first.setdefault((f"{tensor.dtype} {tensor.shape}", tensor.tobytes()), value)
+            if kept is not value:
+                value.replace_all_uses_with(kept)
+                model.graph.initializers.pop(str(value.name))
 
 
 def _remove_dropout(model: ir.Model) -> None:

@@ -39,20 +39,29 @@ def session_on(path: Path, optimize: bool = True) -> ort.InferenceSession:
 def sample_inputs(model: ir.Model, sizes: Mapping[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Inputs of the model for these sizes of its named dimensions.
 
-    Floats are standard normal; integers that index a table stay inside it; masks are ones.
+    Floats are standard normal; integers that index a table stay inside it; masks keep all of the first
+    row and, as padding on the right would, ever less of the next ones.
     """
     feeds = {}
     for value in model.graph.inputs:
         assert value.name is not None and value.dtype is not None and value.shape is not None
         shape = [d if isinstance(d, int) else sizes[str(d.value)] for d in value.shape]
         dtype = value.dtype.numpy()
-        if value.dtype.is_floating_point():
+        if value.dtype == ir.DataType.BOOL or "mask" in value.name:
+            feeds[value.name] = _mask(shape).astype(dtype)
+        elif value.dtype.is_floating_point():
             feeds[value.name] = rng.standard_normal(shape).astype(dtype)
-        elif value.dtype == ir.DataType.BOOL or "mask" in value.name:
-            feeds[value.name] = np.ones(shape, dtype)
         else:
             feeds[value.name] = rng.integers(0, _index_bound(value), shape).astype(dtype)
     return feeds
+
+
+def _mask(shape: list[int]) -> np.ndarray:
+    mask = np.ones(shape)
+    if len(shape) == 2:
+        for row, kept in enumerate(mask):
+            kept[max(1, len(kept) - row) :] = 0
+    return mask
 
 
 def _index_bound(value: ir.Value) -> int:

@@ -14,6 +14,9 @@ from edgelora_tools.normalize import onnx_errors
 from edgelora_tools.runner import session_on
 from edgelora_tools.sources.base import Source
 
+_FLOATS = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
+_SMALL = 1024
+
 
 def onnx_source(path: Path, tokenizer: Path | None = None) -> Source:
     """Read an ONNX file. The tokenizer is `tokenizer.json` beside it unless another is named.
@@ -27,25 +30,34 @@ def onnx_source(path: Path, tokenizer: Path | None = None) -> Source:
         model = ir.load(path)
         if not len(model.graph):
             raise ConversionError(f"{path}: not a readable ONNX model (it has no nodes)")
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            data = Path(value.const_value.path)
-            if not data.is_file():
-                raise ConversionError(f"{path}: its external data {data.name} is missing; put it beside the model")
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                _check_external(path, value.const_value)
+                if value.const_value.nbytes <= _SMALL:
+                    value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
     files, facts = tokenizer_files(tokenizer or path.parent / "tokenizer.json", required=tokenizer is not None)
     outputs = [str(v.name) for v in model.graph.outputs]
 
     def run(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         session = session_on(path)
         wanted = {x.name: x.type for x in session.get_inputs()}
-        cast = {
-            name: x.astype(np.float16) if wanted[name] == "tensor(float16)" else x
-            for name, x in feeds.items()
-            if name in wanted
-        }
+        cast = {name: x.astype(_FLOATS.get(wanted[name], x.dtype)) for name, x in feeds.items() if name in wanted}
         return dict(zip(outputs, map(np.asarray, session.run(outputs, cast)), strict=True))
 
     return Source("onnx", path.stem, model, run, files, facts)
+
+
+def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
+    data = Path(tensor.path)
+    if not data.is_file():
+        raise ConversionError(f"{path}: its external data {data.name} is missing; put it beside the model")
+    end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+    if data.stat().st_size < end:
+        raise ConversionError(
+            f"{path}: its external data {data.name} has {data.stat().st_size:,} bytes and should have {end:,}; "
+            "copy it again"
+        )
 
 
 def tokenizer_files(path: Path, required: bool) -> tuple[dict[str, bytes], dict[str, int]]:
