@@ -14,7 +14,10 @@ Named = Mapping[str, Floats]
 
 
 class Optimizer(Protocol):
-    """`step` updates `parameters` in place; `state` and `load_state` carry everything that it remembers."""
+    """Updates named float32 arrays of any shape in place, and carries what it remembers as named arrays.
+
+    `state` returns the optimizer's own arrays, which the next step changes; `load_state` copies.
+    """
 
     def step(self, parameters: Named, gradients: Named, learning_rate: float) -> None: ...
 
@@ -25,27 +28,38 @@ class Optimizer(Protocol):
 
 @dataclass
 class SGD:
-    """θ ← θ − η·v, v ← μ·v + g + λ·θ (torch.optim.SGD)."""
+    """θ ← θ − η·v with v ← μ·v + g + λ·θ; with `nesterov`, θ ← θ − η·(g + λ·θ + μ·v) (torch.optim.SGD)."""
 
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
     _velocity: dict[str, Floats] = field(default_factory=dict[str, Floats], repr=False)
+    _scratch: dict[str, Floats] = field(default_factory=dict[str, Floats], repr=False)
 
     def step(self, parameters: Named, gradients: Named, learning_rate: float) -> None:
         for name, theta in parameters.items():
-            g = gradients[name]
-            if self.weight_decay:
-                g = g + np.float32(self.weight_decay) * theta
+            if name not in self._scratch:
+                self._scratch[name] = np.empty_like(theta)
+            update = self._scratch[name]
+            np.multiply(theta, np.float32(self.weight_decay), out=update)
+            update += gradients[name]
             if self.momentum:
-                if name in self._velocity:
-                    v = self._velocity[name]
-                    v *= np.float32(self.momentum)
-                    v += g
-                else:
-                    v = self._velocity[name] = g.astype(np.float32)
-                g = g + np.float32(self.momentum) * v if self.nesterov else v
-            theta -= np.float32(learning_rate) * g
+                self._accumulate(name, update)
+            update *= np.float32(learning_rate)
+            theta -= update
+
+    def _accumulate(self, name: str, update: Floats) -> None:
+        """v ← μ·v + update, or v ← update at the first step; leaves in `update` what to descend along."""
+        if name not in self._velocity:
+            self._velocity[name] = update.copy()
+        else:
+            self._velocity[name] *= np.float32(self.momentum)
+            self._velocity[name] += update
+        v = self._velocity[name]
+        if self.nesterov:
+            update += np.float32(self.momentum) * v
+        else:
+            update[...] = v
 
     def state(self) -> dict[str, NDArray[np.generic]]:
         return {f"velocity.{name}": v for name, v in self._velocity.items()}

@@ -16,7 +16,7 @@ def learning_rate_factor(schedule: str, step: int, warmup_steps: int, total_step
         return step / max(1, warmup_steps)
     if schedule == "constant":
         return 1.0
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    after_warmup = max(1, total_steps - warmup_steps)
     if schedule == "linear":
-        return max(0.0, 1.0 - progress)
-    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * progress)))
+        return max(0.0, (total_steps - step) / after_warmup)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * (step - warmup_steps) / after_warmup)))
