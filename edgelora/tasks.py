@@ -27,6 +27,14 @@ from edgelora.trainer import TrainingConfig
 if TYPE_CHECKING:
     from edgelora.runtime import Model
 
+# The losses of each task; the first is the one that is taken unless another is asked for.
+LOSSES = {
+    "sequence-classification": ("cross-entropy",),
+    "token-classification": ("cross-entropy",),
+    "regression": ("mse",),
+    "sentence-embedding": ("contrastive", "triplet"),
+}
+
 
 class TokenInputs:
     """Tokenized texts, padded batch by batch."""
@@ -66,12 +74,18 @@ def objective_for(
     """The objective of these samples for the model's task.
 
     Raises:
-        DataError: a label that the adapter does not know. ConfigError: the bundle takes no text.
+        DataError: a label that the adapter does not know. ConfigError: the bundle takes no text, or the task has
+            no such loss.
     """
     encoder = model.encoder
     if encoder is None:
         raise ConfigError("this bundle takes arrays, not text: build an objective from edgelora.objectives")
     task = model.bundle.manifest.task
+    if task not in LOSSES:
+        raise ConfigError(f"the task {task} has no loss of its own: build an objective from edgelora.objectives")
+    loss = config.loss or LOSSES[task][0]
+    if loss not in LOSSES[task]:
+        raise ConfigError(f"the task {task} has no loss {loss!r}; it has {', '.join(LOSSES[task])}")
     if task == "sequence-classification":
         texts = [s for s in samples if isinstance(s, TextSample)]
         index = _label_index([s.label for s in texts], labels)
@@ -92,7 +106,11 @@ def objective_for(
     negatives = [s.negative for s in pairs if s.negative is not None]
     if negatives:
         columns["negative"] = negatives
-    loss = config.loss or "contrastive"
+    if loss == "contrastive" and config.micro_batch_size is not None:
+        raise ConfigError(
+            "micro_batch_size cannot split the contrastive loss, which compares all samples of a batch: make "
+            "batch_size smaller, or take the triplet loss"
+        )
     if loss == "triplet" and not negatives:
         raise DataError("the triplet loss needs the field 'negative' in every sample; the contrastive loss does not")
     inputs = {name: TokenInputs(encoder, encoder.tokens(texts)) for name, texts in columns.items()}

@@ -19,7 +19,7 @@ from edgelora.manifest import Manifest
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for, outputs_of
 from edgelora.trainer import Trainer, TrainingConfig
-from edgelora.training_run import Callback, Progress, finish, fit, run_id
+from edgelora.training_run import Callback, Progress, finish, fit, run_id, unfinished
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def train(
     """Train the adapter `name` on `samples` and save it as a new version.
 
     An adapter that exists is trained further, an unfinished run is continued, and a run that is already
-    finished is left alone unless `again`. `restart` begins from a fresh adapter. The run's state lies in
-    the store and survives a kill at any instant.
+    finished is left alone unless `again`. `restart` begins from a fresh adapter and discards an unfinished
+    run, unless it is this very one. The run's state lies in the store and survives a kill at any instant.
 
     Raises:
         ConfigError: settings that contradict the bundle, the data or the adapter that exists.
@@ -66,6 +66,8 @@ def train(
         StoreError: another process trains this adapter, or the store cannot be written.
     """
     manifest, config = model.bundle.manifest, config or TrainingConfig()
+    if config.early_stopping_patience is not None and not validation:
+        raise ConfigError("early_stopping_patience needs validation samples to judge by")
     with model.store.lock(name):
         current = None if restart or not model.store.exists(name) else model.store.load(name)
         labels = merged_labels(manifest, current, samples)
@@ -88,8 +90,9 @@ def train(
         held_out = objective_for(model, validation, start.labels, config) if validation else None
         trainer = Trainer(model.bundle, start, objective, config)
         folder = model.store.state_path(name)
-        if restart:
-            shutil.rmtree(folder, ignore_errors=True)
+        state = unfinished(folder)
+        if (restart and state != identity) or (state is not None and state == parent):
+            shutil.rmtree(folder, ignore_errors=True)  # discarded, or what a finished run had no time to remove
         result = fit(trainer, held_out, folder, identity, callback)
         adapter = finish(result, identity, parent, settings)
         version = model.store.save(name, adapter)
@@ -142,19 +145,26 @@ def starting_adapter(
     samples: Sequence[Sample],
     seed: int,
 ) -> Adapter:
-    """A fresh adapter, or the current one with rows in its head for new labels."""
+    """A fresh adapter, or the current one with rows in its head for new labels.
+
+    Raises:
+        ConfigError: the current one has a head of classes that have no names.
+    """
     fresh = new_adapter(
         manifest, lora, labels=labels, outputs=outputs_of(manifest, samples), rng=np.random.default_rng(seed)
     )
     if current is None:
         return fresh
-    tensors = dict(current.tensors)
-    head = manifest.head
-    if head is not None and labels is not None:
-        known = len(current.labels or ())
+    tensors, settings, head = dict(current.tensors), current.config, manifest.head
+    if head is not None and head.weight not in tensors:  # imported without one
+        tensors |= {name: fresh.tensors[name] for name in (head.weight, head.bias)}
+        settings = replace(settings, modules_to_save=(head.name,))
+    elif head is not None and labels is not None:
+        if current.labels is None:
+            raise ConfigError("the adapter's head has classes without names: add --restart to begin anew")
         for name in (head.weight, head.bias):
-            tensors[name] = np.concatenate([current.tensors[name], fresh.tensors[name][known:]])
-    return replace(current, tensors=tensors, labels=labels)
+            tensors[name] = np.concatenate([tensors[name], fresh.tensors[name][len(current.labels) :]])
+    return replace(current, config=settings, tensors=tensors, labels=labels)
 
 
 def identity_of(adapter: Adapter) -> str:

@@ -162,14 +162,8 @@ def restore(path: Path, trainer: Trainer, identity: str) -> tuple[Progress, NDAr
     Raises:
         TrainingError: the state is damaged or belongs to a run with other data or settings.
     """
-    try:
-        content = path.read_bytes()
-        arrays = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        progress = Progress(**json.loads(header["progress"]))
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{path}: the training state is damaged ({error}); add --restart to begin anew") from error
-    if header.get("run_id") != identity:
+    arrays, progress, owner = _read(path)
+    if owner != identity:
         raise TrainingError(
             f"{path}: an unfinished training with other data or settings is at step {progress.step}; run its command "
             "again to finish it, or add --restart to discard it"
@@ -183,6 +177,25 @@ def restore(path: Path, trainer: Trainer, identity: str) -> tuple[Progress, NDAr
     trainer.step_number = progress.step
     best = arrays.get(_BEST)
     return progress, None if best is None else best.copy()
+
+
+def unfinished(folder: Path) -> str | None:
+    """The id of the run whose state lies in the folder; None if there is none or it is damaged."""
+    try:
+        return _read(folder / STATE_FILE)[2]
+    except TrainingError:
+        return None
+
+
+def _read(path: Path) -> tuple[dict[str, NDArray[Any]], Progress, str]:
+    """The arrays, the progress and the run's id of a state. Raises TrainingError if it is damaged."""
+    try:
+        content = path.read_bytes()
+        arrays = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        return arrays, Progress(**json.loads(header["progress"])), str(header["run_id"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path}: the training state is damaged ({error}); add --restart to begin anew") from error
 
 
 def finish(result: RunResult, identity: str, parent: str | None, settings: dict[str, Any]) -> Adapter:
