@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
-import io
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelora.errors import ConfigError, DataError
 
-_LINE_LIMIT = 1 << 20
+T = TypeVar("T")
+_LINE_LIMIT = 1 << 20  # bytes
+_LARGEST = float(np.finfo(np.float32).max)
 _SHOWN = 5
 STANDARD_INPUT = "-"
 FORMATS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
@@ -57,6 +60,7 @@ class PairSample:
 
 
 Sample = TextSample | NumberSample | TokenSample | PairSample
+S = TypeVar("S", bound=Sample)
 Record = dict[str, Any]
 _FIELDS = {
     "sequence-classification": ("text", "label"),
@@ -70,7 +74,8 @@ def read_samples(path: str | Path, task: str, fmt: str | None = None) -> list[Sa
     """Read the samples of a task; `path` "-" is standard input, whose format is JSONL unless given.
 
     Fields: text and label; for token classification tokens and labels (JSONL); for sentence embedding
-    anchor, positive and, in all samples or none, negative.
+    anchor, positive and, in all samples or none, negative. A line may hold 1 MiB, a field of CSV what the
+    csv module allows (128 KiB). Text is UTF-8, with or without a byte order mark.
 
     Raises:
         DataError: the file cannot be read, is empty, lacks a field, or has bad lines (the first ones are
@@ -115,8 +120,9 @@ def labels_of(samples: Sequence[Sample]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def split(samples: Sequence[Sample], share: float, rng: np.random.Generator) -> tuple[list[Sample], list[Sample]]:
-    """(training, held out), `share` of each label held out, at least one sample of a label that has two.
+def split(samples: Sequence[S], share: float, rng: np.random.Generator) -> tuple[list[S], list[S]]:
+    """(training, held out), each in the order of `samples`: `share` of each label, at least one of either side
+    where the label has two samples; a label of one is trained.
 
     Raises:
         ConfigError: the share is not in (0, 1), or nothing would be left on one side.
@@ -129,7 +135,7 @@ def split(samples: Sequence[Sample], share: float, rng: np.random.Generator) -> 
     held: list[int] = []
     for label in sorted(groups):
         rows: NDArray[np.int64] = rng.permutation(np.asarray(groups[label]))
-        count = max(round(share * len(rows)), 1) if len(rows) > 1 else 0
+        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
         held += [int(row) for row in rows[:count]]
     chosen = set(held)
     train = [s for row, s in enumerate(samples) if row not in chosen]
@@ -138,9 +144,9 @@ def split(samples: Sequence[Sample], share: float, rng: np.random.Generator) -> 
     return train, [samples[row] for row in sorted(chosen)]
 
 
-def _parse_all(path: str | Path, fmt: str | None, parse: Callable[[Record], Any], needed: Sequence[str]) -> list[Any]:
+def _parse_all(path: str | Path, fmt: str | None, parse: Callable[[Record], T], needed: Sequence[str]) -> list[T]:
     name = "standard input" if str(path) == STANDARD_INPUT else str(path)
-    samples: list[Any] = []
+    samples: list[T] = []
     problems: list[str] = []
     bad = 0
     for line, record in _records(path, name, fmt, needed):
@@ -148,10 +154,9 @@ def _parse_all(path: str | Path, fmt: str | None, parse: Callable[[Record], Any]
             samples.append(parse(_require(record)))
         except ValueError as error:
             bad += 1
-            if bad <= _SHOWN:
-                problems.append(f"{name}, line {line}: {error}")
+            problems += [f"{name}, line {line}: {error}"] if bad <= _SHOWN else []
     if problems:
-        more = f"\nand {bad - _SHOWN} more" if bad > _SHOWN else ""
+        more = f"\nand {bad - _SHOWN:,} more bad lines" if bad > _SHOWN else ""
         raise DataError("\n".join(problems) + more)
     if not samples:
         raise DataError(f"{name}: holds no samples; one line is {_example(needed)}")
@@ -167,73 +172,100 @@ def _require(record: Record | ValueError) -> Record:
 def _records(
     path: str | Path, name: str, fmt: str | None, needed: Sequence[str]
 ) -> Iterator[tuple[int, Record | ValueError]]:
+    """The records with the number of the line that each begins on; in place of a bad one, what is wrong with it."""
     fmt = fmt or ("jsonl" if str(path) == STANDARD_INPUT else FORMATS.get(Path(path).suffix.lower()))
     if fmt is None:
         raise DataError(f"{name}: is it CSV or JSONL? Name it .csv or .jsonl, or say --format")
-    text = _read_text(path, name)
-    if fmt == "csv":
-        yield from _csv_records(text, name, needed)
-    else:
-        yield from _json_records(text)
-
-
-def _read_text(path: str | Path, name: str) -> str:
+    if fmt == "csv" and "tokens" in needed:
+        raise DataError(
+            f"{name}: tokens and their labels are lists, which CSV does not hold; use JSONL: {_example(needed)}"
+        )
     try:
-        content = sys.stdin.buffer.read() if str(path) == STANDARD_INPUT else Path(path).read_bytes()
+        with contextlib.ExitStack() as stack:
+            file = sys.stdin.buffer if str(path) == STANDARD_INPUT else stack.enter_context(Path(path).open("rb"))
+            lines = _lines(file, name)
+            yield from _csv_records(lines, name, needed) if fmt == "csv" else _json_records(lines)
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror or error})") from error
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{name}, line {line}: not UTF-8; save the file as UTF-8") from error
 
 
-def _json_records(text: str) -> Iterator[tuple[int, Record | ValueError]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        if len(line) > _LINE_LIMIT:
-            yield number, ValueError(f"longer than {_LINE_LIMIT:,} characters")
+def _lines(file: BinaryIO, name: str) -> Iterator[str | ValueError]:
+    """The lines of a file with their ends, one at a time; one that is too long is passed over."""
+    number = 0
+    while line := file.readline(_LINE_LIMIT):
+        number += 1
+        if len(line) == _LINE_LIMIT and not line.endswith(b"\n"):
+            while line and not line.endswith(b"\n"):
+                line = file.readline(_LINE_LIMIT)
+            yield ValueError(f"longer than {_LINE_LIMIT:,} bytes")
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield number, ValueError(f"not JSON ({error})")
-            continue
-        if isinstance(record, dict):
-            yield number, record  # pyright: ignore[reportUnknownVariableType]
-        else:
-            yield number, ValueError("not a JSON object")
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name}, line {number}: not UTF-8; save the file as UTF-8") from error
 
 
-def _csv_records(text: str, name: str, needed: Sequence[str]) -> Iterator[tuple[int, Record | ValueError]]:
-    csv.field_size_limit(_LINE_LIMIT)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _json_records(lines: Iterable[str | ValueError]) -> Iterator[tuple[int, Record | ValueError]]:
+    for number, line in enumerate(lines, 1):
+        if isinstance(line, ValueError):
+            yield number, line
+        elif line.strip():
+            yield number, _json_record(line)
+
+
+def _json_record(line: str) -> Record | ValueError:
     try:
-        header = [column.strip() for column in next(reader)]
-    except StopIteration:
-        return
-    except csv.Error as error:
-        raise DataError(f"{name}, line 1: not CSV ({error})") from error
-    missing = [column for column in needed if column not in header]
-    if missing:
-        raise DataError(f"{name}, line 1: the columns are {', '.join(header)}; {', '.join(missing)} is expected")
-    line = reader.line_num + 1
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return ValueError(f"not JSON ({error})")
+    return cast("Record", record) if isinstance(record, dict) else ValueError("not a JSON object")
+
+
+def _csv_records(
+    lines: Iterable[str | ValueError], name: str, needed: Sequence[str]
+) -> Iterator[tuple[int, Record | ValueError]]:
+    """Records by RFC 4180 under a header; a record that cannot be parsed ends the file."""
+    reader = csv.reader((_require_line(line) for line in lines), strict=True)
+    header: list[str] = []
+    begins = 1
     while True:
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield line, ValueError(f"not CSV ({error})")
+            yield begins, ValueError(f"not CSV ({error})")
             return
-        if row:
-            if len(row) == len(header):
-                yield line, dict(zip(header, row, strict=True))
-            else:
-                yield line, ValueError(f"{len(row)} columns where the header has {len(header)}")
-        line = reader.line_num + 1
+        except ValueError as error:
+            yield begins, error
+            return
+        if row and not header:
+            header = _header([column.strip() for column in row], f"{name}, line {begins}", needed)
+        elif row:
+            fits = len(row) == len(header)
+            wrong = ValueError(f"{len(row)} columns where the header has {len(header)}")
+            yield begins, dict(zip(header, row, strict=True)) if fits else wrong
+        begins = reader.line_num + 1
+
+
+def _require_line(line: str | ValueError) -> str:
+    if isinstance(line, ValueError):
+        raise line
+    return line
+
+
+def _header(columns: list[str], where: str, needed: Sequence[str]) -> list[str]:
+    missing = [column for column in needed if column not in columns]
+    if missing:
+        shown = ", ".join(columns) or "blank"
+        raise DataError(
+            f"{where}: the columns are {shown}; expected are {', '.join(needed)}, of which "
+            f"{', '.join(missing)} is missing"
+        )
+    twice = [column for column, count in Counter(columns).items() if count > 1]
+    if twice:
+        raise DataError(f"{where}: the column {', '.join(twice)} is there twice")
+    return columns
 
 
 def _example(needed: Sequence[str]) -> str:
@@ -244,42 +276,52 @@ def _example(needed: Sequence[str]) -> str:
 def _text(record: Record, field: str) -> str:
     value = record.get(field)
     if value is None:
-        raise ValueError(f"no field {field!r}; it has {', '.join(record) or 'none'}")
+        raise ValueError(f"no field {field!r}; it has {', '.join(map(repr, record)) or 'none'}")
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"the field {field!r} must be a text that is not blank")
-    return value
+    return _unicode(value, field)
+
+
+def _unicode(text: str, field: str) -> str:
+    """The text, if it is valid: JSON may hold halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the field {field!r} is not valid Unicode") from None
+    return text
 
 
 def _text_sample(record: Record) -> TextSample:
-    text, label = _text(record, "text"), record.get("label")
-    if isinstance(label, int | float | bool):
-        label = str(label)
-    if not isinstance(label, str) or not label.strip():
-        raise ValueError("no field 'label'" if label is None else "the field 'label' must be a name that is not blank")
-    return TextSample(text, label.strip())
+    label = record.get("label")
+    if isinstance(label, int | float):
+        record = {**record, "label": str(label)}
+    return TextSample(_text(record, "text"), _text(record, "label").strip())
 
 
 def _number_sample(record: Record) -> NumberSample:
-    value = record.get("label")
-    numbers: list[Any] = value if isinstance(value, list) else [value]  # pyright: ignore[reportUnknownVariableType]
+    text, value = _text(record, "text"), record.get("label")
+    numbers = cast("list[Any]", value if isinstance(value, list) else [value])
     try:
         target = tuple(float(number) for number in numbers)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the field 'label' must be a number, not {value!r}") from error
-    if not target or not np.isfinite(target).all():
-        raise ValueError(f"the field 'label' must be a finite number, not {value!r}")
-    return NumberSample(_text(record, "text"), target)
+    except (TypeError, ValueError, OverflowError):
+        target = ()
+    if not target or not all(abs(number) <= _LARGEST for number in target):
+        raise ValueError(f"the field 'label' must be a number that float32 holds, not {_short(cast(object, value))}")
+    return NumberSample(text, target)
 
 
 def _token_sample(record: Record) -> TokenSample:
-    words, labels = record.get("tokens"), record.get("labels")
-    for field, value in (("tokens", words), ("labels", labels)):
-        if not isinstance(value, list) or not all(isinstance(x, str) and x for x in value):  # pyright: ignore[reportUnknownVariableType]
-            raise ValueError(f"the field {field!r} must be a list of texts")
-    assert isinstance(words, list) and isinstance(labels, list)
-    if len(words) != len(labels) or not words:  # pyright: ignore[reportUnknownArgumentType]
-        raise ValueError(f"{len(words)} tokens and {len(labels)} labels: one label per token is expected")  # pyright: ignore[reportUnknownArgumentType]
-    return TokenSample(tuple(words), tuple(labels))  # pyright: ignore[reportUnknownArgumentType]
+    words, labels = _names(record, "tokens"), _names(record, "labels")
+    if len(words) != len(labels):
+        raise ValueError(f"{len(words)} tokens and {len(labels)} labels: one label per token is expected")
+    return TokenSample(words, labels)
+
+
+def _names(record: Record, field: str) -> tuple[str, ...]:
+    value = record.get(field)
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"the field {field!r} must be a list of texts, not {_short(cast(object, value))}")
+    return tuple(_text({field: item}, field) for item in cast("list[Any]", value))
 
 
 def _pair_sample(record: Record) -> PairSample:
@@ -289,3 +331,8 @@ def _pair_sample(record: Record) -> PairSample:
         _text(record, "positive"),
         None if negative in (None, "") else _text(record, "negative"),
     )
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
