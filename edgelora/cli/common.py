@@ -38,7 +38,7 @@ def add_bundle(parser: argparse.ArgumentParser, store: bool = True) -> None:
         parser.add_argument("--store", metavar="DIR", help="the adapter store (default: NAME.adapters beside it)")
     parser.add_argument("--threads", type=int, metavar="N", help="cores for one operator (default: all)")
     parser.add_argument(
-        "--low-memory", action="store_true", help="no prepacked weights, no arena: less memory, a little slower"
+        "--low-memory", action="store_true", help="no prepacked copies of the weights: less memory, a little slower"
     )
 
 
