@@ -185,7 +185,7 @@ def write_job(
 ) -> Path:
     """The files of one run; initial values and order change from repeat to repeat."""
     manifest = bundle.manifest
-    encoder = TextEncoder(bundle.path, manifest.preprocessing, [spec.name for spec in manifest.inputs])
+    encoder = TextEncoder(bundle.path, manifest.preprocessing, manifest.inputs)
     settings = Settings(
         bundle=str(bundle.path),
         model=str(model),

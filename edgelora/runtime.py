@@ -51,7 +51,7 @@ class Model:
         preprocessing = bundle.manifest.preprocessing
         self.encoder: TextEncoder | None = None
         if preprocessing.get("kind") == "text":
-            self.encoder = TextEncoder(bundle.path, preprocessing, [spec.name for spec in bundle.manifest.inputs])
+            self.encoder = TextEncoder(bundle.path, preprocessing, bundle.manifest.inputs)
 
     @classmethod
     def open(cls, path: str | Path, store: str | Path | None = None, settings: SessionSettings | None = None) -> Model:

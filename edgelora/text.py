@@ -9,51 +9,71 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelora.errors import BundleError, EdgeLoraError
+from edgelora.errors import BundleError, DataError, EdgeLoraError
+from edgelora.manifest import TensorSpec
 
 Ints = NDArray[np.int64]
 IGNORED = -100
+_GIVEN = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class TextEncoder:
-    """Encodes texts as the bundle's inputs: ids, mask and types `[texts, longest]`, padded on the right."""
+    """Encodes texts as the bundle's inputs: ids, mask and types `[texts, longest]`, padded on the right.
 
-    def __init__(self, folder: Path, preprocessing: Mapping[str, Any], input_names: Sequence[str]) -> None:
-        """Load the tokenizer.
+    `preprocessing` is the manifest's: kind "text", tokenizer (a file of the bundle, as the tokenizers
+    library writes it), max_length (tokens, the special ones included), pad_id.
+    """
+
+    def __init__(self, folder: Path, preprocessing: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> None:
+        """Load the tokenizer of the bundle in `folder`, whose graphs take `inputs`.
 
         Raises:
-            EdgeLoraError: the `tokenizers` package is missing. BundleError: the tokenizer file is damaged.
+            EdgeLoraError: the `tokenizers` package is missing. BundleError: the tokenizer is missing or
+                damaged, or the settings are malformed.
         """
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise EdgeLoraError('this bundle takes text: pip install "edgelora[text]"') from error
-        path = folder / str(preprocessing["tokenizer"])
+        name, self.max_length, self.pad_id = _settings(preprocessing, folder)
+        path = folder / name
         try:
             self._tokenizer: Any = Tokenizer.from_file(str(path))
+            self._tokenizer.no_padding()
+            self._tokenizer.enable_truncation(self.max_length)
+            special = int(self._tokenizer.num_special_tokens_to_add(False))
         except Exception as error:  # the package raises plain Exception
-            raise BundleError(f"{path}: not a tokenizer ({error}); convert the model again") from error
-        self._tokenizer.no_padding()
-        self.max_length = int(preprocessing["max_length"])
-        self._tokenizer.enable_truncation(self.max_length)
-        self.pad_id = int(preprocessing["pad_id"])
-        self._names = tuple(input_names)
+            raise BundleError(f"{path}: not a usable tokenizer ({error}); convert the model again") from error
+        if self.max_length <= special:
+            raise BundleError(f"{path}: max_length {self.max_length} leaves no room beside {special} special tokens")
+        self._inputs = {spec.name: spec.dtype for spec in inputs}
 
-    def encode(self, texts: Sequence[str]) -> dict[str, Ints]:
+    def encode(self, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Graph inputs of the texts; longer ones are cut at `max_length` tokens."""
         return self.collate(self.tokens(texts))
 
     def tokens(self, texts: Sequence[str]) -> list[Ints]:
-        """The token ids of each text."""
+        """The token ids of each text.
+
+        Raises:
+            DataError: a text that is not valid Unicode.
+        """
+        _check_unicode(texts)
         return [np.asarray(e.ids, np.int64) for e in self._tokenizer.encode_batch(list(texts))]
 
     def words(self, samples: Sequence[Sequence[str]]) -> tuple[list[Ints], list[Ints]]:
         """Token ids of samples given as words, and for each token its word's index, −100 where it is not a
-        word's first token."""
+        word's first token (special tokens, later pieces of a word).
+
+        Raises:
+            DataError: a word that is not valid Unicode.
+        """
+        for sample in samples:
+            _check_unicode(sample)
         ids: list[Ints] = []
         firsts: list[Ints] = []
         for encoded in self._tokenizer.encode_batch([list(words) for words in samples], is_pretokenized=True):
-            word_ids = encoded.word_ids
+            word_ids: list[int | None] = encoded.word_ids
             first = [
                 IGNORED if word is None or (i > 0 and word_ids[i - 1] == word) else word
                 for i, word in enumerate(word_ids)
@@ -62,13 +82,45 @@ class TextEncoder:
             firsts.append(np.asarray(first, np.int64))
         return ids, firsts
 
-    def collate(self, ids: Sequence[Ints]) -> dict[str, Ints]:
-        """Pad token ids to the longest."""
+    def collate(self, ids: Sequence[Ints]) -> dict[str, NDArray[Any]]:
+        """Pad token ids to the longest: the graph's inputs, each in the type that it takes.
+
+        Raises:
+            DataError: the graph takes an input that text does not give.
+        """
+        unknown = [name for name in self._inputs if name not in _GIVEN]
+        if unknown:
+            raise DataError(
+                f"text gives {', '.join(_GIVEN)}, and this bundle also takes {', '.join(unknown)}: feed arrays"
+            )
         width = max((len(row) for row in ids), default=1) or 1
         padded = np.full((len(ids), width), self.pad_id, np.int64)
         mask = np.zeros((len(ids), width), np.int64)
         for i, row in enumerate(ids):
             padded[i, : len(row)] = row
             mask[i, : len(row)] = 1
-        known = {"input_ids": padded, "attention_mask": mask, "token_type_ids": np.zeros_like(padded)}
-        return {name: known[name] for name in self._names if name in known}
+        given: dict[str, Ints] = dict(zip(_GIVEN, (padded, mask, np.zeros_like(padded)), strict=True))
+        return {name: given[name].astype(dtype, copy=False) for name, dtype in self._inputs.items()}
+
+
+def _settings(preprocessing: Mapping[str, Any], folder: Path) -> tuple[str, int, int]:
+    """The tokenizer's file name, max_length and pad_id."""
+    name, length, pad = (preprocessing.get(key) for key in ("tokenizer", "max_length", "pad_id"))
+    problems: list[str] = []
+    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+        problems.append(f"tokenizer must be the name of a file of the bundle, not {name!r}")
+    if not isinstance(length, int) or length < 1:
+        problems.append(f"max_length must be a whole number from 1, not {length!r}")
+    if not isinstance(pad, int) or pad < 0:
+        problems.append(f"pad_id must be a whole number from 0, not {pad!r}")
+    if problems:
+        raise BundleError(f"{folder}: preprocessing: {'; '.join(problems)}; convert the model again")
+    return str(name), int(length or 0), int(pad or 0)
+
+
+def _check_unicode(texts: Sequence[str]) -> None:
+    for number, text in enumerate(texts, 1):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"text {number} is not valid Unicode (half of a surrogate pair)") from error
