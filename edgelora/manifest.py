@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar, cast
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from types import UnionType
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from edgelora.errors import BundleError
 
 FORMAT = "edgelora-bundle"
 FORMAT_VERSION = (1, 0)
-T = TypeVar("T")
 Body = Mapping[str, Any]
 
 
@@ -148,38 +148,61 @@ class Manifest:
                 f"{FORMAT_VERSION[0]}.x; upgrade edgelora or convert the model again"
             )
         try:
-            return cls._from_body(content)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise BundleError(f"{where}: a field is missing or malformed ({error}); convert the model again") from error
-
-    @classmethod
-    def _from_body(cls, body: Body) -> Manifest:
-        head: Body | None = body["head"]
-        files: dict[str, Body] = body["files"]
-        graphs: list[Body] = body["training"]
-        read: Body = {
-            "inputs": _each(TensorSpec, body["inputs"]),
-            "outputs": _each(TensorSpec, body["outputs"]),
-            "points": _each(InsertionPoint, body["points"]),
-            "target_modules": tuple(body["target_modules"]),
-            "training": tuple(
-                _build(TrainingGraph, {**graph, "inputs": _each(TensorSpec, graph["inputs"])}) for graph in graphs
-            ),
-            "head": None if head is None else _build(Head, head),
-            "files": {name: _build(FileEntry, entry) for name, entry in files.items()},
-        }
-        return _build(cls, {**body, **read})
+            manifest: Manifest = _read(cls, body, "")
+            _check_references(manifest)
+        except ValueError as error:
+            raise BundleError(f"{where}: a field is missing or malformed: {error}; convert the model again") from error
+        return manifest
 
 
-def _build(kind: type[T], body: Body) -> T:
-    """A dataclass from a mapping; keys that a later minor version added are passed over."""
-    known = {f.name for f in fields(cast("Any", kind))}
-    return kind(**{key: _frozen(value) for key, value in body.items() if key in known})
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """A JSON value as the annotated type `kind`.
+
+    Raises:
+        ValueError: it has another form; names the field.
+    """
+    if get_origin(kind) is UnionType:
+        kind = next((one for one in get_args(kind) if _fits(one, value)), kind)
+    if not _fits(kind, value):
+        name = kind.__name__ if isinstance(kind, type) else str(kind)
+        raise ValueError(f"{where} must be {name}, not {json.dumps(value)[:60]}")
+    if is_dataclass(kind):
+        return _read_fields(kind, value, where)
+    if get_origin(kind) is Mapping:
+        return {key: _read(get_args(kind)[1], one, f"{where}[{key!r}]") for key, one in value.items()}
+    if get_origin(kind) is tuple:
+        return tuple(_read(get_args(kind)[0], one, f"{where}[{i}]") for i, one in enumerate(value))
+    return value
 
 
-def _each(kind: type[T], bodies: list[Body]) -> tuple[T, ...]:
-    return tuple(_build(kind, body) for body in bodies)
+def _read_fields(kind: Any, body: Mapping[str, Any], where: str) -> Any:
+    """A dataclass; keys that a later minor version added are passed over."""
+    hints = get_type_hints(kind)
+    missing = [f.name for f in fields(kind) if f.default is MISSING and f.name not in body]
+    if missing:
+        raise ValueError(f"{where or 'the manifest'} has no {', '.join(missing)}")
+    return kind(
+        **{key: _read(hints[key], one, f"{where}.{key}".lstrip(".")) for key, one in body.items() if key in hints}
+    )
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+def _fits(kind: Any, value: Any) -> bool:
+    """Whether a JSON value has the outer form of `kind`."""
+    form = dict if is_dataclass(kind) or get_origin(kind) is Mapping else list if get_origin(kind) is tuple else kind
+    return kind is Any or type(value) is form
+
+
+def _check_references(manifest: Manifest) -> None:
+    """Raise ValueError unless every file that is named is listed and what is read blindly has its form."""
+    named = [manifest.forward, *(graph.file for graph in manifest.training)]
+    preprocessing = manifest.preprocessing
+    if preprocessing.get("kind") == "text":
+        named.append(_read(str, preprocessing.get("tokenizer"), "preprocessing.tokenizer"))
+        for key, least in (("max_length", 1), ("pad_id", 0)):
+            if _read(int, preprocessing.get(key), f"preprocessing.{key}") < least:
+                raise ValueError(f"preprocessing.{key} must be at least {least}")
+    absent = [name for name in named if name not in manifest.files]
+    if absent:
+        raise ValueError(f"files does not list {', '.join(absent)}")
+    if not manifest.outputs:
+        raise ValueError("outputs is empty")

@@ -95,14 +95,16 @@ class Model:
         """Graph inputs from texts, or from arrays by input name.
 
         Raises:
-            DataError: an input that the bundle does not take, one that is missing, or of a wrong shape.
+            DataError: an input that is no text, that the bundle does not take, is missing, or has a wrong shape.
         """
         if isinstance(inputs, Mapping):
             return self._check_arrays(inputs)
         if self.encoder is None:
             names = ", ".join(spec.name for spec in self.bundle.manifest.inputs)
             raise DataError(f"this bundle takes arrays by name ({names}), not text: it holds no tokenizer")
-        return {**self.encoder.encode([str(text) for text in inputs])}
+        if isinstance(inputs, str):
+            raise DataError("predict takes a list of texts; put the one text in a list")
+        return {**self.encoder.encode([_valid_text(text, place) for place, text in enumerate(inputs, 1)])}
 
     def _check_arrays(self, inputs: Mapping[str, Array]) -> Feeds:
         feeds: Feeds = {}
@@ -190,6 +192,16 @@ class Model:
         if labels is None:
             raise AdapterError("this adapter has no labels")
         return labels
+
+
+def _valid_text(text: Any, place: int) -> str:
+    if not isinstance(text, str):
+        raise DataError(f"input {place} is of type {type(text).__name__}, not a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"text {place} is not valid Unicode: it was not UTF-8, or it holds half a character") from error
+    return text
 
 
 def default_store(bundle: Path) -> Path:

@@ -69,7 +69,7 @@ class TrainingConfig:
                 ("micro_batch_size", "at least 1", self.micro_batch_size is None or self.micro_batch_size >= 1),
                 ("learning_rate", "above 0", 0 < self.learning_rate < float("inf")),
                 ("optim", f"one of {', '.join(OPTIMIZERS)}", self.optim in OPTIMIZERS),
-                ("weight_decay", "at least 0", self.weight_decay >= 0),
+                ("weight_decay", "at least 0", 0 <= self.weight_decay < float("inf")),
                 ("momentum", "in [0, 1)", 0 <= self.momentum < 1),
                 ("lr_scheduler_type", f"one of {', '.join(SCHEDULES)}", self.lr_scheduler_type in SCHEDULES),
                 ("warmup_steps", "at least 0", self.warmup_steps >= 0),

@@ -24,6 +24,7 @@ from edgelora.cli.common import (
     size_text,
     table,
 )
+from edgelora.config import LoraConfig
 from edgelora.errors import DataError
 from edgelora.manifest import Manifest
 
@@ -180,6 +181,7 @@ def summary(manifest: Manifest, path: Path) -> dict[str, Any]:
 def run_points(options: argparse.Namespace) -> None:
     """The table of insertion points."""
     manifest = Bundle.open(options.bundle, verify=False).manifest
+    LoraConfig(r=options.rank)  # refuses what is no rank
     rows = [(p.id, p.op, p.in_features, p.out_features, p.layer, p.parameters(options.rank)) for p in manifest.points]
     total = sum(row[-1] for row in rows)
     text = table(rows, ("point", "op", "in", "out", "layer", f"r={options.rank}"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 
@@ -27,6 +29,7 @@ from edgelora.trainer import OPTIMIZERS, StepResult, TrainingConfig
 from edgelora.training import TrainingReport, train
 from edgelora.training_run import Progress
 
+N = TypeVar("N", int, float)
 _LORA_OPTIONS = (
     "rank",
     "lora_alpha",
@@ -173,27 +176,28 @@ def lora_config(options: argparse.Namespace) -> LoraConfig | None:
         target_modules=patterns(options.target_modules),
         exclude_modules=patterns(options.exclude_modules),
         layers_to_transform=tuple(options.layers_to_transform) if options.layers_to_transform else None,
-        rank_pattern={name: int(value) for name, value in pattern_values(options.rank_pattern).items()},
-        alpha_pattern=pattern_values(options.alpha_pattern),
+        rank_pattern=pattern_values(options.rank_pattern, int),
+        alpha_pattern=pattern_values(options.alpha_pattern, float),
         use_rslora=bool(options.rslora),
     )
 
 
-def pattern_values(given: list[str] | None) -> dict[str, float]:
+def pattern_values(given: list[str] | None, number: Callable[[str], N]) -> dict[str, N]:
     """PATTERN=NUMBER words as a mapping.
 
     Raises:
         ConfigError: a word has another form.
     """
-    values: dict[str, float] = {}
+    values: dict[str, N] = {}
     for word in given or ():
         name, _, value = word.rpartition("=")
         try:
-            values[name] = float(value)
+            values[name] = number(value)
         except ValueError:
             name = ""
         if not name:
-            raise ConfigError(f"{word!r} is not PATTERN=NUMBER, as in query=16")
+            kind = "WHOLE NUMBER" if number is int else "NUMBER"
+            raise ConfigError(f"{word!r} is not PATTERN={kind}, as in query=16")
     return values
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgelora.cli.common import Verbs, add_bundle, add_verb, emit, open_model, table
 from edgelora.data import read_samples, read_texts
-from edgelora.errors import ConfigError
+from edgelora.errors import ConfigError, DataError
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for
 from edgelora.trainer import TrainingConfig, evaluate
@@ -66,7 +66,7 @@ def run_predict(options: argparse.Namespace) -> None:
     if options.data:
         texts = read_texts(options.data, options.format)
     elif not texts:
-        texts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        texts = stdin_lines()
     if not texts:
         raise ConfigError("there is nothing to predict: give texts, --data FILE, or lines on standard input")
     results = predictions(model, texts, options.adapter)
@@ -75,6 +75,18 @@ def run_predict(options: argparse.Namespace) -> None:
         return
     rows = [[_short(r["text"]), *(_show(v) for k, v in r.items() if k != "text")] for r in results]
     emit(options, results, table(rows, list(results[0])))
+
+
+def stdin_lines() -> list[str]:
+    """The lines of standard input that are not blank.
+
+    Raises:
+        DataError: they are not UTF-8.
+    """
+    try:
+        return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError("standard input: not UTF-8") from error
 
 
 def predictions(model: Model, texts: list[str], adapter: str | None) -> list[dict[str, Any]]:
