@@ -1,7 +1,9 @@
-"""Prove a bundle on this machine: parity with its source, and every gradient against finite differences.
+"""Prove a bundle on this machine: parity with its source, and every gradient of every training graph.
 
-Nothing here knows the gradient rules: f(θ) = Σ <c, output(θ)> is evaluated by the inference graph, its
-derivative along a random direction by differences, and compared with the training graph's answer.
+Nothing here knows the gradient rules. The cotangent graph is held against finite differences: f(θ) = Σ <c,
+output(θ)> is evaluated by the inference graph, its derivative along a direction by differences. A loss
+graph is held against the cotangent graph, fed with the loss's derivative from numpy; a graph with dropout
+against the one without, by masks of ones, and against differences of its own loss under random masks.
 """
 
 from __future__ import annotations
@@ -17,21 +19,29 @@ from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariable
 from edgelora.bundle import MANIFEST_FILE, Bundle
 from edgelora.errors import BundleError
 from edgelora.files import write_atomic
-from edgelora.manifest import InsertionPoint, Manifest
+from edgelora.manifest import InsertionPoint, Manifest, TrainingGraph
+from edgelora.reference_losses import REFERENCES
 from edgelora.session import ENGINE_VERSION
+from edgelora.trainer import evaluate_dimension
 
 PARITY_FILE = "parity.safetensors"
 PARITY_TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
 GRADIENT_TOLERANCE = 2e-2
-_RANK = 4
+SAME_TOLERANCE = 1e-3
+_RANK, _OUTPUTS = 4, 3
 _STEPS = (4e-2, 2e-2)
+_LARGEST = 1e9
+_ALONG = "loss along a direction"
 
 Feeds = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class PointVerdict:
-    """A point's gradient: the analytic and the numeric directional derivative, and their relative gap."""
+    """A point's gradient: the analytic and the numeric directional derivative, and their relative gap.
+
+    Of the point's tensors, the one with the larger gap.
+    """
 
     id: str
     analytic: float
@@ -41,13 +51,27 @@ class PointVerdict:
 
 
 @dataclass(frozen=True)
+class GraphVerdict:
+    """A training graph: the largest relative error of its loss and gradients, and where."""
+
+    file: str
+    error: float
+    where: str
+    passed: bool
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What `check` found. `parity` is the largest difference to the source, relative to its largest value."""
+    """What `check` found. `parity` is the largest difference to the source, relative to its largest value.
+
+    `points` has a row per insertion point, and one for the head where there is one.
+    """
 
     passed: bool
     parity: float
     parity_samples: int
     points: tuple[PointVerdict, ...]
+    graphs: tuple[GraphVerdict, ...]
     onnxruntime: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,13 +92,20 @@ def check(
     rng = np.random.default_rng(0)
     parity = max(parity_error(bundle, inputs, outputs, rng) for inputs, outputs in samples)
     inputs = samples[min(1, len(samples) - 1)][0]
-    verdicts: list[PointVerdict] = []
+    points: list[PointVerdict] = []
     for point in manifest.points:
         progress(point.id)
-        verdicts.append(check_point(bundle, point, inputs, rng))
+        points.append(check_point(bundle, point, inputs, rng))
+    if manifest.head is not None:
+        points.append(check_head(bundle, inputs, rng))
+    graphs: list[GraphVerdict] = []
+    for record in manifest.training:
+        if record.dropout or record.loss != "cotangent":
+            progress(record.file)
+            graphs.append(check_graph(bundle, record, inputs, rng))
     tolerance = PARITY_TOLERANCE[manifest.source.get("precision", "float32")]
-    passed = parity <= tolerance and all(v.passed for v in verdicts)
-    return Verdict(passed, parity, len(samples), tuple(verdicts), ENGINE_VERSION)
+    passed = parity <= tolerance and all(v.passed for v in (*points, *graphs))
+    return Verdict(passed, parity, len(samples), tuple(points), tuple(graphs), ENGINE_VERSION)
 
 
 def store_verdict(bundle: Bundle, verdict: Verdict) -> Manifest:
@@ -112,9 +143,9 @@ def parity_error(bundle: Bundle, inputs: Feeds, source: Mapping[str, NDArray[Any
         wanted = np.asarray(wanted, np.float64)
         got = np.asarray(ours[name], np.float64)
         if got.shape != wanted.shape:
-            return float("inf")
+            return _LARGEST
         scale = float(np.abs(wanted).max(initial=0.0)) or 1.0
-        worst = max(worst, float(np.abs(got - wanted).max(initial=0.0)) / scale)
+        worst = max(worst, _bounded(float(np.abs(got - wanted).max(initial=0.0)) / scale))
     return worst
 
 
@@ -142,50 +173,184 @@ def expected_outputs(
 
 
 def check_point(bundle: Bundle, point: InsertionPoint, inputs: Feeds, rng: np.random.Generator) -> PointVerdict:
-    """One point's A and B moved together along a random direction, all other points absent.
+    """One point's A and B moved together, all other points absent."""
+    a, b = _random_pair(point, rng)
+    base: Feeds = {**inputs, **absent_adapter(bundle.manifest), **random_head(bundle.manifest, rng)}
+    b *= _gentle(bundle, base, {point.input_a: a, point.input_b: b})
+    return _against_differences(bundle, point.id, base, {point.input_a: a, point.input_b: b}, rng)
 
-    Central differences at two steps, extrapolated (Richardson), so that the float32 forward pass and
-    the curvature leave about 1e-3; a wrong sign, factor or transpose is off by order one.
+
+def check_head(bundle: Bundle, inputs: Feeds, rng: np.random.Generator) -> PointVerdict:
+    """The head's weight and bias, all points absent."""
+    head = bundle.manifest.head
+    assert head is not None
+    base: Feeds = {**inputs, **absent_adapter(bundle.manifest)}
+    return _against_differences(bundle, head.name, base, random_head(bundle.manifest, rng), rng)
+
+
+def _against_differences(
+    bundle: Bundle, name: str, base: Feeds, values: Feeds, rng: np.random.Generator
+) -> PointVerdict:
+    """The cotangent graph's gradient of each tensor of `values` against the inference graph's slope; the worst.
+
+    The direction is noise plus twice the gradient's own, so that neither a wrong part of a gradient nor
+    a wrong size of it can go unseen. Central differences at two steps, extrapolated (Richardson), so that
+    the float32 forward pass and the curvature leave about 1e-3; a wrong sign, factor or transpose is
+    off by order one.
     """
+    graph = bundle.graph(bundle.training("cotangent", dropout=False).file)
+    here = bundle.forward.run({**base, **values})
+    cotangents: Feeds = {f"cotangent.{n}": rng.standard_normal(y.shape).astype(np.float32) for n, y in here.items()}
+    wanted = [f"grad.{n}" for n in values if f"grad.{n}" in graph.outputs]
+    grads: Feeds = graph.run({**base, **cotangents, **values}, wanted) if wanted else {}
+
+    def along(tensor: str) -> PointVerdict:
+        gradient: NDArray[Any] = grads.get(f"grad.{tensor}", np.zeros_like(values[tensor]))
+        direction = _direction(values[tensor], gradient, rng)
+        part = gradient.astype(np.float64) * direction
+
+        def value(step: float) -> float:
+            moved = bundle.forward.run({**base, **values, tensor: values[tensor] + np.float32(step) * direction})
+            return sum(
+                float(np.sum((moved[n] - here[n]) * cotangents[f"cotangent.{n}"].astype(np.float64))) for n in here
+            )
+
+        analytic, numeric = float(part.sum()), _slope(value)
+        error = _relative(analytic, numeric, [part])
+        return PointVerdict(name, _finite(analytic), _finite(numeric), error, error <= GRADIENT_TOLERANCE)
+
+    return max((along(tensor) for tensor in values), key=lambda verdict: verdict.error)
+
+
+def check_graph(bundle: Bundle, record: TrainingGraph, inputs: Feeds, rng: np.random.Generator) -> GraphVerdict:
+    """A loss graph, or one with dropout, with an adapter at every point."""
+    values = whole_adapter(bundle, inputs, rng)
+    made = bundle.forward.run({**inputs, **values})
+    feeds: Feeds = {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, made, rng)}
+    got, expected = bundle.graph(record.file).run(feeds), _expected(bundle, record, feeds, made)
+    shares: dict[str, float] = {}  # errors as shares of what is tolerated
+    for name in sorted(expected):
+        shares[name] = _gap(got[name], expected[name]) / SAME_TOLERANCE if name in got else _LARGEST
+    if "loss" in got and (record.dropout or not expected):
+        for spec in record.inputs:
+            if spec.dtype == "uint8":
+                feeds[spec.name] = (rng.random(feeds[spec.name].shape) < 0.7).astype(np.uint8)
+        moved = [name for name in values if f"grad.{name}" in got]
+        shares[_ALONG] = _slope_error(bundle, record, feeds, moved, rng) / GRADIENT_TOLERANCE
+    where = max(shares, key=lambda name: shares[name])
+    tolerance = GRADIENT_TOLERANCE if where == _ALONG else SAME_TOLERANCE
+    return GraphVerdict(record.file, _bounded(shares[where] * tolerance), where, shares[where] <= 1)
+
+
+def _expected(bundle: Bundle, record: TrainingGraph, feeds: Feeds, made: Feeds) -> Feeds:
+    """What a graph must return for `feeds`, masks of ones among them; nothing for a loss without a reference."""
+    twin = bundle.graph(bundle.training("cotangent", dropout=False).file)
+    if record.loss == "cotangent":
+        return twin.run(feeds)
+    if record.loss not in REFERENCES:
+        return {}
+    ((name, y),) = made.items()
+    loss, dy = REFERENCES[record.loss](y.astype(np.float64), feeds)
+    return {"loss": np.asarray(loss), **twin.run({**feeds, f"cotangent.{name}": dy.astype(np.float32)})}
+
+
+def _slope_error(
+    bundle: Bundle, record: TrainingGraph, feeds: Feeds, names: list[str], rng: np.random.Generator
+) -> float:
+    """The gradients of `names` in a loss graph along one direction, against differences of the graph's own loss."""
+    graph = bundle.graph(record.file)
+    grads = graph.run(feeds, [f"grad.{n}" for n in names])
+    directions = {n: _direction(feeds[n], grads[f"grad.{n}"], rng) for n in names}
+    parts = [grads[f"grad.{n}"].astype(np.float64) * directions[n] for n in names]
+
+    def loss(step: float) -> float:
+        moved = {n: feeds[n] + np.float32(step) * directions[n] for n in names}
+        return float(graph.run({**feeds, **moved}, ["loss"])["loss"])
+
+    return _relative(float(sum(p.sum() for p in parts)), _slope(loss), parts)
+
+
+def whole_adapter(bundle: Bundle, inputs: Feeds, rng: np.random.Generator) -> Feeds:
+    """A random adapter at every point and a random head; together they change the outputs by a tenth."""
     manifest = bundle.manifest
-    graph = bundle.training("cotangent", dropout=False)
+    values: Feeds = {}
+    for point in manifest.points:
+        values[point.input_a], values[point.input_b] = _random_pair(point, rng)
+    head = random_head(manifest, rng)
+    factor = _gentle(bundle, {**inputs, **absent_adapter(manifest), **head}, values)
+    for point in manifest.points:
+        values[point.input_b] *= factor
+    return {**values, **head}
+
+
+def loss_feeds(
+    manifest: Manifest, record: TrainingGraph, inputs: Feeds, outputs: Feeds, rng: np.random.Generator
+) -> Feeds:
+    """Values for what a training graph takes beside the model's inputs and the adapter: masks of ones, labels, …"""
+    sizes = {str(d): n for s in manifest.inputs for d, n in zip(s.shape, inputs[s.name].shape, strict=True)}
+    sizes |= {str(d): n for s in manifest.outputs for d, n in zip(s.shape, outputs[s.name].shape, strict=True)}
+    rows = len(next(iter(outputs.values())))
+    sizes["pairs"] = rows
+    made: Feeds = {}
+    for spec in record.inputs:
+        shape = [evaluate_dimension(d, sizes) for d in spec.shape]
+        if spec.name in ("anchors", "positives", "negatives"):
+            made[spec.name] = (np.arange(rows) + ("anchors", "positives", "negatives").index(spec.name)) % rows
+        elif spec.name == "labels":
+            made[spec.name] = rng.integers(0, _OUTPUTS, shape)
+        elif spec.name == "loss_weight":
+            made[spec.name] = (rng.uniform(0.5, 1.5, shape) / np.prod(shape)).astype(np.float32)
+        elif spec.name in ("margin", "inverse_temperature"):
+            made[spec.name] = np.asarray(4.0, np.float32)
+        elif spec.dtype == "uint8":
+            made[spec.name] = np.ones(shape, np.uint8)
+        else:
+            made[spec.name] = rng.standard_normal(shape).astype(spec.dtype)
+    return made
+
+
+def _random_pair(point: InsertionPoint, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
     a = rng.standard_normal((point.in_features, _RANK)).astype(np.float32) / np.float32(point.in_features**0.5)
     b = rng.standard_normal((_RANK, point.out_features)).astype(np.float32) / np.float32(_RANK**0.5)
-    da, db = (rng.standard_normal(x.shape).astype(np.float32) * x.std() for x in (a, b))
-    base: Feeds = {**inputs, **absent_adapter(manifest), **random_head(manifest, rng)}
-    b *= _gentle(bundle, base, point, a, b)
-    db *= b.std()
+    return a, b
 
-    def outputs(step: float) -> dict[str, NDArray[Any]]:
-        moved = {point.input_a: a + np.float32(step) * da, point.input_b: b + np.float32(step) * db}
-        return bundle.forward.run({**base, **moved})
 
-    here = outputs(0.0)
-    cotangents = {f"cotangent.{n}": rng.standard_normal(y.shape).astype(np.float32) for n, y in here.items()}
-    names = [f"grad.{point.input_a}", f"grad.{point.input_b}"]
-    if point.id not in graph.points:
-        return PointVerdict(point.id, 0.0, 0.0, 0.0, True)
-    grads = bundle.graph(graph.file).run({**base, **cotangents, point.input_a: a, point.input_b: b}, names)
-    parts = [grads[names[0]].astype(np.float64) * da, grads[names[1]].astype(np.float64) * db]
-    analytic = float(sum(p.sum() for p in parts))
+def _direction(x: NDArray[Any], gradient: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
+    length = float(np.linalg.norm(gradient))
+    own = 2 * gradient / length if 0 < length < np.inf else 0.0
+    return ((rng.standard_normal(x.shape) + own) * max(float(x.std()), 1e-3)).astype(np.float32)
 
-    def slope(step: float) -> float:
-        ahead, behind = outputs(step), outputs(-step)
-        return sum(
-            float(np.sum(cotangents[f"cotangent.{n}"].astype(np.float64) * (ahead[n].astype(np.float64) - behind[n])))
-            for n in here
-        ) / (2 * step)
 
-    coarse, fine = (slope(step) for step in _STEPS)
-    numeric = (4 * fine - coarse) / 3
+def _slope(value: Callable[[float], float]) -> float:
+    coarse, fine = ((value(step) - value(-step)) / (2 * step) for step in _STEPS)
+    return (4 * fine - coarse) / 3
+
+
+def _relative(analytic: float, numeric: float, parts: list[NDArray[Any]]) -> float:
     scale = max(abs(analytic), abs(numeric), *(float(np.sqrt((p**2).sum())) for p in parts), 1e-12)
-    error = abs(analytic - numeric) / scale
-    return PointVerdict(point.id, analytic, numeric, error, bool(error <= GRADIENT_TOLERANCE))
+    return _bounded(abs(analytic - numeric) / scale)
 
 
-def _gentle(bundle: Bundle, base: Feeds, point: InsertionPoint, a: NDArray[Any], b: NDArray[Any]) -> np.float32:
+def _gap(got: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """The norm of the difference relative to the norm of what is wanted."""
+    if got.shape != wanted.shape:
+        return _LARGEST
+    gap = float(np.linalg.norm(np.asarray(got, np.float64) - wanted))
+    return _bounded(gap / max(float(np.linalg.norm(np.asarray(wanted, np.float64))), 1e-6))
+
+
+def _bounded(error: float) -> float:
+    """An error that JSON can hold: it has neither infinity nor NaN."""
+    return error if error <= _LARGEST else _LARGEST
+
+
+def _finite(x: float) -> float:
+    return float(np.clip(np.nan_to_num(x, nan=_LARGEST), -_LARGEST, _LARGEST))
+
+
+def _gentle(bundle: Bundle, base: Feeds, values: Feeds) -> np.float32:
     """A factor for B at which the adapter changes the outputs by a tenth: well seen and still smooth."""
-    off, on = bundle.forward.run(base), bundle.forward.run({**base, point.input_a: a, point.input_b: b})
+    off, on = bundle.forward.run(base), bundle.forward.run({**base, **values})
     change = max(float(np.linalg.norm(on[n] - off[n]) / (np.linalg.norm(off[n]) + 1e-12)) for n in off)
     return np.float32(min(1.0, 0.1 / max(change, 1e-6)))
 
@@ -199,7 +364,7 @@ def absent_adapter(manifest: Manifest) -> Feeds:
     return feeds
 
 
-def random_head(manifest: Manifest, rng: np.random.Generator, outputs: int = 3) -> Feeds:
+def random_head(manifest: Manifest, rng: np.random.Generator, outputs: int = _OUTPUTS) -> Feeds:
     """A random head, if the task has one."""
     head = manifest.head
     if head is None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgelora.bundle import Bundle
-from edgelora.check import Verdict, check, parity_samples, store_verdict
+from edgelora.check import Verdict, check, store_verdict
 from edgelora.cli.common import (
     Verbs,
     add_bundle,
@@ -217,7 +218,7 @@ def run_info(options: argparse.Namespace) -> None:
     if verification is None:
         lines.append("verification   none; run `edgelora check`")
     else:
-        worst = max((p["error"] for p in verification["points"]), default=0.0)
+        worst = max((v["error"] for v in (*verification["points"], *verification.get("graphs", ()))), default=0.0)
         lines.append(
             f"verification   {'passed' if verification['passed'] else 'FAILED'}: parity {verification['parity']:.1e} "
             f"on {verification['parity_samples']} samples, largest gradient error {worst:.1e} over "
@@ -236,30 +237,30 @@ def run_check(options: argparse.Namespace) -> int:
         try:
             with np.load(options.inputs, allow_pickle=False) as archive:
                 feeds = {name: archive[name] for name in archive.files}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise DataError(f"{options.inputs}: not an .npz file of arrays ({error})") from error
         missing = {s.name for s in bundle.manifest.inputs} - set(feeds)
         if missing:
             raise DataError(f"{options.inputs}: no array for {', '.join(sorted(missing))}")
-        feeds = {s.name: feeds[s.name].astype(s.dtype) for s in bundle.manifest.inputs}
-        made = desktop("sources").open_source(options.source, options.exporter).run(feeds)
-        compared = parity_samples(bundle)[0][1]
-        missing = set(compared) - set(made)
-        if missing:
-            raise DataError(f"{options.source}: has no output {', '.join(sorted(missing))}: not this bundle's source")
-        extra = [(feeds, {name: made[name] for name in compared})]
+        specs = bundle.manifest.inputs
+        feeds |= {s.name: feeds[s.name].astype(s.dtype) for s in specs}
+        source = desktop("sources").open_source(options.source, options.exporter)
+        wanted = desktop("compile").source_outputs(source, bundle.manifest, feeds)
+        extra = [({s.name: feeds[s.name] for s in specs}, wanted)]
     verdict = check(bundle, extra, lambda name: progress_line(f"checking {name}"))
     end_progress()
     store_verdict(bundle, verdict)
     rows = [(p.id, p.analytic, p.numeric, p.error, "ok" if p.passed else "WRONG") for p in verdict.points]
     text = table(rows, ("point", "gradient", "differences", "relative gap", ""))
+    graphs = [(g.file, g.where, g.error, "ok" if g.passed else "WRONG") for g in verdict.graphs]
+    text = f"{text}\n\n{table(graphs, ('graph', 'largest at', 'relative gap', ''))}"
     emit(options, verdict.to_dict(), f"{text}\n\n{verdict_text(verdict)}")
     return 0 if verdict.passed else CHECK_FAILED
 
 
 def verdict_text(verdict: Verdict) -> str:
     """The verdict in a line."""
-    worst = max((p.error for p in verdict.points), default=0.0)
+    worst = max((v.error for v in (*verdict.points, *verdict.graphs)), default=0.0)
     return (
         f"check {'passed' if verdict.passed else 'FAILED'}: parity {verdict.parity:.1e} on {verdict.parity_samples} "
         f"samples, largest gradient error {worst:.1e} over {len(verdict.points)} points"
