@@ -359,7 +359,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(name=names)
     def lose_the_pointer(self, name: str) -> None:
         if name in self.model:
-            (self.root / name / "current").unlink()
+            (self.root / name / "current").unlink(missing_ok=True)
             self.current[name] = max(self.model[name])
 
     @invariant()
@@ -374,4 +374,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
+TestStoreMachine.settings = settings(max_examples=30, stateful_step_count=15, deadline=None)
