@@ -46,7 +46,7 @@ class Model:
         self.bundle = bundle
         self.store = store
         self.base = ActiveAdapter(absent_feeds(bundle), None, False)
-        self._cache: OrderedDict[tuple[str, int], ActiveAdapter] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, int, tuple[int, int]], ActiveAdapter] = OrderedDict()
         self._lock = threading.Lock()
         preprocessing = bundle.manifest.preprocessing
         self.encoder: TextEncoder | None = None
@@ -73,12 +73,13 @@ class Model:
             return self.base
         if isinstance(adapter, Adapter):
             return self._prepare(adapter)
-        key = (adapter, self.store.current_version(adapter))
+        version = self.store.current_version(adapter)
+        key = (adapter, version, self.store.stamp(adapter, version))
         with self._lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        active = self._prepare(self.store.load(adapter))
+        active = self._prepare(self.store.load(adapter, version))
         with self._lock:
             self._cache[key] = active
             while len(self._cache) > _CACHED_ADAPTERS:
@@ -103,28 +104,36 @@ class Model:
             names = ", ".join(spec.name for spec in self.bundle.manifest.inputs)
             raise DataError(f"this bundle takes arrays by name ({names}), not text: it holds no tokenizer")
         if isinstance(inputs, str):
-            raise DataError("predict takes a list of texts; put the one text in a list")
-        return {**self.encoder.encode([_valid_text(text, place) for place, text in enumerate(inputs, 1)])}
+            raise DataError("predict takes a list of texts: put the one text in a list")
+        wrong = [text for text in inputs if not isinstance(text, str)]
+        if wrong:
+            raise DataError(f"predict takes a list of texts; {wrong[0]!r} is none")
+        return {**self.encoder.encode(list(inputs))}
 
     def _check_arrays(self, inputs: Mapping[str, Array]) -> Feeds:
-        feeds: Feeds = {}
-        problems: list[str] = []
-        for spec in self.bundle.manifest.inputs:
-            if spec.name not in inputs:
-                problems.append(f"{spec.name} is missing")
+        specs = {spec.name: spec for spec in self.bundle.manifest.inputs}
+        given = {name: np.asarray(array) for name, array in inputs.items()}
+        problems = [f"{name} is missing" for name in specs if name not in given]
+        problems += [f"{name} is not an input of this bundle" for name in sorted(set(given) - set(specs))]
+        sizes: dict[str, int] = {}
+        for name, spec in specs.items():
+            array = given.get(name)
+            if array is None:
                 continue
-            array = np.asarray(inputs[spec.name])
-            wrong = len(array.shape) != len(spec.shape) or any(
-                isinstance(d, int) and d != s for d, s in zip(spec.shape, array.shape, strict=False)
+            if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+                problems.append(f"{name} has type {array.dtype}, the bundle takes {spec.dtype}")
+            fits = array.ndim == len(spec.shape) and all(
+                d == s if isinstance(d, int) else d == "?" or sizes.setdefault(d, s) == s
+                for d, s in zip(spec.shape, array.shape, strict=True)
             )
-            if wrong:
-                problems.append(f"{spec.name} has shape {array.shape}, the bundle takes {spec.shape}")
-            feeds[spec.name] = np.ascontiguousarray(array, dtype=spec.dtype)
-        unknown = set(inputs) - {spec.name for spec in self.bundle.manifest.inputs}
-        problems += [f"{name} is not an input of this bundle" for name in sorted(unknown)]
+            if not fits:
+                known = ", ".join(f"{d} {s}" for d, s in sizes.items())
+                problems.append(
+                    f"{name} has shape {array.shape}, the bundle takes {spec.shape} ({known or 'any sizes'})"
+                )
         if problems:
             raise DataError("; ".join(problems))
-        return feeds
+        return {name: np.ascontiguousarray(given[name], dtype=spec.dtype) for name, spec in specs.items()}
 
     def outputs(
         self, inputs: RawInputs, adapter: AdapterLike = None, adapters: Sequence[AdapterLike] | None = None
@@ -134,20 +143,37 @@ class Model:
         Raises:
             ConfigError: a head is needed and there is none, or `adapters` has another length.
         """
+        return self._answer(inputs, adapter, adapters)[0]
+
+    def _answer(
+        self, inputs: RawInputs, adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
+    ) -> tuple[dict[str, Array], list[ActiveAdapter]]:
+        """The outputs, and the adapter that each row was given."""
         feeds = self.encode(inputs)
         rows = len(next(iter(feeds.values())))
-        if adapters is None:
-            return self._run_rows(feeds, np.arange(rows), self._with_head(self.activate(adapter), adapter))
-        if len(adapters) != rows:
+        if adapters is not None and len(adapters) != rows:
             raise ConfigError(f"{len(adapters)} adapters for {rows} rows: give one per row")
-        groups: dict[int, list[int]] = {}
-        active: dict[int, ActiveAdapter] = {}
-        for row, one in enumerate(adapters):
-            chosen = self._with_head(self.activate(one), one)
-            groups.setdefault(id(chosen.feeds), []).append(row)
-            active[id(chosen.feeds)] = chosen
-        parts = [(np.array(r), self._run_rows(feeds, np.array(r), active[k])) for k, r in groups.items()]
-        return _scatter(rows, parts)
+        named = [adapter] * rows if adapters is None else adapters
+        active: dict[int | str | None, ActiveAdapter] = {}
+        groups: dict[int | str | None, list[int]] = {}
+        for row, one in enumerate(named):
+            key = id(one) if isinstance(one, Adapter) else one
+            if key not in active:
+                active[key] = self._with_head(self.activate(one), one)
+            groups.setdefault(key, []).append(row)
+        parts = [(np.array(r), self._run_rows(feeds, np.array(r), active[key])) for key, r in groups.items()]
+        each = [active[id(one) if isinstance(one, Adapter) else one] for one in named]
+        if not parts:
+            return self._no_rows(self.activate(adapter)), each
+        return (parts[0][1] if len(parts) == 1 else _scatter(rows, parts)), each
+
+    def _no_rows(self, active: ActiveAdapter) -> dict[str, Array]:
+        """What the graph returns for no rows; dynamic sizes are 0, the classes those of the adapter."""
+        classes = len(active.labels or "x")
+        return {
+            spec.name: np.zeros((0, *(d if isinstance(d, int) else classes for d in spec.shape[1:])), spec.dtype)
+            for spec in self.bundle.manifest.outputs
+        }
 
     def _with_head(self, active: ActiveAdapter, adapter: AdapterLike) -> ActiveAdapter:
         if self.bundle.manifest.head is not None and not active.has_head:
@@ -161,24 +187,22 @@ class Model:
             chunk = rows[start : start + _BATCH]
             batch = {name: array[chunk] for name, array in feeds.items()}
             parts.append(self.bundle.forward.run({**batch, **active.feeds}))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def predict(
         self, inputs: RawInputs, adapter: AdapterLike = None, adapters: Sequence[AdapterLike] | None = None
     ) -> list[Any] | Array | dict[str, Array]:
         """Labels (classification), a list of labels per token, numbers, embeddings, or raw outputs: by task."""
         task = self.bundle.manifest.task
-        outputs = self.outputs(inputs, adapter, adapters)
+        outputs, active = self._answer(inputs, adapter, adapters)
         if task == "feature-extraction":
             return outputs
         if task == "sentence-embedding":
             return outputs["embedding"]
         if task == "regression":
             return outputs["logits"]
-        rows = len(outputs["logits"])
-        named = adapters if adapters is not None else [adapter] * rows
         best = outputs["logits"].argmax(-1)
-        return [_name_labels(b, self.activate(a).labels) for b, a in zip(best, named, strict=True)]
+        return [_name_labels(b, a.labels) for b, a in zip(best, active, strict=True)]
 
     def predict_proba(self, inputs: RawInputs, adapter: AdapterLike = None) -> NDArray[np.float64]:
         """Class probabilities `[rows, classes]`, columns in the order of the adapter's labels."""
@@ -192,16 +216,6 @@ class Model:
         if labels is None:
             raise AdapterError("this adapter has no labels")
         return labels
-
-
-def _valid_text(text: Any, place: int) -> str:
-    if not isinstance(text, str):
-        raise DataError(f"input {place} is of type {type(text).__name__}, not a text")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"text {place} is not valid Unicode: it was not UTF-8, or it holds half a character") from error
-    return text
 
 
 def default_store(bundle: Path) -> Path:

@@ -145,6 +145,18 @@ class AdapterStore:
             remedy = f"roll back to another version ({_numbers(others)})" if others else "train it again"
             raise AdapterError(f"{error}\nadapter {name!r}, version {number}, is damaged: {remedy}") from error
 
+    def stamp(self, name: str, version: int) -> tuple[int, int]:
+        """What tells a version from one of the same number that came after the name was removed.
+
+        Raises:
+            StoreError: there is no such version any more.
+        """
+        try:
+            status = _version_folder(self._folder(name), version).stat()
+        except OSError as error:
+            raise StoreError(f"adapter {name!r} has no version {version} ({error.strerror or error})") from error
+        return status.st_ino, status.st_mtime_ns
+
     def current_version(self, name: str) -> int:
         """The number of the current version.
 

@@ -263,9 +263,9 @@ def flip(content: bytes) -> bytes:
         (edit_manifest(preprocessing=None), "preprocessing must be"),
         (edit_manifest(preprocessing={"kind": "text"}), "preprocessing.tokenizer"),
         (edit_manifest(preprocessing=TEXT | {"tokenizer": "../x"}), r"\.\./x"),
-        (edit_manifest(preprocessing=TEXT | {"max_length": "x"}), "preprocessing.max_length"),
-        (edit_manifest(preprocessing=TEXT | {"max_length": 0}), "preprocessing.max_length"),
-        (edit_manifest(preprocessing=TEXT | {"pad_id": -1}), "preprocessing.pad_id"),
+        (edit_manifest(preprocessing=TEXT | {"max_length": "x"}), "max_length"),
+        (edit_manifest(preprocessing=TEXT | {"max_length": 0}), "max_length"),
+        (edit_manifest(preprocessing=TEXT | {"pad_id": -1}), "pad_id"),
         (edit_manifest(forward="absent.onnx"), "absent.onnx"),
         (edit_manifest(forward="../forward.onnx"), r"\.\./forward.onnx"),
         (edit_manifest(outputs=[]), "outputs"),
@@ -358,7 +358,7 @@ def test_predicting_nothing(run: Command, home, monkeypatch: pytest.MonkeyPatch)
 
 def test_text_that_is_no_text(run: Command, home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Bytes that are not UTF-8: in an argument (Python's surrogates), on standard input, in JSON's escapes."""
-    assert "UTF-8" in run.refused("predict", *home, "caf\udce9")
+    assert "Unicode" in run.refused("predict", *home, "caf\udce9")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"fine\ncaf\xe9\n"), encoding="utf-8"))
     assert "UTF-8" in run.refused("predict", *home)
     path = tmp_path / "half.jsonl"
