@@ -199,15 +199,16 @@ def _against_differences(
     off by order one.
     """
     graph = bundle.graph(bundle.training("cotangent", dropout=False).file)
-    here = bundle.forward.run({**base, **values})
+    here: Feeds = bundle.forward.run({**base, **values})
     cotangents: Feeds = {f"cotangent.{n}": rng.standard_normal(y.shape).astype(np.float32) for n, y in here.items()}
     wanted = [f"grad.{n}" for n in values if f"grad.{n}" in graph.outputs]
     grads: Feeds = graph.run({**base, **cotangents, **values}, wanted) if wanted else {}
 
     def along(tensor: str) -> PointVerdict:
-        gradient: NDArray[Any] = grads.get(f"grad.{tensor}", np.zeros_like(values[tensor]))
+        absent = np.zeros(values[tensor].shape, np.float32)
+        gradient = np.asarray(grads.get(f"grad.{tensor}", absent), np.float64)
         direction = _direction(values[tensor], gradient, rng)
-        part = gradient.astype(np.float64) * direction
+        part = gradient * direction
 
         def value(step: float) -> float:
             moved = bundle.forward.run({**base, **values, tensor: values[tensor] + np.float32(step) * direction})

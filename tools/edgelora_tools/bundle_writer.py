@@ -24,16 +24,20 @@ Samples = Sequence[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]
 
 
 def base_digest(model: ir.Model) -> str:
-    """sha256 of the frozen weights: of the sorted sha256 of (dtype, shape, bytes) of each of 1 KiB or more.
+    """sha256 of the frozen weights: of the sorted sha256 of (dtype, shape, bytes) of each.
 
     Neither names nor order nor the layout of the file enter it.
     """
-    digests = sorted(
-        tensor_digest(v.const_value)
-        for v in model.graph.initializers.values()
-        if v.const_value is not None and v.const_value.nbytes >= INLINE_LIMIT
-    )
-    return hashlib.sha256(b"".join(digests)).hexdigest()
+    return hashlib.sha256(b"".join(sorted(map(tensor_digest, frozen_weights(model))))).hexdigest()
+
+
+def frozen_weights(model: ir.Model) -> list[ir.TensorProtocol]:
+    """The initializers that are weights: floating-point ones of more than one element, and any of 1 KiB or more.
+
+    The lists of axes and sizes that exporters write are none.
+    """
+    tensors = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
+    return [t for t in tensors if t.nbytes >= INLINE_LIMIT or (t.dtype.is_floating_point() and t.size > 1)]
 
 
 def tensor_digest(tensor: ir.TensorProtocol) -> bytes:
@@ -52,14 +56,16 @@ def write_bundle(
 ) -> Manifest:
     """Write everything into a temporary directory beside `destination` and rename it: all or nothing.
 
+    An old bundle is moved aside whole before the new one takes its place, and deleted last.
+
     Raises:
-        ConversionError: `destination` exists and `overwrite` is false, or the disk refuses.
+        ConversionError: see `check_destination`, or the disk refuses.
     """
-    if destination.exists() and not overwrite:
-        raise ConversionError(f"{destination} exists; choose another -o or add --overwrite")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    check_destination(destination, overwrite)
+    staging: Path | None = None
     try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
         _write_graphs(staging, graphs)
         _write_samples(staging / PARITY_FILE, samples)
         for name, content in extra_files.items():
@@ -69,14 +75,38 @@ def write_bundle(
         (staging / MANIFEST_FILE).write_text(finished.to_json(), encoding="utf-8")
         for path in (staging, *staging.iterdir()):  # a bundle is for sharing; temporary folders are private
             path.chmod(0o755 if path.is_dir() else 0o644)
-        if destination.exists():
-            shutil.rmtree(destination)
-        staging.replace(destination)
+        _put_in_place(staging, destination)
     except OSError as error:
         raise ConversionError(f"{destination} could not be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
     return finished
+
+
+def check_destination(destination: Path, overwrite: bool) -> None:
+    """Raise ConversionError if something is there that may not be replaced: anything, or anything but a bundle."""
+    if not destination.exists():
+        return
+    if not overwrite:
+        raise ConversionError(f"{destination} exists; choose another -o or add --overwrite")
+    if not (destination / MANIFEST_FILE).is_file():
+        raise ConversionError(f"{destination} exists and is not a bundle: --overwrite does not replace it")
+
+
+def _put_in_place(staging: Path, destination: Path) -> None:
+    if not destination.exists():
+        staging.rename(destination)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    old = destination.rename(aside / destination.name)
+    try:
+        staging.rename(destination)
+    except OSError:
+        old.rename(destination)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:

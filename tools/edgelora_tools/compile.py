@@ -16,7 +16,7 @@ from edgelora.errors import ConversionError
 from edgelora.manifest import InsertionPoint, Manifest, TensorSpec, TrainingGraph
 from edgelora.targets import select_points
 from edgelora_tools.backward import MissingRuleError, differentiate, values_read
-from edgelora_tools.bundle_writer import INLINE_LIMIT, base_digest, write_bundle
+from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_weights, write_bundle
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.heads import TaskOutput, attach_task
 from edgelora_tools.insertion import Site, find_sites
@@ -72,6 +72,7 @@ def convert(
     Raises:
         ConversionError: what about the source cannot be converted, by name.
     """
+    check_destination(destination, options.overwrite)
     progress("normal form")
     precision = "float16" if computes_in_half(source.model) else "float32"
     model = normalize(source.model.clone())
@@ -98,7 +99,7 @@ def convert(
         name=options.name or source.name,
         task=options.task,
         base_digest=base_digest(model),
-        base_parameters=sum(tensor.size for tensor in large_weights(model)),
+        base_parameters=sum(tensor.size for tensor in frozen_weights(model)),
         inputs=_specs(base.graph.inputs),
         outputs=tuple(
             TensorSpec(name, "float32" if v.dtype is None else v.dtype.numpy().name, _shape(v))
@@ -305,12 +306,6 @@ def _patterns(config: LoraConfig) -> tuple[str, ...]:
     chosen = config.target_modules
     assert chosen is not None
     return (chosen,) if isinstance(chosen, str) else tuple(chosen)
-
-
-def large_weights(model: ir.Model) -> list[ir.TensorProtocol]:
-    """The initializers that count as weights (1 KiB and more)."""
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    return [tensor for tensor in tensors if tensor is not None and tensor.nbytes >= INLINE_LIMIT]
 
 
 def _shape(value: ir.Value) -> tuple[int | str, ...]:
