@@ -1,0 +1,117 @@
+"""The examples run as they are; the code of the documents is at least well formed."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgelora.errors import ConversionError
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#\s]+)\)")
+
+
+@pytest.fixture(scope="module")
+def base() -> None:
+    """The recipe's model is in the cache, or the test is skipped."""
+    from edgelora_tools.recipes import fetch, load_recipe
+
+    try:
+        fetch(load_recipe("minilm-l3"), lambda _: None)
+    except ConversionError as error:
+        pytest.skip(f"the recipe's model cannot be fetched: {error}")
+
+
+def run(name: str, folder: Path) -> str:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools")])}
+    command = [sys.executable, str(ROOT / "examples" / name), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_own_loss(base: None, tmp_path: Path):
+    said = run("own_loss.py", tmp_path)
+    losses = [float(x) for x in re.findall(r"loss (\S+)$", said, re.MULTILINE)]
+    assert losses[-1] < 0.8 * losses[0]
+    found = re.search(r"(\S+) before, (\S+) after", said)
+    assert found is not None
+    assert float(found[2]) > float(found[1])
+    assert (tmp_path / "features.adapters" / "early_bird" / "versions" / "000001").is_dir()
+
+
+def test_own_loss_has_the_gradient_of_its_loss(monkeypatch: pytest.MonkeyPatch):
+    import numpy as np
+
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from own_loss import cosine_loss  # pyright: ignore[reportMissingImports]
+
+    rng = np.random.default_rng(0)
+    e, labels, v = rng.standard_normal((6, 5)), np.array([0, 1, 0, 2, 1, 1]), rng.standard_normal((6, 5))
+    slope = (cosine_loss(e + 1e-5 * v, labels)[0] - cosine_loss(e - 1e-5 * v, labels)[0]) / 2e-5
+    assert float((cosine_loss(e, labels)[1] * v).sum()) == pytest.approx(slope, rel=1e-5)
+
+
+def test_python_api(base: None, tmp_path: Path):
+    said = run("python_api.py", tmp_path)
+    assert "'coffee_start', 'music_play'" in said
+    assert "version 2 knows 9 classes" in said
+    assert "back to version 1, 8 classes" in said
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for path in DOCUMENTS:
+        texts = [text for kind, text in FENCE.findall(path.read_text(encoding="utf-8")) if kind == language]
+        found += [(f"{path.relative_to(ROOT)}, block {i}", text) for i, text in enumerate(texts, 1)]
+    return found
+
+
+def test_python_of_the_documents_parses():
+    found = blocks("python")
+    assert found
+    for where, text in found:
+        try:
+            ast.parse(text.replace("…", "..."))
+        except SyntaxError as error:
+            pytest.fail(f"{where}: {error}")
+
+
+def test_bash_of_the_documents_parses():
+    if shutil.which("bash") is None:
+        pytest.skip("there is no bash")
+    for where, text in blocks("bash"):
+        done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{where}: {done.stderr}"
+
+
+def test_verbs_and_options_of_the_documents_exist():
+    from edgelora.cli.main import build_parser
+
+    parser = build_parser()
+    for where, text in blocks("bash"):
+        for line in text.replace("\\\n", " ").splitlines():
+            words = re.search(r"(?:^|\|\s*|&&\s*)edgelora (\S+)([^|&#]*)", line)
+            if words is None:
+                continue
+            verbs = parser._subparsers._group_actions[0].choices  # pyright: ignore
+            assert words[1] in verbs, f"{where}: edgelora {words[1]}"  # pyright: ignore
+            known = verbs[words[1]]._option_string_actions  # pyright: ignore
+            for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", words[2]):
+                assert option in known, f"{where}: edgelora {words[1]} {option}"
+
+
+def test_links_of_the_documents_lead_somewhere():
+    for path in DOCUMENTS:
+        for target in LINK.findall(path.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (path.parent / target).exists(), f"{path.relative_to(ROOT)}: {target}"
