@@ -100,7 +100,7 @@ LossFunction = Callable[[Mapping[str, Array], NDArray[np.int64]], tuple[float, M
 
 
 class OwnLoss:
-    """Any loss that the caller can differentiate with respect to the model's outputs (DESIGN, D9).
+    """Any loss that the caller can differentiate with respect to the model's outputs (docs/tutorial.md).
 
     `function(outputs, rows)` takes the forward graph's outputs for these samples and returns their
     summed loss and its gradient with respect to each output that it depends on, in the outputs' shapes.

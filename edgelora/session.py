@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# The Linux wheel carries telemetry and writes a device id into the home folder (DESIGN, D11).
+# The Linux wheel carries telemetry and writes a device id into the home folder (docs/decisions/0007).
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
@@ -27,7 +27,7 @@ class SessionSettings:
     """How graphs are run on this device.
 
     `threads` is the number of cores for one operator (None: all). `low_memory` gives up prepacked copies
-    of the weights: less memory, by up to the size of the weights that products read (DESIGN, D4).
+    of the weights: less memory, by up to the size of the weights that products read.
     """
 
     threads: int | None = None

@@ -98,7 +98,7 @@ def triplet(op: OpBuilder, task: TaskOutput) -> ir.Value:
 
 
 def cotangent(op: OpBuilder, task: TaskOutput) -> Seeds:
-    """No loss: the caller feeds c = dL/d(output) for any L that the host can differentiate (DESIGN, D9)."""
+    """No loss: the caller feeds c = dL/d(output) for any L that the host can differentiate (edgelora.OwnLoss)."""
     return {
         output: op.builder.input(f"cotangent.{name}", ir.DataType.FLOAT, list(dims(output)))
         for name, output in task.outputs.items()

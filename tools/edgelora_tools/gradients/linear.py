@@ -28,7 +28,7 @@ def matmul(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     dB = Aᵀ·dY
 
     With a matrix B, as in every linear layer, the rows of A are flattened and the transpose is Gemm's
-    flag: no second, transposed copy of a frozen weight comes to exist (DESIGN, D4).
+    flag: no second, transposed copy of a frozen weight comes to exist.
     """
     a, b = operands(node)
     if rank(b) == 2 and rank(a) >= 2 and all(isinstance(d, int) for d in dims(b)):

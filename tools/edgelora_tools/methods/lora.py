@@ -1,6 +1,6 @@
 """LoRA: y = x·W + s·(x·A)·B, A [in, r], B [r, out] (Hu et al. 2021, arXiv:2106.09685).
 
-No scale stands in the graph: the host feeds B' = s·B and multiplies dB' by s (DESIGN, D2). The node is
+No scale stands in the graph: the host feeds B' = s·B and multiplies dB' by s (docs/decisions/0002). The node is
 the delta alone; the base product and the Add stay outside, so that a pass can change the frozen product
 without touching the method.
 """
