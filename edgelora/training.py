@@ -52,13 +52,15 @@ def train(
     config: TrainingConfig | None = None,
     restart: bool = False,
     again: bool = False,
+    discard: bool = False,
     callback: Callback = lambda _step, _progress: None,
 ) -> TrainingReport:
     """Train the adapter `name` on `samples` and save it as a new version.
 
     An adapter that exists is trained further, an unfinished run is continued, and a run that is already
-    finished is left alone unless `again`. `restart` begins from a fresh adapter and discards an unfinished
-    run, unless it is this very one. The run's state lies in the store and survives a kill at any instant.
+    finished is left alone unless `again`. `discard` drops an unfinished run, unless it is this very one;
+    `restart` also begins from a fresh adapter. The run's state lies in the store and survives a kill at any
+    instant.
 
     Raises:
         ConfigError: settings that contradict the bundle, the data or the adapter that exists.
@@ -91,7 +93,7 @@ def train(
         trainer = Trainer(model.bundle, start, objective, config)
         folder = model.store.state_path(name)
         state = unfinished(folder)
-        if (restart and state != identity) or (state is not None and state == parent):
+        if ((restart or discard) and state != identity) or (state is not None and state == parent):
             shutil.rmtree(folder, ignore_errors=True)  # discarded, or what a finished run had no time to remove
         result = fit(trainer, held_out, folder, identity, callback)
         adapter = finish(result, identity, parent, settings)

@@ -166,10 +166,10 @@ def restore(path: Path, trainer: Trainer, identity: str) -> tuple[Progress, NDAr
     if owner != identity:
         raise TrainingError(
             f"{path}: an unfinished training with other data or settings is at step {progress.step}; run its command "
-            "again to finish it, or add --restart to discard it"
+            "again to finish it, or add --discard to drop it"
         )
     if arrays[_CURRENT].shape != trainer.flat.shape:
-        raise TrainingError(f"{path}: the training state has another size; add --restart to begin anew")
+        raise TrainingError(f"{path}: the training state has another size; add --discard to drop it")
     trainer.flat[:] = arrays[_CURRENT]
     trainer.optimizer.load_state(
         {name.removeprefix(_OPTIMIZER): a.copy() for name, a in arrays.items() if name.startswith(_OPTIMIZER)}
@@ -195,7 +195,7 @@ def _read(path: Path) -> tuple[dict[str, NDArray[Any]], Progress, str]:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         return arrays, Progress(**json.loads(header["progress"])), str(header["run_id"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{path}: the training state is damaged ({error}); add --restart to begin anew") from error
+        raise TrainingError(f"{path}: the training state is damaged ({error}); add --discard to drop it") from error
 
 
 def finish(result: RunResult, identity: str, parent: str | None, settings: dict[str, Any]) -> Adapter:

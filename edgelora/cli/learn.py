@@ -64,7 +64,10 @@ def add_verbs(verbs: Verbs) -> None:
         "--keep", choices=("best", "last"), default="best", help="which epoch, if there is a validation (best)"
     )
     parser.add_argument("--progress", action="store_true", help="show progress with --json too")
-    parser.add_argument("--restart", action="store_true", help="begin from a fresh adapter")
+    parser.add_argument(
+        "--discard", action="store_true", help="drop an unfinished training with other data or settings"
+    )
+    parser.add_argument("--restart", action="store_true", help="the same, and begin from a fresh adapter")
     parser.add_argument("--again", action="store_true", help="train further although this very run is done")
 
     lora = parser.add_argument_group("adapter (PEFT's names; for a new adapter)")
@@ -128,7 +131,18 @@ def run_train(options: argparse.Namespace) -> None:
     lora = lora_config(options)
     started = time.monotonic()
     show = EpochLines(options.json and not options.progress, config, len(samples))
-    report = train(model, options.adapter, samples, held_out, lora, config, options.restart, options.again, show)
+    report = train(
+        model,
+        options.adapter,
+        samples,
+        held_out,
+        lora,
+        config,
+        restart=options.restart,
+        again=options.again,
+        discard=options.discard,
+        callback=show,
+    )
     end_progress()
     emit(
         options,

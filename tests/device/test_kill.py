@@ -104,10 +104,10 @@ def test_a_run_that_is_killed_lets_go_of_its_adapter_and_knows_its_data(bundle: 
     first.communicate()
     status, _, err = finish(tiny.start("train", bundle, "--data", other, *arguments))
     assert status == 2
-    assert "other data or settings" in err and "--restart" in err and "Traceback" not in err
+    assert "other data or settings" in err and "--discard" in err and "Traceback" not in err
     assert state.exists()
     short = [*arguments[:4], "--epochs", "1"]
-    status, out, err = finish(tiny.start("train", bundle, "--data", other, *short, "--restart", "--json"))
+    status, out, err = finish(tiny.start("train", bundle, "--data", other, *short, "--discard", "--json"))
     assert status == 0, err
     assert json.loads(out)["resumed_at"] == 0
 

@@ -9,7 +9,7 @@ from edgelora.adapter import new_adapter
 from edgelora.config import LoraConfig
 from edgelora.data import NumberSample
 from edgelora.errors import ConfigError
-from edgelora.objectives import OwnLoss
+from edgelora.objectives import OwnLoss, Regression
 from edgelora.tasks import objective_for
 from edgelora.trainer import Trainer, TrainingConfig
 
@@ -21,11 +21,17 @@ def samples():
     return [NumberSample(text, (0.3 * i - 0.7,)) for i, text in enumerate(WORDS)]
 
 
+def squares(model, config: TrainingConfig) -> Regression:
+    objective = objective_for(model, samples(), None, config)
+    assert isinstance(objective, Regression)
+    return objective
+
+
 def trained(open_model, own, steps=4, **settings):
     model = open_model("regression")
     config = TrainingConfig(learning_rate=1e-2, optim="sgd", **settings)  # AdamW would magnify rounding
     adapter = new_adapter(model.bundle.manifest, LoraConfig(r=4, lora_alpha=8), outputs=1)
-    compiled = objective_for(model, samples(), None, config)
+    compiled = squares(model, config)
     targets = np.asarray([s.target for s in samples()], np.float32)
 
     def squared_error(outputs, rows):
@@ -51,15 +57,15 @@ def test_own_loss_trains_as_the_compiled_loss_does(open_model, micro):
 def test_a_gradient_of_another_shape_is_refused(open_model):
     model = open_model("regression")
     adapter = new_adapter(model.bundle.manifest, LoraConfig(), outputs=1)
-    data = objective_for(model, samples(), None, TrainingConfig()).data
+    data = squares(model, TrainingConfig()).data
     wrong = OwnLoss(data, lambda outputs, rows: (0.0, {"logits": np.zeros(3)}))
-    with pytest.raises(ConfigError, match="logits.*shape"):
+    with pytest.raises(ConfigError, match=r"logits.*shape"):
         Trainer(model.bundle, adapter, wrong, TrainingConfig()).step(ROWS)
 
 
 def test_dropout_is_refused(open_model):
     model = open_model("regression")
     adapter = new_adapter(model.bundle.manifest, LoraConfig(lora_dropout=0.1), outputs=1)
-    data = objective_for(model, samples(), None, TrainingConfig()).data
+    data = squares(model, TrainingConfig()).data
     with pytest.raises(ConfigError, match="dropout"):
         Trainer(model.bundle, adapter, OwnLoss(data, lambda o, r: (0.0, {})), TrainingConfig())

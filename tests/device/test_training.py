@@ -507,7 +507,7 @@ def test_an_unfinished_run_with_other_data_is_refused_and_can_be_finished(open_m
     config = TrainingConfig(num_train_epochs=4, batch_size=8, save_steps=1)
     with pytest.raises(Stop):
         trained(open_model(), config, callback=stopping_at(5))
-    with pytest.raises(TrainingError, match=r"step 5.*--restart"):
+    with pytest.raises(TrainingError, match=r"step 5.*--discard"):
         trained(open_model(), config, data=samples(12))
     assert trained(open_model(), config)[0].resumed_at == 5
 
@@ -521,6 +521,23 @@ def test_restart_continues_its_own_unfinished_run(open_model):
     report, adapter = trained(open_model(), config, restart=True)
     assert report.resumed_at == 5
     assert_close(adapter, trained(open_model(store="fresh"), config)[1], 0.0)
+
+
+def test_what_cannot_be_finished_is_dropped_and_the_versions_stay(open_model):
+    """After a divergence, a gentler rate trains on from the last version, not from a fresh adapter."""
+    model = open_model()
+    _, before = trained(model, FAST)
+    wild = TrainingConfig(
+        num_train_epochs=9, batch_size=8, learning_rate=1e30, max_grad_norm=0, optim="sgd", save_steps=1
+    )
+    with pytest.raises(TrainingError, match="diverged"):
+        trained(model, wild)
+    gentle = TrainingConfig(num_train_epochs=1, batch_size=8, learning_rate=1e-6)
+    with pytest.raises(TrainingError, match="--discard"):
+        trained(model, gentle)
+    report, after = trained(model, gentle, discard=True)
+    assert (report.version, report.resumed_at) == (2, 0)
+    assert_close(before, after, 1e-4)
 
 
 def test_restart_discards_another_run_and_a_damaged_state(open_model):
@@ -562,7 +579,7 @@ def test_a_truncated_state_is_named(open_model, cut: int):
         trained(open_model(), config, callback=stopping_at(2))
     (path,) = open_model().store.state_path("a").iterdir()
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(TrainingError, match=r"state\.safetensors.*damaged.*--restart"):
+    with pytest.raises(TrainingError, match=r"state\.safetensors.*damaged.*--discard"):
         trained(open_model(), config)
 
 
