@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from edgelora.errors import AdapterError, ConfigError, DataError
 from edgelora.objectives import Array, Feeds
 from edgelora.session import SessionSettings
 from edgelora.store import AdapterStore
-from edgelora.text import TextEncoder
+from edgelora.text import IGNORED, TextEncoder
 
 RawInputs = Sequence[Any] | Mapping[str, "Array"]
 AdapterLike = Adapter | str | None
@@ -192,8 +192,17 @@ class Model:
     def predict(
         self, inputs: RawInputs, adapter: AdapterLike = None, adapters: Sequence[AdapterLike] | None = None
     ) -> list[Any] | Array | dict[str, Array]:
-        """Labels (classification), a list of labels per token, numbers, embeddings, or raw outputs: by task."""
+        """Labels, a list of labels per word, numbers, embeddings, or raw outputs: by task.
+
+        Token classification splits a text at white space, unless it is given as a list of words; a word
+        beyond the longest input has no label (None). From arrays it gives a label for every position.
+
+        Raises:
+            DataError: the inputs do not fit. ConfigError: a head is needed and there is none.
+        """
         task = self.bundle.manifest.task
+        if task == "token-classification" and not isinstance(inputs, Mapping):
+            return self._label_words(inputs, adapter, adapters)
         outputs, active = self._answer(inputs, adapter, adapters)
         if task == "feature-extraction":
             return outputs
@@ -203,6 +212,25 @@ class Model:
             return outputs["logits"]
         best = outputs["logits"].argmax(-1)
         return [_name_labels(b, a.labels) for b, a in zip(best, active, strict=True)]
+
+    def _label_words(
+        self, inputs: Sequence[Any], adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
+    ) -> list[list[str | int | None]]:
+        """The label of each word: that of its first token, as in training."""
+        if self.encoder is None or isinstance(inputs, str):
+            self.encode(inputs)  # says what is wrong
+            return []
+        samples = [_words(text) for text in inputs]
+        ids, firsts = self.encoder.words(samples)
+        outputs, active = self._answer(self.encoder.collate(ids), adapter, adapters)
+        labelled: list[list[str | int | None]] = []
+        for sample, first, best, one in zip(samples, firsts, outputs["logits"].argmax(-1), active, strict=True):
+            labels: list[str | int | None] = [None] * len(sample)
+            for place in np.flatnonzero(first != IGNORED).tolist():
+                label = int(best[place])
+                labels[int(first[place])] = label if one.labels is None else one.labels[label]
+            labelled.append(labels)
+        return labelled
 
     def predict_proba(self, inputs: RawInputs, adapter: AdapterLike = None) -> NDArray[np.float64]:
         """Class probabilities `[rows, classes]`, columns in the order of the adapter's labels."""
@@ -216,6 +244,13 @@ class Model:
         if labels is None:
             raise AdapterError("this adapter has no labels")
         return labels
+
+
+def _words(text: object) -> list[str]:
+    words: list[object] = text.split() if isinstance(text, str) else cast("list[object]", text)
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise DataError(f"token classification takes texts or lists of words; {text!r} is neither")
+    return cast("list[str]", words)
 
 
 def default_store(bundle: Path) -> Path:

@@ -98,6 +98,8 @@ def predictions(model: Model, texts: list[str], adapter: str | None) -> list[dic
             {"text": t, "label": p, "score": round(float(s), 4)}
             for t, p, s in zip(texts, predicted, scores, strict=True)
         ]
+    if model.bundle.manifest.task == "token-classification":
+        return [{"text": t, "tokens": t.split(), "labels": p} for t, p in zip(texts, predicted, strict=True)]
     if isinstance(predicted, dict):
         return [{"text": t, **{k: v[i].tolist() for k, v in predicted.items()}} for i, t in enumerate(texts)]
     return [
