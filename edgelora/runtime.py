@@ -246,11 +246,11 @@ class Model:
         return labels
 
 
-def _words(text: object) -> list[str]:
-    words: list[object] = text.split() if isinstance(text, str) else cast("list[object]", text)
-    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+def _words(text: Any) -> list[str]:
+    words: Any = text.split() if isinstance(text, str) else text
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in cast("list[Any]", words)):
         raise DataError(f"token classification takes texts or lists of words; {text!r} is neither")
-    return cast("list[str]", words)
+    return list(cast("list[str]", words))
 
 
 def default_store(bundle: Path) -> Path:
