@@ -106,7 +106,7 @@ class Net:
     def model(
         self,
         inputs: Sequence[tuple[str, int, Sequence[int | str | None]]],
-        outputs: Sequence[tuple[str, int, Sequence[int | str | None]]],
+        outputs: Sequence[tuple[str, int, Sequence[int | str | None] | None]],
         check: bool = True,
     ) -> onnx.ModelProto:
         """The model; `outputs` name values that were built."""

@@ -231,6 +231,10 @@ def training_graph(
     known = {str(v.name) for v in (*base.graph.inputs, *adapted.adapter_inputs)}
     built = loss.build(op, adapted.task)
     extra = loss_inputs(graph, known)
+    names = [str(v.name) for v in graph.inputs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConversionError(f"the source has an input {', '.join(twice)}, as the loss {loss.name} has: rename it")
     outputs: dict[str, ir.Value] = {} if isinstance(built, dict) else {"loss": built}
     seeds = built if isinstance(built, dict) else {built: op.Constant(value_float=1.0)}
     try:

@@ -32,6 +32,7 @@ def normalize(model: ir.Model, fuse: bool = True) -> ir.Model:
     Raises:
         ConversionError: an opset outside 11 to 23 or a graph that ONNX itself calls invalid.
     """
+    outputs = [str(value.name) for value in model.graph.outputs]
     _lift_weights(model)
     model = _bring_to_opset(model)
     bring_to_float32(model)
@@ -39,7 +40,7 @@ def normalize(model: ir.Model, fuse: bool = True) -> ir.Model:
     if fuse:
         fuse_patterns(model)
         _simplify(model)
-    _name_everything(model)
+    _name_everything(model, outputs)
     return model
 
 
@@ -188,7 +189,16 @@ def _remove_dropout(model: ir.Model) -> None:
             model.graph.remove(node, safe=True)
 
 
-def _name_everything(model: ir.Model) -> None:
+def _name_everything(model: ir.Model, outputs: list[str]) -> None:
+    """Names are unique, and outputs have their own: two of one value are told apart by an Identity."""
+    graph = model.graph
+    for position, name in enumerate(outputs):
+        value = graph.outputs[position]
+        if value.name != name or value in list(graph.outputs)[:position]:
+            node = ir.node("Identity", [value])
+            node.outputs[0].shape, node.outputs[0].type, node.outputs[0].name = value.shape, value.type, name
+            graph.append(node)
+            graph.outputs[position] = node.outputs[0]
     common.NameFixPass()(model)
     model.producer_name, model.producer_version = "edgelora", None
 
