@@ -40,6 +40,12 @@ def parser() -> argparse.ArgumentParser:
         "--targets", nargs="+", default=list(default.targets), metavar="NAME", help=f"target modules, or {ALL_LINEAR}"
     )
     case.add_argument("--batch-size", type=positive, default=default.batch_size)
+    case.add_argument(
+        "--micro-batch-size",
+        type=positive,
+        metavar="N",
+        help="let EdgeLoRA cut each batch into parts of N texts of similar length (default: pad as PEFT does)",
+    )
     case.add_argument("--threads", type=positive, default=default.threads, help="threads of each process")
     case.add_argument("--seed", type=int, default=default.seed)
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
@@ -55,6 +61,7 @@ def clinc_options(options: argparse.Namespace) -> clinc.ClincOptions:
         per_intent=options.per_intent,
         targets=ALL_LINEAR if options.targets == [ALL_LINEAR] else tuple(options.targets),
         batch_size=options.batch_size,
+        micro_batch_size=options.micro_batch_size,
         threads=options.threads,
         seed=options.seed,
     )

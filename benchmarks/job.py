@@ -31,7 +31,10 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Settings:
-    """The run: the same for every contender. `max_steps` cuts it short; `threads` is per process."""
+    """The run: the same for every contender. `max_steps` cuts it short; `threads` is per process.
+
+    `micro_batch_size` is for contenders that can cut a batch into parts by length.
+    """
 
     bundle: str
     model: str
@@ -41,6 +44,7 @@ class Settings:
     learning_rate: float
     max_steps: int | None
     pad_id: int = 0
+    micro_batch_size: int | None = None
 
 
 class Texts:

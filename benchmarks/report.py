@@ -28,6 +28,8 @@ def markdown(body: Mapping[str, Any]) -> str:
 def _conditions(body: Mapping[str, Any]) -> str:
     options, machine = body["options"], body["machine"]
     targets = options["targets"] if isinstance(options["targets"], str) else ", ".join(options["targets"])
+    micro = options["micro_batch_size"]
+    micro = "" if micro is None else f" (cut by EdgeLoRA into parts of {micro} by length)"
     versions = {n: v for c in body["contenders"].values() for n, v in c["runs"][0]["versions"].items()}
     return (
         f"{body['case']}: {body['training_texts']:,} training and {body['test_texts']:,} test texts, "

@@ -24,6 +24,7 @@ def main() -> None:
         num_train_epochs=job.settings.epochs,
         max_steps=job.settings.max_steps,
         batch_size=job.settings.batch_size,
+        micro_batch_size=job.settings.micro_batch_size,
         learning_rate=job.settings.learning_rate,
         max_grad_norm=0.0,
     )

@@ -45,6 +45,8 @@ class Graph:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.enable_mem_pattern = False  # patterns hold the sum of all shapes seen; sizes vary here
+        # Threads that wait sleep: spinning takes the cores from the app beside us, and a battery's energy.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if settings.threads is not None:
             options.intra_op_num_threads = settings.threads
         if settings.low_memory:

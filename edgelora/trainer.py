@@ -30,11 +30,11 @@ OPTIMIZERS = ("adamw", "sgd")
 class TrainingConfig:
     """Settings of a training run, with the names of transformers' TrainingArguments where it has one.
 
-    `micro_batch_size` splits a batch into parts whose gradients are summed (the same result, less
-    memory). `group_by_length` makes batches of similar length. `early_stopping_patience` counts epochs
-    without a better validation metric; with a validation set the best epoch's adapter is kept, unless
-    `load_best_model_at_end` is off. `max_grad_norm` 0 turns clipping off. `save_steps` is how often the
-    state is written.
+    `micro_batch_size` splits a batch into parts of similar length whose gradients are summed (the same
+    result, less memory and less padding). `group_by_length` makes batches of similar length.
+    `early_stopping_patience` counts epochs without a better validation metric; with a validation set the
+    best epoch's adapter is kept, unless `load_best_model_at_end` is off. `max_grad_norm` 0 turns clipping
+    off. `save_steps` is how often the state is written.
     """
 
     num_train_epochs: int = 10
@@ -132,6 +132,7 @@ class Trainer:
         )
         self.step_number = 0
         self._scales = {n: self._scale_of(n) for n in self.names}
+        self._lengths = objective.lengths()
         self._absent = {n: a for n, a in adapter.feeds(manifest).items() if n not in adapter.tensors}
         self._outputs = [*self.record.outputs, *(f"grad.{n}" for n in self.names)]
         steps = self.steps_per_epoch * config.num_train_epochs
@@ -181,16 +182,15 @@ class Trainer:
         graph = self.bundle.graph(self.record.file)
         adapter = self._adapter_feeds()
         total = self.objective.weight(rows)
-        size = self.config.micro_batch_size or len(rows)
         self._grad[:] = 0.0
         loss = 0.0
-        for part, start in enumerate(range(0, len(rows), size)):
-            feeds = self.objective.feeds(rows[start : start + size], total)
+        for part, members in enumerate(self.micro_batches(rows)):
+            feeds = self.objective.feeds(members, total)
             masks = self._masks(feeds, part)
             share = None
             if isinstance(self.objective, OwnLoss):
                 made = self.bundle.forward.run({**feeds, **adapter})
-                share, cotangents = self.objective.cotangents(made, rows[start : start + size], total)
+                share, cotangents = self.objective.cotangents(made, members, total)
                 feeds |= cotangents
             outputs = graph.run({**feeds, **adapter, **masks}, self._outputs)
             loss += float(outputs["loss"]) if share is None else share
@@ -200,6 +200,14 @@ class Trainer:
             if self._scales[name] != 1.0:
                 grad *= self._scales[name]
         return loss
+
+    def micro_batches(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """The batch in parts of `micro_batch_size` samples of similar length, so that little is padding."""
+        size = self.config.micro_batch_size
+        if size is None or size >= len(rows):
+            return [rows]
+        rows = rows[np.argsort(self._lengths[rows], kind="stable")]
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def gradients(self) -> dict[str, Floats]:
         """The gradients of the last batch, by tensor name, in graph orientation."""

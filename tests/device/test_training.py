@@ -114,6 +114,21 @@ def test_micro_batches_of_token_labels_give_the_adapter_of_the_whole_batch(open_
     assert_close(one, trained(open_model("token-classification", "parts"), parts, data=tagged())[1], 1e-5)
 
 
+def test_micro_batches_are_the_batch_cut_by_length(open_model):
+    model = open_model()
+    data = samples()
+    adapter = new_adapter(model.bundle.manifest, LoraConfig(target_modules=tiny.TARGETS), labels=tuple(tiny.COMMANDS))
+    objective = objective_for(model, data, tuple(tiny.COMMANDS), FAST)
+    rows = np.random.default_rng(0).permutation(len(data))
+    parts = Trainer(model.bundle, adapter, objective, replace(FAST, micro_batch_size=10)).micro_batches(rows)
+    assert [len(part) for part in parts] == [10, 10, 4]
+    assert sorted(np.concatenate(parts)) == sorted(rows)
+    lengths = objective.lengths()[np.concatenate(parts)]
+    assert (np.diff(lengths) >= 0).all()
+    (whole,) = Trainer(model.bundle, adapter, objective, FAST).micro_batches(rows)
+    assert whole is rows
+
+
 def test_contrastive_micro_batches_are_refused(open_model):
     """Every other sample of a batch is a negative: parts would be another loss, not the same one in less memory."""
     with pytest.raises(ConfigError, match="micro_batch_size"):
