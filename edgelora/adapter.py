@@ -46,7 +46,9 @@ class Adapter:
     """One person's adapter.
 
     `tensors` holds `{point}.lora_A` `[in, r]`, `{point}.lora_B` `[r, out]` (not scaled), and the head's
-    weight `[outputs, features]` and bias `[outputs]`. `training` is the record of the run that made it.
+    weight `[outputs, features]` and bias `[outputs]`, all float32. `labels` names the head's outputs, None where
+    they have no names (regression) or there is no head. `training` is the record of the run that made it, empty
+    if none did. Nothing is checked here; `validate` does.
     """
 
     config: LoraConfig
@@ -72,7 +74,10 @@ class Adapter:
         return replace(self, tensors=dict(tensors))
 
     def feeds(self, manifest: Manifest) -> dict[str, Floats]:
-        """The graph inputs: B multiplied by the scale, rank 0 where a point has no adapter, the head if any."""
+        """The graph inputs: B multiplied by the scale, rank 0 where a point has no adapter, the head if any.
+
+        A is `[in, r]`, B `[r, out]`, float32. Dropout's factor is not in them: it is training's alone.
+        """
         feeds: dict[str, Floats] = {}
         for point in manifest.points:
             if point.input_a in self.tensors:
@@ -171,7 +176,7 @@ def new_adapter(
 ) -> Adapter:
     """A fresh adapter: A uniform in ±1/√in (PEFT's Kaiming initialisation), B zero; head N(0, 0.02), bias zero.
 
-    The head has a row per label, or `outputs` rows.
+    The head has a row per label, or `outputs` rows. `rng` draws the values (default: seed 0).
 
     Raises:
         ConfigError: a pattern matches nothing, or the head needs labels and there are none, or bad ones.

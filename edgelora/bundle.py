@@ -15,7 +15,10 @@ _MANIFEST_LIMIT = 64 << 20
 
 
 class Bundle:
-    """A converted base model on disk. Opening checks it; graphs are loaded on first use and kept."""
+    """A converted base model on disk. Opening checks it; graphs are loaded on first use and kept.
+
+    May be used from several threads at once.
+    """
 
     def __init__(self, path: Path, manifest: Manifest, settings: SessionSettings) -> None:
         self.path = path
@@ -26,7 +29,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path, settings: SessionSettings | None = None, verify: bool = True) -> Bundle:
-        """Open the bundle at `path`. With `verify`, the sha256 of every file is compared.
+        """Open the bundle at `path`. With `verify`, the sha256 of every file is compared, which reads all of it.
 
         Raises:
             BundleError: not a bundle, of an unknown version, or a file is missing or altered.
@@ -55,11 +58,19 @@ class Bundle:
 
     @property
     def forward(self) -> Graph:
-        """The inference graph."""
+        """The inference graph, loaded once.
+
+        Raises:
+            BundleError: ONNX Runtime cannot load it.
+        """
         return self.graph(self.manifest.forward)
 
     def graph(self, file: str) -> Graph:
-        """A graph of the bundle by file name, loaded once."""
+        """A graph of the bundle by file name, loaded once.
+
+        Raises:
+            BundleError: ONNX Runtime cannot load it.
+        """
         with self._lock:
             if file not in self._graphs:
                 self._graphs[file] = Graph(self.path / file, self.settings)
@@ -71,7 +82,7 @@ class Bundle:
             self._graphs.pop(file, None)
 
     def training(self, loss: str, dropout: bool) -> TrainingGraph:
-        """The training graph for this loss.
+        """What the training graph for this loss takes and returns; `graph(….file)` runs it.
 
         Raises:
             ConfigError: the bundle has none; those that it has are named.

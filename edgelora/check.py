@@ -75,6 +75,7 @@ class Verdict:
     onnxruntime: str
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON-able mapping."""
         return asdict(self)
 
 

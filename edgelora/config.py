@@ -63,9 +63,12 @@ _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 class LoraConfig:
     """Settings of a LoRA adapter (peft.LoraConfig; the paper is arXiv:2106.09685).
 
-    `target_modules` is a tuple of names (an id, or its dotted suffix), a regular expression as a
-    string, "all-linear", or None for every insertion point. `rank_pattern` and `alpha_pattern` map
-    patterns of ids to other values. `layers_to_transform` keeps the layers of these indices.
+    `r` is the rank, 1 to 65,536; the low-rank product is multiplied by `lora_alpha`/r, or by `lora_alpha`/√r with
+    `use_rslora`. `target_modules` is a tuple of names (an id, or its dotted suffix), a regular expression as a
+    string, "all-linear", or None for every insertion point; `exclude_modules` has the same forms and leaves
+    points out. `rank_pattern` and `alpha_pattern` map patterns of ids to other values. `layers_to_transform`
+    keeps the layers of these indices, counted at `layers_pattern`. `lora_dropout` is the probability, in [0, 1),
+    that an element of an adapter's input is dropped in training. `modules_to_save` names the head.
 
     Raises:
         ConfigError: values out of range or of another type; all are named.

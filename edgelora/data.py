@@ -79,7 +79,7 @@ def read_samples(path: str | Path, task: str, fmt: str | None = None) -> list[Sa
 
     Raises:
         DataError: the file cannot be read, is empty, lacks a field, or has bad lines (the first ones are
-            listed with file and line number).
+            listed with file and line number). ConfigError: the task has no data format.
     """
     if task not in _FIELDS:
         raise ConfigError(f"the task {task!r} has no data format of its own: train it through the Python API")

@@ -40,7 +40,11 @@ class ActiveAdapter:
 
 
 class Model:
-    """A bundle, its adapter store, and the way from raw input to graph inputs."""
+    """A bundle, its adapter store, and the way from raw input to graph inputs.
+
+    An adapter is given to each call: a name from the store, an `Adapter`, or None for the base. Several
+    threads may call at once.
+    """
 
     def __init__(self, bundle: Bundle, store: AdapterStore) -> None:
         self.bundle = bundle
@@ -138,10 +142,14 @@ class Model:
     def outputs(
         self, inputs: RawInputs, adapter: AdapterLike = None, adapters: Sequence[AdapterLike] | None = None
     ) -> dict[str, Array]:
-        """The forward graph's outputs for all rows, in batches; `adapters` names one per row.
+        """The forward graph's outputs for all rows, in batches of 32; `adapters` names one per row.
+
+        Where heads of different widths meet in one call, the logits of a narrower one end in −inf.
 
         Raises:
+            DataError: the inputs do not fit.
             ConfigError: a head is needed and there is none, or `adapters` has another length.
+            StoreError: no such adapter. AdapterError: it does not fit this base.
         """
         return self._answer(inputs, adapter, adapters)[0]
 
@@ -194,11 +202,15 @@ class Model:
     ) -> list[Any] | Array | dict[str, Array]:
         """Labels, a list of labels per word, numbers, embeddings, or raw outputs: by task.
 
+        Numbers are `[rows, outputs]`, embeddings `[rows, features]` of length 1, raw outputs arrays by name.
+
         Token classification splits a text at white space, unless it is given as a list of words; a word
         beyond the longest input has no label (None). From arrays it gives a label for every position.
 
         Raises:
-            DataError: the inputs do not fit. ConfigError: a head is needed and there is none.
+            DataError: the inputs do not fit.
+            ConfigError: a head is needed and there is none, or `adapters` has another length.
+            StoreError: no such adapter. AdapterError: it does not fit this base.
         """
         task = self.bundle.manifest.task
         if task == "token-classification" and not isinstance(inputs, Mapping):
@@ -233,13 +245,23 @@ class Model:
         return labelled
 
     def predict_proba(self, inputs: RawInputs, adapter: AdapterLike = None) -> NDArray[np.float64]:
-        """Class probabilities `[rows, classes]`, columns in the order of the adapter's labels."""
+        """Class probabilities `[rows, classes]`, columns in the order of the adapter's labels.
+
+        For token classification `[rows, tokens, classes]`, special tokens and padding included.
+
+        Raises:
+            as `outputs`.
+        """
         logits = self.outputs(inputs, adapter)["logits"].astype(np.float64)
         exp = np.exp(logits - logits.max(-1, keepdims=True))
         return exp / exp.sum(-1, keepdims=True)
 
     def labels(self, adapter: AdapterLike) -> tuple[str, ...]:
-        """The labels of an adapter's head."""
+        """The labels of an adapter's head, in the order of its outputs.
+
+        Raises:
+            AdapterError: it has none. StoreError: no such adapter.
+        """
         labels = self.activate(adapter).labels
         if labels is None:
             raise AdapterError("this adapter has no labels")

@@ -62,7 +62,7 @@ class VersionInfo:
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """A person's adapter in the store."""
+    """A person's adapter in the store: the number of the current version, and all versions in order."""
 
     name: str
     current: int
@@ -74,6 +74,7 @@ class AdapterInfo:
         return sum(version.size for version in self.versions)
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON-able mapping."""
         return asdict(self)
 
 
@@ -104,7 +105,11 @@ class AdapterStore:
         return sorted(p.name for p in self.root.iterdir() if _NAME.fullmatch(p.name) and _versions(p))
 
     def exists(self, name: str) -> bool:
-        """Whether the name has a saved version."""
+        """Whether the name has a saved version.
+
+        Raises:
+            StoreError: a name that no adapter can have.
+        """
         return bool(_versions(self._folder(name)))
 
     def save(self, name: str, adapter: Adapter) -> int:

@@ -24,7 +24,14 @@ from edgelora.training_run import Callback, Progress, finish, fit, run_id, unfin
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What `train` did. `already_done` when this very run had been finished before and nothing was trained."""
+    """What `train` did. `already_done` when this very run had been finished before and nothing was trained.
+
+    `version` is the adapter's in the store, `steps` the updates of the whole run, `resumed_at` the step at
+    which this call went on (0: from the start), `seconds` the run's, earlier calls included, and
+    `step_seconds_median` of this call's steps (None if there was none). `history` has a mapping per epoch:
+    `epoch` from 1, `train_loss` and, with validation samples, `eval_loss` and the task's metrics as `eval_…`.
+    `best_epoch` is the one with the best metric, None without validation samples.
+    """
 
     adapter: str
     version: int
@@ -40,6 +47,7 @@ class TrainingReport:
     labels: tuple[str, ...] | None
 
     def to_dict(self) -> dict[str, Any]:
+        """A JSON-able mapping."""
         return dataclasses.asdict(self)
 
 
@@ -61,6 +69,9 @@ def train(
     finished is left alone unless `again`. `discard` drops an unfinished run, unless it is this very one;
     `restart` also begins from a fresh adapter. The run's state lies in the store and survives a kill at any
     instant.
+
+    `lora` is for a new adapter (default: rank 8, alpha 16, all of the bundle's points), `callback` is called
+    after every step. Classes are the labels of the samples, after those that the adapter knows.
 
     Raises:
         ConfigError: settings that contradict the bundle, the data or the adapter that exists.

@@ -44,7 +44,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: the adapter to keep (the best epoch's, if there was a validation set) and its record."""
+    """A finished run: the adapter to keep (the best epoch's, if there was a validation set) and its record.
+
+    `step_seconds` are the durations of the steps of this call, the first of which is `resumed_at` + 1.
+    """
 
     adapter: Adapter
     progress: Progress
