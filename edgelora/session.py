@@ -39,7 +39,13 @@ class SessionSettings:
 
 
 class Graph:
-    """A loaded graph. `run` may be called from several threads at once."""
+    """A loaded graph. `run` may be called from several threads at once.
+
+    `inputs` maps names to shapes (sizes, or names of dynamic dimensions), `outputs` are names, in order.
+
+    Raises:
+        BundleError: ONNX Runtime cannot load it.
+    """
 
     def __init__(self, path: Path, settings: SessionSettings) -> None:
         options = ort.SessionOptions()
@@ -61,7 +67,11 @@ class Graph:
         self.outputs: tuple[str, ...] = tuple(y.name for y in self._session.get_outputs())
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Any]:
-        """Evaluate; feeds that the graph does not take are passed over. Returns arrays by output name."""
+        """Evaluate, and return arrays by output name: `outputs` alone, else all of them.
+
+        Feeds that the graph does not take are passed over. What is missing, or of another type or shape, ONNX
+        Runtime refuses with an exception of its own: callers check first.
+        """
         names = list(outputs) if outputs is not None else list(self.outputs)
         wanted = {name: feeds[name] for name in self.inputs if name in feeds}
         return dict(zip(names, self._session.run(names, wanted), strict=True))

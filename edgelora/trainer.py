@@ -35,6 +35,15 @@ class TrainingConfig:
     `early_stopping_patience` counts epochs without a better validation metric; with a validation set the
     best epoch's adapter is kept, unless `load_best_model_at_end` is off. `max_grad_norm` 0 turns clipping
     off. `save_steps` is how often the state is written.
+
+    `max_steps` ends the run early, in updates. `batch_size` is in samples, `warmup_ratio` a share of all steps
+    (`warmup_steps`, if not 0, goes before it). `weight_decay` is decoupled with "adamw" and added to the gradient
+    with "sgd", as torch has them; `momentum` is sgd's. `class_weight` "balanced" weighs a class by n/(k·n_c), as
+    scikit-learn does. `loss` names one of the task's (None: its first); `temperature` is the contrastive
+    loss's τ, `margin` the triplet loss's, a Euclidean distance.
+
+    Raises:
+        ConfigError: values out of range; all are named.
     """
 
     num_train_epochs: int = 10
@@ -98,7 +107,10 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer update did: mean loss of the batch, gradient norm before clipping, learning rate."""
+    """What one optimizer update did: mean loss of the batch, gradient norm before clipping, learning rate.
+
+    `step` counts from 1. The loss is that before the update.
+    """
 
     step: int
     loss: float
@@ -107,7 +119,13 @@ class StepResult:
 
 
 class Trainer:
-    """The state of training: parameters, optimizer, step. Deterministic in (seed, data, settings)."""
+    """The state of training: parameters, optimizer, step. Deterministic in (seed, data, settings).
+
+    Raises:
+        AdapterError: the adapter does not fit the bundle.
+        ConfigError: no samples, no training graph for the loss, or one that does not reach an adapted point.
+        DataError: a regression with another number of targets than the adapter's head.
+    """
 
     def __init__(self, bundle: Bundle, adapter: Adapter, objective: Objective, config: TrainingConfig) -> None:
         manifest = bundle.manifest
@@ -160,7 +178,7 @@ class Trainer:
         return config.scale(name.removesuffix(".lora_B")) / (1.0 - config.lora_dropout)
 
     def step(self, rows: NDArray[np.int64]) -> StepResult:
-        """One update from these samples.
+        """One update from the samples of these numbers, `[batch]`.
 
         Raises:
             TrainingError: the loss or a gradient is not finite; the parameters are left as they were.
@@ -178,7 +196,7 @@ class Trainer:
         return StepResult(self.step_number, loss, norm, rate)
 
     def accumulate(self, rows: NDArray[np.int64]) -> float:
-        """Loss of the batch; its gradients are left in `gradients()`."""
+        """Mean loss of the batch; its gradients, with respect to A, B and the head, are left in `gradients()`."""
         graph = self.bundle.graph(self.record.file)
         adapter = self._adapter_feeds()
         total = self.objective.weight(rows)
@@ -214,7 +232,7 @@ class Trainer:
         return dict(zip(self.names, (g.copy() for g in self._grad_views), strict=True))
 
     def learning_rate(self) -> float:
-        """The rate of the coming step."""
+        """The learning rate of the coming step."""
         config = self.config
         warmup = config.warmup_steps or round(config.warmup_ratio * self.total_steps)
         factor = learning_rate_factor(config.lr_scheduler_type, self.step_number, warmup, self.total_steps)
@@ -282,7 +300,9 @@ def check_targets(manifest: Manifest, adapter: Adapter, objective: Objective) ->
 
 
 def evaluate(bundle: Bundle, adapter: Adapter, objective: Objective, batch_size: int = 32) -> dict[str, float]:
-    """Metrics of an adapter on samples.
+    """Metrics of an adapter on samples, by the inference graph.
+
+    `loss` and accuracy (classification), mse and mae (regression) or recall@1 (sentence embedding).
 
     Raises:
         ConfigError: no samples, no head, or a batch size below 1. DataError: another number of targets.
