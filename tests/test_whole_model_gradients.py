@@ -15,7 +15,7 @@ RANK, ALPHA = 4, 8
 TOLERANCE = 1e-4
 
 
-def to_bundle(family, exporter, folder, attention="eager", **options):
+def to_bundle(family, exporter, folder, attention="eager"):
     module = families.build(family, attention)
     inputs = {k: torch.from_numpy(v) for k, v in families.sample(family, rows=2, length=8).items()}
     extra = {"use_cache": False} if getattr(module.config, "use_cache", False) else {}
@@ -27,9 +27,7 @@ def to_bundle(family, exporter, folder, attention="eager", **options):
         extra=extra,
         outputs=["last_hidden_state", "pooler_output"][: 1 if family in ("distilbert", "gpt2", "llama") else 2],
     )
-    chosen = ConvertOptions(
-        **{"task": "feature-extraction", "output": "last_hidden_state", "target_modules": "all-linear"} | options
-    )
+    chosen = ConvertOptions(task="feature-extraction", output="last_hidden_state", target_modules="all-linear")
     path = folder / f"{family}-{exporter}.edgelora"
     convert(source, path, chosen)
     return module, extra, Bundle.open(path)
