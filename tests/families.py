@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import peft
@@ -60,9 +60,9 @@ def sample(family: str, rows: int = 3, length: int = 7, seed: int = 0) -> dict[s
 def peft_model(model: torch.nn.Module, adapter: dict[str, np.ndarray], points: list[str], alpha: float) -> Any:
     """The model under PEFT with these A `[in, r]` and B `[r, out]` (graph orientation) at `points`."""
     rank = adapter[f"{points[0]}.lora_A"].shape[1]
-    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=points, lora_dropout=0.0)
-    wrapped = peft.get_peft_model(copy.deepcopy(model), config).eval()
-    modules = dict(wrapped.base_model.model.named_modules())
+    config = peft.LoraConfig(r=rank, lora_alpha=int(alpha), target_modules=points, lora_dropout=0.0)
+    wrapped: Any = peft.get_peft_model(cast("Any", copy.deepcopy(model)), config).eval()
+    modules: dict[str, Any] = dict(wrapped.base_model.model.named_modules())
     with torch.no_grad():
         for point in points:
             layer = modules[point]
