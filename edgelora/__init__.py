@@ -11,7 +11,7 @@ from edgelora.adapter import Adapter, new_adapter
 from edgelora.bundle import Bundle
 from edgelora.check import check
 from edgelora.config import LoraConfig
-from edgelora.data import read_samples
+from edgelora.data import NumberSample, PairSample, TextSample, TokenSample, read_samples
 from edgelora.errors import (
     AdapterError,
     BundleError,
@@ -43,9 +43,13 @@ __all__ = [
     "EdgeLoraError",
     "LoraConfig",
     "Model",
+    "NumberSample",
     "OwnLoss",
+    "PairSample",
     "SessionSettings",
     "StoreError",
+    "TextSample",
+    "TokenSample",
     "Trainer",
     "TrainingConfig",
     "TrainingError",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from edgelora.bundle import Bundle
 from edgelora.config import LoraConfig
 from edgelora.errors import ConfigError
 from edgelora.memory import peak_memory
+from edgelora.runtime import Model
 from edgelora.session import SessionSettings
+from edgelora.store import AdapterStore
 
 Feeds = dict[str, NDArray[Any]]
 _CLASSES, _WARM_UP = 10, 2
@@ -28,7 +31,7 @@ def bench(
     """Medians over `steps` runs, on random inputs `[batch_size, length]`.
 
     `step_ms` is a whole training step of the graph (forward, loss, backward), `forward_ms` inference of
-    the batch without and with an adapter, `switch_ms` making an adapter's feeds current.
+    the batch without and with an adapter, `switch_ms` activating another adapter of a store by name.
     """
     if min(batch_size, length, rank, steps) < 1:
         raise ConfigError("batch size, length, rank and steps must be at least 1")
@@ -43,8 +46,6 @@ def bench(
     on = {**inputs, **adapters[0].feeds(bundle.manifest)}
     off = {**inputs, **_without_points(bundle, adapters[0])}
     step = {**on, **_loss_feeds(bundle, on, batch_size, rng)}
-    feeds = [adapter.feeds(bundle.manifest) for adapter in adapters]
-    current: Feeds = {}
     return {
         "batch_size": batch_size,
         "length": length,
@@ -54,9 +55,18 @@ def bench(
         "forward_off_ms": _median(lambda _: forward.run(off), steps),
         "forward_on_ms": _median(lambda _: forward.run(on), steps),
         "step_ms": _median(lambda _: training.run(step), steps),
-        "switch_ms": _median(lambda i: current.update(feeds[i % 2]), steps),
+        "switch_ms": _switch(bundle, adapters, steps),
         "peak_memory_mb": None if (peak := peak_memory()) is None else peak / 1e6,
     }
+
+
+def _switch(bundle: Bundle, adapters: Sequence[Adapter], steps: int) -> float:
+    with tempfile.TemporaryDirectory(prefix="edgelora-") as folder:
+        model = Model(bundle, AdapterStore(folder))
+        names = [f"user-{number}" for number in range(len(adapters))]
+        for name, adapter in zip(names, adapters, strict=True):
+            model.store.save(name, adapter)
+        return _median(lambda i: model.activate(names[i % len(names)]), steps)
 
 
 def random_inputs(bundle: Bundle, batch_size: int, length: int, rng: np.random.Generator) -> Feeds:

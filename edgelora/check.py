@@ -29,7 +29,8 @@ PARITY_TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
 GRADIENT_TOLERANCE = 2e-2
 SAME_TOLERANCE = 1e-3
 _RANK, _OUTPUTS = 4, 3
-_STEPS = (4e-2, 2e-2)
+_STEPS = (4e-2, 1e-2, 2.5e-3)
+_CHANGE, _LOUDEST = 0.1, 256.0
 _LARGEST = 1e9
 _ALONG = "loss along a direction"
 
@@ -195,9 +196,7 @@ def _against_differences(
     """The cotangent graph's gradient of each tensor of `values` against the inference graph's slope; the worst.
 
     The direction is noise plus twice the gradient's own, so that neither a wrong part of a gradient nor
-    a wrong size of it can go unseen. Central differences at two steps, extrapolated (Richardson), so that
-    the float32 forward pass and the curvature leave about 1e-3; a wrong sign, factor or transpose is
-    off by order one.
+    a wrong size of it can go unseen.
     """
     graph = bundle.graph(bundle.training("cotangent", dropout=False).file)
     here: Feeds = bundle.forward.run({**base, **values})
@@ -217,8 +216,8 @@ def _against_differences(
                 float(np.sum((moved[n] - here[n]) * cotangents[f"cotangent.{n}"].astype(np.float64))) for n in here
             )
 
-        analytic, numeric = float(part.sum()), _slope(value)
-        error = _relative(analytic, numeric, [part])
+        analytic = float(part.sum())
+        numeric, error = _slope(value, analytic, [part])
         return PointVerdict(name, _finite(analytic), _finite(numeric), error, error <= GRADIENT_TOLERANCE)
 
     return max((along(tensor) for tensor in values), key=lambda verdict: verdict.error)
@@ -269,7 +268,7 @@ def _slope_error(
         moved = {n: feeds[n] + np.float32(step) * directions[n] for n in names}
         return float(graph.run({**feeds, **moved}, ["loss"])["loss"])
 
-    return _relative(float(sum(p.sum() for p in parts)), _slope(loss), parts)
+    return _slope(loss, float(sum(p.sum() for p in parts)), parts)[1]
 
 
 def whole_adapter(bundle: Bundle, inputs: Feeds, rng: np.random.Generator) -> Feeds:
@@ -323,9 +322,21 @@ def _direction(x: NDArray[Any], gradient: NDArray[Any], rng: np.random.Generator
     return ((rng.standard_normal(x.shape) + own) * max(float(x.std()), 1e-3)).astype(np.float32)
 
 
-def _slope(value: Callable[[float], float]) -> float:
-    coarse, fine = ((value(step) - value(-step)) / (2 * step) for step in _STEPS)
-    return (4 * fine - coarse) / 3
+def _slope(value: Callable[[float], float], analytic: float, parts: list[NDArray[Any]]) -> tuple[float, float]:
+    """The derivative of `value` at 0 by differences, and its relative gap to `analytic`.
+
+    Central differences at two steps, extrapolated (Richardson), so that the float32 forward pass and the
+    curvature leave about 1e-3. Where they do not agree with `analytic`, smaller steps are tried: a large
+    one may cross the kink of a ReLU. A wrong sign, factor or transpose is off by order one at every step.
+    """
+    best = (0.0, _LARGEST)
+    for step in _STEPS:
+        coarse, fine = ((value(h) - value(-h)) / (2 * h) for h in (step, step / 2))
+        numeric = (4 * fine - coarse) / 3
+        best = min(best, (numeric, _relative(analytic, numeric, parts)), key=lambda found: found[1])
+        if best[1] <= GRADIENT_TOLERANCE:
+            break
+    return best
 
 
 def _relative(analytic: float, numeric: float, parts: list[NDArray[Any]]) -> float:
@@ -351,10 +362,22 @@ def _finite(x: float) -> float:
 
 
 def _gentle(bundle: Bundle, base: Feeds, values: Feeds) -> np.float32:
-    """A factor for B at which the adapter changes the outputs by a tenth: well seen and still smooth."""
-    off, on = bundle.forward.run(base), bundle.forward.run({**base, **values})
-    change = max(float(np.linalg.norm(on[n] - off[n]) / (np.linalg.norm(off[n]) + 1e-12)) for n in off)
-    return np.float32(min(1.0, 0.1 / max(change, 1e-6)))
+    """A factor for every B at which the adapter changes the outputs by a tenth: well seen and still smooth.
+
+    A point that hardly shows (a query where attention is flat) is turned up, as far as that helps.
+    """
+    off = bundle.forward.run(base)
+
+    def change(factor: float) -> float:
+        scaled = {n: x * np.float32(factor) if n.endswith(".lora_B") else x for n, x in values.items()}
+        on = bundle.forward.run({**base, **scaled})
+        return max(float(np.linalg.norm(on[n] - off[n]) / (np.linalg.norm(off[n]) + 1e-12)) for n in off)
+
+    factor, seen = 1.0, change(1.0)
+    while 0 < seen < _CHANGE / 4 and factor < _LOUDEST:
+        factor *= 4
+        seen = change(factor)
+    return np.float32(factor * min(1.0, _CHANGE / max(seen, 1e-6)))
 
 
 def absent_adapter(manifest: Manifest) -> Feeds:

@@ -76,10 +76,10 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents, durably. Raises OSError."""
+    """Create a folder and its parents, durably, for their owner alone (0700). Raises OSError."""
     if not path.is_dir():
         make_folder(path.parent)
-        path.mkdir(exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
         sync_folder(path.parent)
 
 

@@ -55,8 +55,10 @@ class VersionInfo:
         if self.problem is not None:
             return f"damaged: {self.problem}"
         history: list[Mapping[str, Any]] = self.training.get("history") or []
-        last: Mapping[str, Any] = history[-1] if history else {}
-        parts = [f"{k.replace('eval_', '')} {v:.3f}" for k, v in last.items() if k != "epoch" and isinstance(v, float)]
+        settings: Mapping[str, Any] = self.training.get("settings", {}).get("training", {})
+        best = self.training.get("best_epoch") if settings.get("load_best_model_at_end", True) else None
+        kept: Mapping[str, Any] = history[(best or len(history)) - 1] if history else {}
+        parts = [f"{k.replace('eval_', '')} {v:.3f}" for k, v in kept.items() if k != "epoch" and isinstance(v, float)]
         return f"{self.training.get('steps', 0)} steps" + (f", {', '.join(parts)}" if parts else "")
 
 
