@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -115,7 +116,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 
 
 def start_python(*arguments: str | Path) -> subprocess.Popen[str]:
-    """A Python process that finds this checkout's packages."""
+    """A Python process that finds this checkout's packages and that Ctrl-C reaches."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tools")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.Popen(
@@ -125,4 +126,5 @@ def start_python(*arguments: str | Path) -> subprocess.Popen[str]:
         text=True,
         env=environment,
         cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell hands down "ignore"
     )
