@@ -30,7 +30,7 @@ GRADIENT_TOLERANCE = 2e-2
 SAME_TOLERANCE = 1e-3
 _RANK, _OUTPUTS = 4, 3
 _STEPS = (4e-2, 1e-2, 2.5e-3)
-_CHANGE, _LOUDEST = 0.1, 256.0
+_CHANGE, _LOUDEST = 0.1, 64.0
 _LARGEST = 1e9
 _ALONG = "loss along a direction"
 

@@ -6,11 +6,13 @@ import ast
 import re
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from edgelora.manifest import InsertionPoint
 
-_LAYER = re.compile(r".*\.[^.]*\.(\d+)\.")
+_LAYER = re.compile(r"(?:.*\.)?[^.]+\.(\d+)\.")
+_CALL = re.compile(r"_\d+$")  # TorchScript counts the calls of a module
 _ANONYMOUS = re.compile(r"onnx::|val_\d|v_\d|/|_|\d+$")
 
 
@@ -27,14 +29,20 @@ def find_sites(model: ir.Model) -> list[Site]:
 
     A weight that several nodes use under one id (a module called more than once) is one site.
     """
-    found: dict[tuple[str, ir.Value], list[tuple[ir.Node, ir.Value]]] = {}
+    found: list[tuple[str, ir.Value, list[tuple[ir.Node, ir.Value]]]] = []
     for node in model.graph:
         weight = _frozen_matrix(node)
         if weight is not None:
             output = _biased_output(node)
-            found.setdefault((_module_path(node, weight, output), weight), []).append((node, output))
+            path = _module_path(node, weight, output)
+            names = (path, _CALL.sub("", path)) if _has_scopes(node) else (path,)
+            calls = next((uses for p, w, uses in found if p in names and _same_weight(w, weight)), None)
+            if calls is None:
+                calls = []
+                found.append((path, weight, calls))
+            calls.append((node, output))
     sites, taken = [], set()
-    for (path, weight), uses in found.items():
+    for path, weight, uses in found:
         unique, n = path, 1
         while unique in taken:
             n += 1
@@ -49,6 +57,15 @@ def find_sites(model: ir.Model) -> list[Site]:
         point = InsertionPoint(unique, node.op_type, int(rows), int(columns), int(layer[1]) if layer else None)
         sites.append(Site(point, tuple(uses)))
     return sites
+
+
+def _same_weight(a: ir.Value, b: ir.Value) -> bool:
+    """Whether they are one weight: exporters transpose a weight anew for each call of its module."""
+    if a is b:
+        return True
+    first, second = a.const_value, b.const_value
+    assert first is not None and second is not None
+    return first.shape == second.shape and np.array_equal(first.numpy(), second.numpy())
 
 
 def _frozen_matrix(node: ir.Node) -> ir.Value | None:
@@ -88,13 +105,19 @@ def _module_path(node: ir.Node, weight: ir.Value, output: ir.Value) -> str:
         modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
         if modules:
             return modules[-1]
-    if node.name and node.name.startswith("/") and node.name.count("/") > 1:
+    if _has_scopes(node):
+        assert node.name is not None
         return _path_of_scopes(node.name.strip("/").split("/")[:-1])
     bias = output.producer()
     for value in bias.inputs if bias is not None and bias is not node else node.inputs[2:3]:
         if value is not None and value.const_value is not None and str(value.name).endswith(".bias"):
             return str(value.name).removesuffix(".bias")
     return _dotted(node.name or name)
+
+
+def _has_scopes(node: ir.Node) -> bool:
+    """Whether the TorchScript exporter wrote the module's path into the node's name."""
+    return bool(node.name) and node.name.startswith("/") and node.name.count("/") > 1
 
 
 def _path_of_scopes(scopes: list[str]) -> str:

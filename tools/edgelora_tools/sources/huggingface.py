@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from edgelora.errors import ConversionError
+from edgelora_tools.normalize import onnx_errors
 from edgelora_tools.sources.base import Source
 from edgelora_tools.sources.onnx_file import tokenizer_files
 from edgelora_tools.sources.torch_export import module_source, require_torch
@@ -34,12 +35,10 @@ def huggingface_source(folder: Path, exporter: str = "dynamo", tokenizer: Path |
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    try:
+    with onnx_errors(f"{folder}: transformers cannot load it"):
         module = transformers.AutoModel.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConversionError(f"{folder}: transformers cannot load it: {str(error).splitlines()[0]}") from error
     files, facts = tokenizer_files(tokenizer or folder / "tokenizer.json", required=tokenizer is not None)
     config = module.config
     limit = int(getattr(config, "max_position_embeddings", 0) or 0)
@@ -48,10 +47,12 @@ def huggingface_source(folder: Path, exporter: str = "dynamo", tokenizer: Path |
         known["max_length"] = min(int(known["max_length"]), limit)
     if files and getattr(config, "pad_token_id", None) is not None:
         known["pad_id"] = int(config.pad_token_id)
-    inputs, extra = _sample(module, config)
+    with onnx_errors(f"{folder}: a {model_type} does not run on ids and a mask, or on pixels, alone"):
+        inputs, extra = _sample(module, config)
+        outputs = _output_names(module, inputs, extra)
     return module_source(
         module, inputs, folder.name, exporter, files=files, facts=known, extra=extra,
-        outputs=_output_names(module, inputs, extra),
+        outputs=outputs,
     )  # fmt: skip
 
 

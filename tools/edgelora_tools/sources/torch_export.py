@@ -39,12 +39,14 @@ def factory_source(spec: str, exporter: str = "dynamo") -> Source:
     module_name, _, name = spec.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        factory = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConversionError(f"{spec}: {error}; SOURCE is module:factory, importable from here") from error
+        with onnx_errors(f"{spec}: SOURCE is module:factory, importable from here"):
+            factory = getattr(importlib.import_module(module_name), name)
+        if not callable(factory):
+            raise ConversionError(f"{spec}: {name} is not callable")
+        with onnx_errors(f"{spec} failed"):
+            made = factory()
     finally:
         sys.path.pop(0)
-    made = factory()
     if not isinstance(made, tuple) or len(made) not in (2, 3) or not isinstance(made[1], Mapping):
         raise ConversionError(f"{spec}: must return (module, sample inputs as a dict[, dynamic shapes])")
     return module_source(made[0], made[1], name=name, exporter=exporter, dynamic=made[2] if len(made) == 3 else None)
@@ -83,7 +85,8 @@ def module_source(
         import torch
 
         with torch.no_grad():
-            made = module(**{k: torch.from_numpy(v) for k, v in feeds.items()}, **(extra or {}))
+            given = {k: torch.from_numpy(v).to(inputs[k].dtype) for k, v in feeds.items()}
+            made = module(**given, **(extra or {}))
         return dict(zip(names, (t.numpy() for t in flat_outputs(made)), strict=False))
 
     return Source("torch", name, model, run, files or {}, facts or {})
