@@ -198,7 +198,7 @@ def test_usual_targets_and_all_points(transformer_file, tmp_path):
     ("options", "ids"),
     [
         ({"target_modules": ("up", "down")}, ["encoder.layer.0.up", "encoder.layer.0.down"]),
-        ({"target_modules": r".*\.attention\.[qv].*"}, [f"encoder.layer.0.attention.{n}" for n in ("query_key", "value")]),
+        ({"target_modules": r".*\.attention\.v.*"}, ["encoder.layer.0.attention.value"]),
         ({"exclude_modules": r"encoder.*"}, ["pooler.dense"]),
         ({"target_modules": ("dense",)}, ["pooler.dense"]),
     ],

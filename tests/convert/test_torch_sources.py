@@ -142,6 +142,23 @@ def test_another_tokenizer(bert_folder, tmp_path):
         open_source(str(bert_folder), "torchscript", other)
 
 
+def test_a_directory_with_a_vocabulary_alone(bert_folder, tmp_path):
+    """Older checkpoints have vocab.txt and no tokenizer.json: the bundle's is made from it."""
+    from tokenizers import Tokenizer
+
+    folder = tmp_path / "model"
+    shutil.copytree(bert_folder, folder)
+    (folder / "tokenizer.json").unlink()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "light", "on", "off"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    source = open_source(str(folder), "torchscript")
+    assert source.preprocessing(None)["kind"] == "text"
+    tokenizer = Tokenizer.from_str(source.files["tokenizer.json"].decode())
+    assert tokenizer.encode("Light off").tokens == ["[CLS]", "light", "off", "[SEP]"]
+    (folder / "vocab.txt").unlink()
+    assert open_source(str(folder), "torchscript").preprocessing(None) == {"kind": "arrays"}
+
+
 DAMAGES = ["no config", "no weights", "cut weights", "strange config", "unknown model", "encoder-decoder"]
 
 

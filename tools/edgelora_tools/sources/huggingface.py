@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from edgelora.errors import ConversionError
 from edgelora_tools.normalize import onnx_errors
@@ -12,6 +13,7 @@ from edgelora_tools.sources.onnx_file import tokenizer_files
 from edgelora_tools.sources.torch_export import module_source, require_torch
 
 _TEXT_SAMPLE = (2, 8)
+_VOCABULARIES = ("vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
 
 def huggingface_source(folder: Path, exporter: str = "dynamo", tokenizer: Path | None = None) -> Source:
@@ -39,7 +41,7 @@ def huggingface_source(folder: Path, exporter: str = "dynamo", tokenizer: Path |
         module = transformers.AutoModel.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
         )
-    files, facts = tokenizer_files(tokenizer or folder / "tokenizer.json", required=tokenizer is not None)
+    files, facts = _tokenizer(folder) if tokenizer is None else tokenizer_files(tokenizer, required=True)
     config = module.config
     limit = int(getattr(config, "max_position_embeddings", 0) or 0)
     known = dict(facts) | {"model_type": model_type}
@@ -51,9 +53,19 @@ def huggingface_source(folder: Path, exporter: str = "dynamo", tokenizer: Path |
         inputs, extra = _sample(module, config)
         outputs = _output_names(module, inputs, extra)
     return module_source(
-        module, inputs, folder.name, exporter, files=files, facts=known, extra=extra,
-        outputs=outputs,
+        module, inputs, folder.name, exporter, files=files, facts=known, extra=extra, outputs=outputs
     )  # fmt: skip
+
+
+def _tokenizer(folder: Path) -> tuple[dict[str, bytes], dict[str, int]]:
+    """The directory's tokenizer.json; where it has only a vocabulary, what transformers makes of it."""
+    if (folder / "tokenizer.json").is_file() or not any((folder / name).is_file() for name in _VOCABULARIES):
+        return tokenizer_files(folder / "tokenizer.json", required=False)
+    import transformers
+
+    with onnx_errors(f"{folder}: transformers cannot read its tokenizer"), TemporaryDirectory() as made:
+        transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(made)
+        return tokenizer_files(Path(made) / "tokenizer.json", required=True)
 
 
 def _sample(module, config) -> tuple[dict, dict]:
