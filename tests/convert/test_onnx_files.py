@@ -263,6 +263,31 @@ def test_sequence_with_an_extra_token(tmp_path):
     assert_checked(bundle)
 
 
+@pytest.mark.parametrize("window", [4, 40])
+def test_a_window_that_may_be_longer_than_the_sequence(window, tmp_path):
+    """x[:, :window] has min(sequence, window) rows: neither a number nor the sequence."""
+    net = Net(17)
+
+    def head(x):
+        return net("Slice", x, *(net.const([n], np.int64) for n in (0, window, 1)))
+
+    x = net("Mul", head(net("Tanh", net.linear("x", "first", 8, 8))), head("x"))
+    net.output(net("Tanh", net.linear(x, "second", 8, 8)), "y")
+    shapes = [["batch", name, 8] for name in ("sequence", "window")]
+    source = save(net.model([("x", FLOAT, shapes[0])], [("y", FLOAT, shapes[1])]), tmp_path)
+    bundle = to_bundle(source, tmp_path)
+    for length in (1, 3, 4, 41):
+        x = np.random.default_rng(0).standard_normal((2, length, 8)).astype(np.float32)
+        assert_same_outputs(bundle, source, {"x": x})
+        feeds = train_feeds(bundle, {"x": x})
+        y = bundle.forward.run(feeds)["y"]
+        assert y.shape[1] == min(length, window)
+        record = bundle.training("cotangent", dropout=False)
+        grads = bundle.graph(record.file).run({**feeds, "cotangent.y": np.ones_like(y)})
+        assert all(np.isfinite(grad).all() for grad in grads.values())
+    assert_checked(bundle)
+
+
 def test_one_weight_used_by_two_nodes(tmp_path):
     net = Net(17)
     weight = net.weight("shared.weight", WIDTH, WIDTH)

@@ -7,19 +7,25 @@ dimensions and their products apart, for any operator.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 
 from edgelora.errors import ConversionError
+from edgelora.trainer import evaluate_dimension
 from edgelora_tools.runner import open_session, sample_inputs
 
 _PRIMES = ((3, 5, 7, 11, 13, 17), (7, 11, 17, 19, 29, 31))  # no two grow by the same
 _SCALES = (1, 32)
 
 
+_LARGE, _UNKNOWN = 130, "measured_"
+
 Sizes = dict[str, int]
+Shapes = dict[str, list[int]]
 
 
 def measure_shapes(model: ir.Model) -> list[Sizes]:
@@ -32,18 +38,20 @@ def measure_shapes(model: ir.Model) -> list[Sizes]:
     """
     name_dimensions(model)
     try:
-        sizes, shapes = _measure(model)
+        measured = _measure(model)
     except ConversionError:
         if not _share_names_by_axis(model):
             raise
-        sizes, shapes = _measure(model)
-    words = _vocabulary(sizes)
+        measured = _measure(model)
+    sizes = [run for run, _ in measured]
+    words = _vocabulary(sizes[:2])
     for node in model.graph:
         for value in node.outputs:
-            first, second = (run.get(str(value.name)) for run in shapes)
-            if first is not None and second is not None and len(first) == len(second):
-                value.shape = ir.Shape([_dimension(a, b, words) for a, b in zip(first, second, strict=True)])
-    return sizes
+            shapes = [made.get(str(value.name)) for _, made in measured]
+            ranks = {None if shape is None else len(shape) for shape in shapes[:2]}
+            if None not in ranks and len(ranks) == 1:
+                value.shape = ir.Shape([_confirmed(axis, shapes, sizes, words) for axis in range(ranks.pop() or 0)])
+    return sizes[:2]
 
 
 def name_dimensions(model: ir.Model) -> None:
@@ -68,7 +76,8 @@ def dimension_names(model: ir.Model) -> list[str]:
     return list(found)
 
 
-def _measure(model: ir.Model) -> tuple[list[Sizes], list[dict[str, tuple[int, ...]]]]:
+def _measure(model: ir.Model) -> list[tuple[Sizes, Shapes]]:
+    """Two runs at prime sizes that must succeed, and those that do of one at the smallest sizes and one at large."""
     names = dimension_names(model)
     if len(names) > len(_PRIMES[0]):
         raise ConversionError(f"the inputs have {len(names)} dynamic dimensions; {len(_PRIMES[0])} is the most")
@@ -82,24 +91,27 @@ def _measure(model: ir.Model) -> tuple[list[Sizes], list[dict[str, tuple[int, ..
             }
             for primes in _PRIMES
         ]
-        try:
-            with open_session(probed, optimize=False) as session:
-                outputs = [o.name for o in session.get_outputs()]
-                shapes = []
-                for run in sizes:
-                    feeds = sample_inputs(model, run, np.random.default_rng(0))
-                    known = {x.name for x in session.get_inputs()}
-                    result = session.run(outputs, {k: v for k, v in feeds.items() if k in known})
-                    shapes.append(
-                        {
-                            n.removesuffix("::shape"): tuple(np.asarray(s).tolist())
-                            for n, s in zip(outputs, result, strict=True)
-                        }
-                    )
-            return sizes, shapes
-        except Exception as error:  # ONNX Runtime raises a class of its own per status
-            failure = str(error).splitlines()[0]
+        with open_session(probed, optimize=False) as session:
+            try:
+                measured = [(run, _shapes_at(session, model, run)) for run in sizes]
+            except Exception as error:  # ONNX Runtime raises a class of its own per status
+                failure = str(error).splitlines()[0]
+                continue
+            smallest = dict.fromkeys(names, 1)
+            large = {name: 2 if axis == 0 else _LARGE for axis, name in enumerate(names)}
+            for run in (smallest, large) if scale == 1 and names else ():
+                with contextlib.suppress(Exception):
+                    measured.append((run, _shapes_at(session, model, run)))
+            return measured
     raise ConversionError(f"the model does not run at the sizes tried ({sizes}): {failure}")
+
+
+def _shapes_at(session: ort.InferenceSession, model: ir.Model, sizes: Sizes) -> Shapes:
+    feeds = sample_inputs(model, sizes, np.random.default_rng(0))
+    known = {x.name for x in session.get_inputs()}
+    names = [y.name for y in session.get_outputs()]
+    results = session.run(names, {k: v for k, v in feeds.items() if k in known})
+    return {n.removesuffix("::shape"): np.asarray(s).tolist() for n, s in zip(names, results, strict=True)}
 
 
 def _with_shape_outputs(model: ir.Model) -> ir.Model:
@@ -144,6 +156,21 @@ def _vocabulary(sizes: list[Sizes]) -> dict[tuple[int, int], str]:
     return words
 
 
+def _confirmed(
+    axis: int, shapes: list[list[int] | None], sizes: list[Sizes], words: dict[tuple[int, int], str]
+) -> int | str:
+    """A dimension from the first two runs, if it is right for the others too: a window may be longer than its input."""
+    seen = [shape[axis] if shape is not None and len(shape) == len(shapes[0] or ()) else None for shape in shapes]
+    a, b, *others = seen
+    assert a is not None and b is not None
+    found = _dimension(a, b, words)
+    if isinstance(found, str) and found.startswith(_UNKNOWN):
+        return found
+    checked = zip(others, sizes[2:], strict=True)
+    right = all(size is None or evaluate_dimension(found, run) == size for size, run in checked)
+    return found if right else _UNKNOWN + "_".join(map(str, seen))
+
+
 def _dimension(a: int, b: int, words: dict[tuple[int, int], str]) -> int | str:
     """A number; a name or a product of two; a multiple of one of these; a name plus a number."""
     if a == b:
@@ -156,4 +183,4 @@ def _dimension(a: int, b: int, words: dict[tuple[int, int], str]) -> int | str:
     for (first, second), word in words.items():
         if a - first == b - second and "*" not in word:
             return f"{word}{a - first:+d}"
-    return f"measured_{a}_{b}"
+    return f"{_UNKNOWN}{a}_{b}"

@@ -30,7 +30,7 @@ def open_session(model: ir.Model, optimize: bool = True) -> Iterator[ort.Inferen
 def session_on(path: Path, optimize: bool = True) -> ort.InferenceSession:
     """An ONNX Runtime session on a file, CPU only, quiet."""
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised; sizes that may not fit are tried on purpose
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
