@@ -63,7 +63,25 @@ class Objective(Protocol):
         ...
 
 
-class Classification:
+class _OnSamples:
+    """What objectives on one data set share: every sample counts one unless an objective weighs it."""
+
+    data: Inputs
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def lengths(self) -> NDArray[np.int64]:
+        return self.data.lengths()
+
+    def weight(self, rows: NDArray[np.int64]) -> float:
+        return float(len(rows))
+
+    def inputs(self, rows: NDArray[np.int64]) -> Feeds:
+        return self.data.feeds(rows)
+
+
+class Classification(_OnSamples):
     """Cross-entropy of a label per sample. `class_weights` `[classes]` multiplies each sample's loss."""
 
     loss, metric, higher_is_better = "cross-entropy", "accuracy", True
@@ -73,17 +91,8 @@ class Classification:
         ones = np.ones(len(labels), np.float32)
         self.weights: Floats = ones if class_weights is None else class_weights[labels].astype(np.float32)
 
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def lengths(self) -> NDArray[np.int64]:
-        return self.data.lengths()
-
     def weight(self, rows: NDArray[np.int64]) -> float:
         return float(self.weights[rows].sum())
-
-    def inputs(self, rows: NDArray[np.int64]) -> Feeds:
-        return self.data.feeds(rows)
 
     def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
         weight = self.weights[rows] / np.float32(total)
@@ -99,7 +108,7 @@ class Classification:
 LossFunction = Callable[[Mapping[str, Array], NDArray[np.int64]], tuple[float, Mapping[str, Array]]]
 
 
-class OwnLoss:
+class OwnLoss(_OnSamples):
     """Any loss that the caller can differentiate with respect to the model's outputs (docs/tutorial.md).
 
     `function(outputs, rows)` takes the forward graph's outputs for these samples and returns their
@@ -111,18 +120,6 @@ class OwnLoss:
 
     def __init__(self, data: Inputs, function: LossFunction) -> None:
         self.data, self.function = data, function
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def lengths(self) -> NDArray[np.int64]:
-        return self.data.lengths()
-
-    def weight(self, rows: NDArray[np.int64]) -> float:
-        return float(len(rows))
-
-    def inputs(self, rows: NDArray[np.int64]) -> Feeds:
-        return self.data.feeds(rows)
 
     def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
         return self.data.feeds(rows)
@@ -142,25 +139,13 @@ class OwnLoss:
         raise ConfigError("a loss of your own has no metrics here: evaluate the model's outputs yourself")
 
 
-class Regression:
+class Regression(_OnSamples):
     """Mean squared error of a number, or a vector, per sample; `targets` `[samples, outputs]`."""
 
     loss, metric, higher_is_better = "mse", "mse", False
 
     def __init__(self, data: Inputs, targets: Floats) -> None:
         self.data, self.targets = data, targets.astype(np.float32)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def lengths(self) -> NDArray[np.int64]:
-        return self.data.lengths()
-
-    def weight(self, rows: NDArray[np.int64]) -> float:
-        return float(len(rows))
-
-    def inputs(self, rows: NDArray[np.int64]) -> Feeds:
-        return self.data.feeds(rows)
 
     def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
         weight = np.full(len(rows), 1.0 / total, np.float32)
@@ -173,7 +158,7 @@ class Regression:
         return {"loss": mse, "mse": mse, "mae": float(np.abs(error).mean())}
 
 
-class TokenClassification:
+class TokenClassification(_OnSamples):
     """Cross-entropy of a label per token; `labels[i]` is the i-th sample's, −100 where none counts.
 
     The labels are padded with −100 to the width that the inputs were padded to.
@@ -185,17 +170,8 @@ class TokenClassification:
     def __init__(self, data: Inputs, labels: Sequence[NDArray[np.int64]], class_weights: Floats | None = None) -> None:
         self.data, self.labels, self.class_weights = data, labels, class_weights
 
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def lengths(self) -> NDArray[np.int64]:
-        return self.data.lengths()
-
     def weight(self, rows: NDArray[np.int64]) -> float:
         return sum(float(self._weights(self.labels[int(row)]).sum()) for row in rows.tolist()) or 1.0
-
-    def inputs(self, rows: NDArray[np.int64]) -> Feeds:
-        return self.data.feeds(rows)
 
     def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
         inputs = self.data.feeds(rows)
