@@ -78,15 +78,12 @@ class Adapter:
 
         A is `[in, r]`, B `[r, out]`, float32. Dropout's factor is not in them: it is training's alone.
         """
-        feeds: dict[str, Floats] = {}
+        feeds = absent_adapter(manifest)
         for point in manifest.points:
             if point.input_a in self.tensors:
                 feeds[point.input_a] = np.ascontiguousarray(self.tensors[point.input_a])
                 scale = np.float32(self.config.scale(point.id))
                 feeds[point.input_b] = np.ascontiguousarray(self.tensors[point.input_b] * scale)
-            else:
-                feeds[point.input_a] = np.zeros((point.in_features, 0), np.float32)
-                feeds[point.input_b] = np.zeros((0, point.out_features), np.float32)
         for name in head_names(manifest):
             if name in self.tensors:
                 feeds[name] = np.ascontiguousarray(self.tensors[name])
@@ -160,6 +157,15 @@ class Adapter:
             rows = " and ".join(f"{name} {list(self.tensors[name].shape)}" for name in names)
             problems.append(f"the head's tensors have different numbers of outputs: {rows}")
         return problems
+
+
+def absent_adapter(manifest: Manifest) -> dict[str, Floats]:
+    """The base model's feeds: at every point A `[in, 0]` and B `[0, out]`."""
+    feeds: dict[str, Floats] = {}
+    for point in manifest.points:
+        feeds[point.input_a] = np.zeros((point.in_features, 0), np.float32)
+        feeds[point.input_b] = np.zeros((0, point.out_features), np.float32)
+    return feeds
 
 
 def head_names(manifest: Manifest) -> tuple[str, ...]:

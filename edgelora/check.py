@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
 
+from edgelora.adapter import absent_adapter
 from edgelora.bundle import MANIFEST_FILE, Bundle
 from edgelora.errors import BundleError
 from edgelora.files import write_atomic
@@ -378,15 +379,6 @@ def _gentle(bundle: Bundle, base: Feeds, values: Feeds) -> np.float32:
         factor *= 4
         seen = change(factor)
     return np.float32(factor * min(1.0, _CHANGE / max(seen, 1e-6)))
-
-
-def absent_adapter(manifest: Manifest) -> Feeds:
-    """Rank 0 at every point: the base model."""
-    feeds: Feeds = {}
-    for point in manifest.points:
-        feeds[point.input_a] = np.zeros((point.in_features, 0), np.float32)
-        feeds[point.input_b] = np.zeros((0, point.out_features), np.float32)
-    return feeds
 
 
 def random_head(manifest: Manifest, rng: np.random.Generator, outputs: int = _OUTPUTS) -> Feeds:

@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelora.adapter import Adapter
+from edgelora.adapter import Adapter, absent_adapter
 from edgelora.bundle import Bundle
 from edgelora.errors import AdapterError, ConfigError, DataError
 from edgelora.objectives import Array, Feeds
@@ -49,7 +49,7 @@ class Model:
     def __init__(self, bundle: Bundle, store: AdapterStore) -> None:
         self.bundle = bundle
         self.store = store
-        self.base = ActiveAdapter(absent_feeds(bundle), None, False)
+        self.base = ActiveAdapter(absent_adapter(bundle.manifest), None, False)
         self._cache: OrderedDict[tuple[str, int, tuple[int, int]], ActiveAdapter] = OrderedDict()
         self._lock = threading.Lock()
         preprocessing = bundle.manifest.preprocessing
@@ -278,15 +278,6 @@ def _words(text: Any) -> list[str]:
 def default_store(bundle: Path) -> Path:
     """The store beside a bundle: `home.edgelora` has `home.adapters`."""
     return bundle.with_name(f"{bundle.name.removesuffix('.edgelora')}.adapters")
-
-
-def absent_feeds(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
-    """Rank 0 at every point: the base."""
-    feeds: dict[str, NDArray[np.float32]] = {}
-    for point in bundle.manifest.points:
-        feeds[point.input_a] = np.zeros((point.in_features, 0), np.float32)
-        feeds[point.input_b] = np.zeros((0, point.out_features), np.float32)
-    return feeds
 
 
 def _name_labels(best: Any, labels: tuple[str, ...] | None) -> Any:

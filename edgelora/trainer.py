@@ -18,7 +18,7 @@ from edgelora.adapter import Adapter
 from edgelora.batching import epoch_batches
 from edgelora.bundle import Bundle
 from edgelora.errors import ConfigError, DataError, TrainingError
-from edgelora.manifest import InsertionPoint, Manifest, TrainingGraph
+from edgelora.manifest import Manifest, TrainingGraph
 from edgelora.objectives import Array, Feeds, Floats, Objective, OwnLoss, Regression
 from edgelora.optimizers import SGD, AdamW, Optimizer, clip_by_global_norm
 from edgelora.schedules import SCHEDULES, learning_rate_factor
@@ -360,8 +360,3 @@ def views_of(flat: Floats, shapes: list[tuple[int, ...]]) -> list[Floats]:
         views.append(flat[offset : offset + size].reshape(shape))
         offset += size
     return views
-
-
-def parameter_count(points: list[InsertionPoint], rank: int) -> int:
-    """Trainable parameters of a rank over these points."""
-    return sum(point.parameters(rank) for point in points)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import onnx
 
+from edgelora.adapter import absent_adapter
 from edgelora.bundle import Bundle
-from edgelora.check import absent_adapter, check, random_head
+from edgelora.check import check, random_head
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.runner import session_on
 from edgelora_tools.sources import open_source
