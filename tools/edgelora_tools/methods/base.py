@@ -32,15 +32,6 @@ class AdapterMethod(Protocol):
         ...
 
 
-METHODS: dict[str, AdapterMethod] = {}
-
-
-def register(method: AdapterMethod) -> AdapterMethod:
-    """Add a method to the registry."""
-    METHODS[method.name] = method
-    return method
-
-
 def lower_methods(graph: ir.Graph, op: OpBuilder, methods: Mapping[tuple[str, str], AdapterMethod]) -> None:
     """Replace every method node, keyed by (domain, operator), by its body in standard ONNX."""
     for node in list(graph):

@@ -15,7 +15,7 @@ from onnxscript import OpBuilder
 from edgelora.manifest import InsertionPoint, TensorSpec
 from edgelora_tools.gradients import Thunk, gradient_rule
 from edgelora_tools.gradients.shapes import flatten_rows, reshape_like
-from edgelora_tools.methods.base import register
+from edgelora_tools.methods.base import AdapterMethod
 
 DOMAIN, OP_TYPE = "edgelora", "Lora"
 
@@ -68,4 +68,4 @@ def lora(op: OpBuilder, node: ir.Node, dy: ir.Value, dh: None = None) -> Sequenc
     )
 
 
-LORA = register(Lora())
+LORA: AdapterMethod = Lora()
