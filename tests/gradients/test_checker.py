@@ -5,7 +5,7 @@ import pytest
 
 from edgelora_tools.gradients import NON_DIFFERENTIABLE, RULES, gradient_rule, non_differentiable
 from edgelora_tools.gradients.shapes import transpose_last, unbroadcast
-from tests.gradients.cases import Case, axes
+from tests.gradients.case import Case, axes
 from tests.gradients.checker import check
 
 

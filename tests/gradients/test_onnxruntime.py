@@ -7,8 +7,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from tests.gradients.cases import CASES, ROW_MASK
-from tests.gradients.checker import build, cotangents_of, evaluator, run_forward, sample_inputs, wrt_of
+from edgelora_tools.reference import evaluator
+from tests.gradients.cases import CASES
+from tests.gradients.cases.attention import ROW_MASK
+from tests.gradients.checker import build, cotangents_of, run_forward, sample_inputs, wrt_of
 
 NEWER = {"Attention", "RMSNormalization", "RotaryEmbedding"}
 """Operators of opset 23. All others are tried at 21, the oldest that models are brought to."""

@@ -9,11 +9,10 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from edgelora.errors import ConversionError
-from edgelora_tools.gradients import NON_DIFFERENTIABLE, RULES, key_of
+from edgelora_tools.gradients import NON_DIFFERENTIABLE, QUANTIZERS, RULES, Thunks, key_of
 from edgelora_tools.gradients.shapes import dims, known_equal, refine
 
-_DIFFERENTIABLE_TYPES = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
-_MOST_NAMES = 12
+_REAL = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 
 @dataclass(frozen=True)
@@ -25,96 +24,128 @@ class MissingRule:
     node: str
     reason: str = ""
 
+    def __str__(self) -> str:
+        text = f"{self.domain or 'ai.onnx'}::{self.op_type} (node {self.node})"
+        return f"{text}: {self.reason}" if self.reason else text
+
 
 class MissingRuleError(ConversionError):
-    """Some operators between the adapters and the loss have no gradient rule.
+    """Some operators on the way of a gradient have no rule; all of them are in `missing`."""
 
-    `blocked` are the insertion points before these operators, `trainable` those that remain.
+    def __init__(self, missing: Sequence[MissingRule]) -> None:
+        self.missing = tuple(missing)
+        super().__init__("\n".join(["no gradient rule for", *(f"  {m}" for m in missing)]))
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What a backward pass came to.
+
+    `of` is dL/dx by x; `blocked` the nodes that no gradient could pass, in the order of the graph, with the
+    reason; `lost` the values that stand before any of these, whose gradient would be none or only a part.
     """
 
-    def __init__(
-        self, missing: Sequence[MissingRule], blocked: Sequence[str] = (), trainable: Sequence[str] = ()
-    ) -> None:
-        self.missing, self.blocked, self.trainable = tuple(missing), tuple(blocked), tuple(trainable)
-        lines = ["no gradient rule for", *map(_missing_line, self.missing)]
-        if blocked:
-            lines.append(f"which stand between the loss and {_listed(blocked)}")
-        if trainable:
-            lines.append(f"still trainable with --target-modules: {_listed(trainable)}")
-        elif blocked:
-            lines.append("no insertion point can be trained: choose an earlier output with --source-output")
-        super().__init__("\n".join(lines))
+    of: Mapping[ir.Value, ir.Value]
+    blocked: Mapping[ir.Node, MissingRule]
+    lost: frozenset[ir.Value]
 
 
-def _missing_line(missing: MissingRule) -> str:
-    line = f"  {missing.domain or 'ai.onnx'}::{missing.op_type} (node {missing.node})"
-    return f"{line}: {missing.reason}" if missing.reason else line
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return " ".join(names[:_MOST_NAMES]) + more
-
-
-def values_read(node: ir.Node) -> list[ir.Value]:
-    """What a node depends on: its inputs, and what the bodies of If, Loop and Scan take from outside."""
-    read = [x for x in node.inputs if x is not None]
+def captured(node: ir.Node) -> list[ir.Value]:
+    """What the bodies of an If, Loop or Scan take from outside, each value once."""
+    found: dict[ir.Value, None] = {}
     for attribute in node.attributes.values():
         bodies = {ir.AttributeType.GRAPH: lambda a: [a.value], ir.AttributeType.GRAPHS: lambda a: a.value}
         for body in bodies.get(attribute.type, lambda _: [])(attribute):
-            read += [x for inner in body.all_nodes() for x in inner.inputs if x is not None]
-            read.extend(body.outputs)
-    return read
+            inside = {*body.inputs, *body.initializers.values(), *(y for n in body for y in n.outputs)}
+            read = [x for n in body for x in values_read(n)]
+            found.update((x, None) for x in (*read, *body.outputs) if x is not None and x not in inside)
+    return list(found)
+
+
+def values_read(node: ir.Node) -> list[ir.Value]:
+    """What a node depends on: its inputs that are there, and what its bodies take from outside."""
+    return [*(x for x in node.inputs if x is not None), *captured(node)]
 
 
 def active_values(nodes: Iterable[ir.Node], wrt: Iterable[ir.Value]) -> set[ir.Value]:
-    """The differentiable values that depend on any value of `wrt`, those of `wrt` among them."""
+    """The differentiable values that depend on any value of `wrt`, those of `wrt` among them.
+
+    Real numbers are differentiable, and so are the integers that stand for them: what a quantizer makes,
+    and what is computed from that.
+    """
     active = set(wrt)
     for node in nodes:
-        if key_of(node) not in NON_DIFFERENTIABLE and any(x in active for x in values_read(node)):
-            active.update(y for y in node.outputs if y.dtype is None or y.dtype in _DIFFERENTIABLE_TYPES)
+        read = [x for x in values_read(node) if x in active]
+        if not read or key_of(node) in NON_DIFFERENTIABLE:
+            continue
+        codes = key_of(node) in QUANTIZERS or any(x.dtype is not None and x.dtype.is_integer() for x in read)
+        active.update(
+            y for y in node.outputs if y.dtype is None or y.dtype in _REAL or (codes and y.dtype.is_integer())
+        )
     return active
 
 
 def differentiate(
     op: OpBuilder, nodes: Sequence[ir.Node], cotangents: Mapping[ir.Value, ir.Value], wrt: Sequence[ir.Value]
 ) -> dict[ir.Value, ir.Value]:
-    """Emit, through `op`, the backward pass of `nodes` (in topological order).
-
-    `cotangents` seeds outputs with dL/dy. Returns dL/dx for each x of `wrt` that the seeded outputs
-    depend on.
+    """Emit the backward pass of `nodes` as `walk_back` does, and return dL/dx by x.
 
     Raises:
         MissingRuleError: operators on the way have no rule; all of them are named.
     """
+    gradients = walk_back(op, nodes, cotangents, wrt)
+    if gradients.blocked:
+        raise MissingRuleError(list(gradients.blocked.values()))
+    return dict(gradients.of)
+
+
+def walk_back(
+    op: OpBuilder, nodes: Sequence[ir.Node], cotangents: Mapping[ir.Value, ir.Value], wrt: Sequence[ir.Value]
+) -> Gradients:
+    """Emit, through `op`, the backward pass of `nodes` (in topological order).
+
+    `cotangents` seeds outputs with dL/dy. The result has dL/dx for each x of `wrt` that the seeded outputs
+    depend on and that no operator without a rule keeps from them.
+    """
     active = active_values(nodes, wrt)
     grads = dict(cotangents)
-    missing: list[MissingRule] = []
+    blocked: dict[ir.Node, MissingRule] = {}
+    lost: set[ir.Value] = set()
     for node in reversed(nodes):
-        reads = values_read(node)
-        if key_of(node) in NON_DIFFERENTIABLE or not any(x in active for x in reads):
+        reads = [x for x in values_read(node) if x in active]
+        if not reads or key_of(node) in NON_DIFFERENTIABLE:
+            continue
+        if any(y in lost for y in node.outputs):
+            lost.update(reads)
+            if key_of(node) not in RULES:  # so that every missing rule is reported at once
+                blocked[node] = MissingRule(node.op_type, node.domain, node.name or "?")
             continue
         dys = [grads.get(y) for y in node.outputs]
         if all(dy is None for dy in dys):
             continue
-        rule = RULES.get(key_of(node))
-        if rule is None:
-            missing.append(MissingRule(node.op_type, node.domain, node.name or "?"))
-        if rule is None or missing:  # walk on, so that every missing rule is reported at once
-            grads.update((x, x) for x in reads if x in active)
-            continue
         try:
-            for x, thunk in zip(node.inputs, rule(op, node, *dys), strict=False):
+            for x, thunk in zip((*node.inputs, *captured(node)), _thunks(op, node, dys), strict=False):
                 if x is not None and x in active and thunk is not None:
                     dx = thunk()
                     _check_shape(dx, x, node)
                     grads[x] = refine(op.Add(grads[x], dx) if x in grads else dx, x)
-        except ValueError as error:  # a form of the operator that the rule does not cover
-            missing.append(MissingRule(node.op_type, node.domain, node.name or "?", str(error)))
-            grads.update((x, x) for x in reads if x in active)
-    if missing:
-        raise MissingRuleError(missing[::-1])
-    return {x: grads[x] for x in wrt if x in grads}
+        except ValueError as error:  # no rule, or a form of the operator that the rule does not cover
+            blocked[node] = MissingRule(node.op_type, node.domain, node.name or "?", str(error))
+            lost.update(reads)
+    found = {x: grads[x] for x in wrt if x in grads and x not in lost}
+    return Gradients(found, dict(reversed(blocked.items())), frozenset(lost))
+
+
+def _thunks(op: OpBuilder, node: ir.Node, dys: Sequence[ir.Value | None]) -> Thunks:
+    """What the node's rule answers.
+
+    Raises:
+        ValueError: there is no rule, or it does not cover this form of the operator.
+    """
+    rule = RULES.get(key_of(node))
+    if rule is None:
+        raise ValueError("")
+    return rule(op, node, *dys)
 
 
 def _check_shape(dx: ir.Value, x: ir.Value, node: ir.Node) -> None:

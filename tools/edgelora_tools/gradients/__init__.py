@@ -14,6 +14,7 @@ from edgelora_tools.gradients import (
 )
 from edgelora_tools.gradients.registry import (
     NON_DIFFERENTIABLE,
+    QUANTIZERS,
     RULES,
     GradientRule,
     Thunk,
@@ -25,6 +26,7 @@ from edgelora_tools.gradients.registry import (
 
 __all__ = [
     "NON_DIFFERENTIABLE",
+    "QUANTIZERS",
     "RULES",
     "GradientRule",
     "Thunk",

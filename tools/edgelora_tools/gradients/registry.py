@@ -27,10 +27,12 @@ GradientRule = Callable[..., Thunks]
 
 RULES: dict[tuple[str, str], GradientRule] = {}
 NON_DIFFERENTIABLE: set[tuple[str, str]] = set()
+QUANTIZERS: set[tuple[str, str]] = set()
+"""Operators whose integer outputs stand for their real inputs: the gradient passes straight through them."""
 
 
-def gradient_rule(*op_types: str, domain: str = "") -> Callable[[GradientRule], GradientRule]:
-    """Register the decorated rule for these operators of `domain`."""
+def gradient_rule(*op_types: str, domain: str = "", quantizes: bool = False) -> Callable[[GradientRule], GradientRule]:
+    """Register the decorated rule for these operators of `domain`; `quantizes` puts them among the quantizers."""
 
     def register(rule: GradientRule) -> GradientRule:
         for op_type in op_types:
@@ -38,6 +40,8 @@ def gradient_rule(*op_types: str, domain: str = "") -> Callable[[GradientRule], 
             if key in RULES or key in NON_DIFFERENTIABLE:
                 raise ValueError(f"a second gradient rule for {domain or 'ai.onnx'}::{op_type}")
             RULES[key] = rule
+            if quantizes:
+                QUANTIZERS.add(key)
         return rule
 
     return register

@@ -42,10 +42,13 @@ def known_equal(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
 
 
 def annotate(x: ir.Value, like: ir.Value) -> ir.Value:
-    """Give `x` the type and shape of `like`; returns `x`."""
+    """Give `x` the shape and, unless it is an integer's, the type of `like`; returns `x`.
+
+    The cotangent of a tensor of integer codes is of real numbers.
+    """
     if like.shape is not None:
         x.shape = ir.Shape(list(like.shape))
-    if like.type is not None:
+    if like.dtype is not None and like.dtype.is_floating_point():
         x.type = like.type
     return x
 
@@ -128,8 +131,11 @@ def filled(op: OpBuilder, number: float, shape: ir.Value, like: ir.Value) -> ir.
 
 
 def zeros_like(op: OpBuilder, x: ir.Value) -> ir.Value:
-    """Zeros of the shape and type of `x`."""
-    return annotate(filled(op, 0.0, shape_of(op, x), x), x)
+    """Zeros of the shape of `x`, and of its type unless that is an integer's: then float32, as its cotangent is."""
+    dtype = x.dtype if x.dtype is None or x.dtype.is_floating_point() else ir.DataType.FLOAT
+    if dtype is None:
+        raise ValueError(f"the type of {x.name!r} is not known")
+    return annotate(op.ConstantOfShape(shape_of(op, x), value=ir.tensor([0.0], dtype=dtype)), x)
 
 
 def flatten_rows(op: OpBuilder, x: ir.Value) -> ir.Value:

@@ -1,0 +1,36 @@
+"""Products: MatMul, Gemm, Einsum."""
+
+from tests.gradients.case import Case
+
+CASES = [
+    Case("MatMul", [(2, 3, 4), (4, 5)]),
+    Case("MatMul", [(3, 4), (4, 5)]),
+    Case("MatMul", [(2, 1, 3, 4), (5, 4, 6)]),
+    Case("MatMul", [(4,), (4,)]),
+    Case("MatMul", [(4,), (2, 4, 3)]),
+    Case("MatMul", [(2, 3, 4), (4,)]),
+    *(
+        Case(
+            "Gemm",
+            [(4, 3) if ta else (3, 4), (5, 4) if tb else (4, 5), (5,)],
+            {"transA": ta, "transB": tb, "alpha": 0.5, "beta": 2.0},
+        )
+        for ta in (0, 1)
+        for tb in (0, 1)
+    ),
+    Case("Gemm", [(3, 4), (4, 5)]),
+    Case("Gemm", [(3, 4), (4, 5), (3, 1)]),
+    *(
+        Case("Einsum", shapes, {"equation": equation})
+        for equation, shapes in [
+            ("ij,jk->ik", [(2, 3), (3, 4)]),
+            ("bhqd,bhkd->bhqk", [(2, 2, 3, 4), (2, 2, 5, 4)]),
+            ("bij, bjk, k -> bi", [(2, 3, 4), (2, 4, 5), (5,)]),
+            ("ij->ji", [(2, 3)]),
+            ("ijk->j", [(2, 3, 4)]),
+            ("ij,kl->il", [(2, 3), (4, 5)]),
+            ("i,i->", [(3,), (3,)]),
+            ("bj,ja", [(2, 3), (3, 4)]),
+        ]
+    ),
+]
