@@ -19,6 +19,8 @@ class Case:
     absent optional input. `wrt` are the positions to differentiate (default: every input given as a
     shape). `positive` maps an input position to a lower bound (logarithms, roots), `within` to an
     interval. `outputs` is the number of outputs; `cotangents` those that receive one (default: all).
+    `computed` are positions of arrays that a rule cannot read: they become known when the graph runs.
+    `not_run` says why ONNX Runtime cannot run the node itself.
     """
 
     op: str
@@ -30,13 +32,16 @@ class Case:
     within: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     outputs: int = 1
     cotangents: tuple[int, ...] | None = None
+    computed: tuple[int, ...] = ()
     label: str = ""
+    not_run: str = ""
 
     @property
     def id(self) -> str:
         inputs = ",".join(map(_brief, self.inputs))
         text = ";".join(f"{k}={v}" for k, v in self.attributes.items())
-        return f"{self.op}[{inputs}]{text}{self.label}"
+        computed = "".join(f",x{i} computed" for i in self.computed)
+        return f"{self.op}[{inputs}]{text}{self.label}{computed}"
 
 
 def _brief(given: Sampler | None) -> str:

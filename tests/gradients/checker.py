@@ -67,7 +67,8 @@ def forward(
             shape = [f"x{i}_{axis}" for axis in range(array.ndim)] if symbolic else list(array.shape)
             values.append(builder.input(f"x{i}", ir.DataType.from_numpy(array.dtype), shape))
         else:
-            values.append(builder.initializer(ir.tensor(array, name=f"x{i}")))
+            given = builder.initializer(ir.tensor(array, name=f"x{i}"))
+            values.append(builder.op.Identity(given) if i in case.computed else given)
     op = builder.opset(case.domain, graph.opset_imports[case.domain])
     made = getattr(op, case.op)(*values, _outputs=case.outputs, **case.attributes)
     return builder, values, [made] if case.outputs == 1 else list(made)

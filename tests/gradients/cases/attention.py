@@ -4,7 +4,7 @@ import numpy as np
 
 from tests.gradients.case import Case, mask
 
-ROW_MASK = "one mask for all queries"
+_ROW_MASK = "ONNX Runtime's Attention takes a mask of [queries, keys] only"
 _HEADS = [(2, 4, 3, 2), (2, 4, 5, 2), (2, 4, 5, 2)]
 _SHARED = [(2, 4, 3, 2), (2, 2, 3, 2), (2, 2, 3, 2)]
 _TABLE = np.random.default_rng(2).uniform(-3, 3, (6, 2))
@@ -18,8 +18,8 @@ CASES = [
     Case("Attention", _SHARED, {"is_causal": 1}),
     Case("Attention", [*_SHARED, np.tri(3, dtype=bool)]),
     *(Case("Attention", [*_HEADS, shape]) for shape in [(3, 5), (1, 4, 3, 5), (2, 1, 3, 5), (2, 4, 3, 5)]),
-    *(Case("Attention", [*_HEADS, shape], label=ROW_MASK) for shape in [(5,), (2, 1, 1, 5)]),
-    Case("Attention", [*_HEADS, mask(2, 1, 1, 5)], {"scale": 0.5}, label=ROW_MASK),
+    *(Case("Attention", [*_HEADS, shape], not_run=_ROW_MASK) for shape in [(5,), (2, 1, 1, 5)]),
+    Case("Attention", [*_HEADS, mask(2, 1, 1, 5)], {"scale": 0.5}, not_run=_ROW_MASK),
     Case("Attention", [*_HEADS, np.array([1, 0, 1], bool).reshape(3, 1) & mask(3, 5)], label="forbidden row"),
     Case("Attention", [*_SHARED, (2, 1, 3, 3)], {"is_causal": 1, "softcap": 1.5}),
     Case("Attention", [*_SHARED, np.array([[0, 1, 1]], bool) & mask(3, 3)], {"is_causal": 1}, label="forbidden row"),

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from string import ascii_letters
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from edgelora_tools.gradients.nodes import operands, refuse
+from edgelora_tools.gradients.nodes import operands
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
 from edgelora_tools.gradients.shapes import (
+    Dim,
+    annotate,
     dims,
-    expand_like,
     flatten_rows,
+    indicator,
     rank,
     reshape_like,
+    shape_of,
+    size_of,
     transpose_last,
     unbroadcast,
 )
@@ -105,24 +111,66 @@ def gemm(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
 def einsum(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y[out] = Σ A[a]·B[b]·…, the sum over the letters that out lacks.
 
-    dA[a] = Σ dY[out]·B[b]·…, the same along a letter that A alone has
+    dA[a] = Σ dY[out]·B[b]·…, the same along a letter that A alone has, 0 off the diagonal of one that it repeats
+
+    An ellipsis stands for letters of its own. A has been broadcast along a letter where its size is 1, and is
+    summed over it.
     """
     xs = operands(node)
-    equation = node.attributes["equation"].as_string().replace(" ", "")
-    left, arrow, out = equation.partition("->")
-    terms = left.split(",")
-    if not arrow:  # the letters that occur once, in alphabetical order
-        out = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
-    if "." in equation or any(len(set(term)) < len(term) for term in (*terms, out)):
-        raise refuse(node, f"has the equation {equation!r}")
+    terms, out = _letters(node.attributes["equation"].as_string(), [rank(x) for x in xs])
 
     def dx(i: int) -> ir.Value:
-        others = [term for j, term in enumerate(terms) if j != i]
-        shared = set("".join((out, *others)))
-        mine = "".join(c for c in terms[i] if c in shared)
-        values = [x for j, x in enumerate(xs) if j != i]
-        result = op.Einsum(dy, *values, equation=f"{','.join((out, *others))}->{mine}")
-        alone = [axis for axis, c in enumerate(terms[i]) if c not in shared]
-        return expand_like(op, op.Unsqueeze(result, alone), xs[i]) if alone else result
+        x, term, others = xs[i], terms[i], [t for j, t in enumerate(terms) if j != i]
+        sizes = dict(zip(term, dims(x), strict=True))
+        shared = {c for c in "".join((out, *others)) if sizes.get(c) != 1}
+        mine = "".join(dict.fromkeys(c for c in term if c in shared))
+        factors = [dy, *(x for j, x in enumerate(xs) if j != i)]
+        result = op.Einsum(*factors, equation=f"{','.join((out, *others))}->{mine}")
+        if missing := [axis for axis, c in enumerate(term) if c not in shared or c in term[:axis]]:
+            result = op.Unsqueeze(result, missing)
+        for axis, c in enumerate(term):
+            if c in term[:axis]:
+                result = op.Mul(result, _diagonal(op, x, term.index(c), axis))
+        if any(c not in shared and sizes[c] != 1 and term.count(c) == 1 for c in term):
+            result = op.Expand(result, shape_of(op, x))
+        result.shape = ir.Shape([None] * rank(x)) if result.shape is None else result.shape
+        return unbroadcast(op, result, x) if _may_broadcast(mine, sizes, terms, xs) else annotate(result, x)
 
     return [partial(dx, i) for i in range(len(xs))]
+
+
+def _letters(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """The letters of each operand and of the result, with those that an ellipsis stands for.
+
+    Ellipses are aligned at the last of their letters. Without an arrow the result has the ellipsis and then, in
+    alphabetical order, the letters that occur once (operator specification, Einsum).
+    """
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow:
+        once = sorted(c for c in set(left) - {",", "."} if left.count(c) == 1)
+        out = "".join(["..." if "..." in left else "", *once])
+    lengths = [r - len(term) + 3 if "..." in term else 0 for term, r in zip(terms, ranks, strict=True)]
+    hidden = "".join(c for c in ascii_letters if c not in equation)[: max(lengths)]
+    terms = [term.replace("...", hidden[len(hidden) - n :]) for term, n in zip(terms, lengths, strict=True)]
+    return terms, out.replace("...", hidden)
+
+
+def _may_broadcast(mine: str, sizes: dict[str, Dim], terms: Sequence[str], xs: Sequence[ir.Value]) -> bool:
+    """Whether a letter of `mine` may be 1 in its operand, whose `sizes` are given, and more in another."""
+    seen = {
+        c: {d for term, x in zip(terms, xs, strict=True) for t, d in zip(term, dims(x), strict=True) if t == c}
+        for c in mine
+    }
+    return any(not isinstance(sizes[c], int) and (len(seen[c]) > 1 or None in seen[c]) for c in mine)
+
+
+def _diagonal(op: OpBuilder, x: ir.Value, first: int, second: int) -> ir.Value:
+    """1 where the positions along two axes of `x` are equal, else 0; it broadcasts to the shape of `x`."""
+
+    def positions(axis: int) -> ir.Value:
+        size = op.Squeeze(size_of(op, x, axis), [0])
+        along = op.Range(op.Constant(value_int=0), size, op.Constant(value_int=1))
+        return op.Unsqueeze(along, [a for a in range(rank(x)) if a != axis])
+
+    return indicator(op, op.Equal(positions(first), positions(second)), x)
