@@ -91,6 +91,11 @@ class Bundle:
             if graph.loss == loss and graph.dropout == dropout:
                 return graph
         available = sorted({graph.loss for graph in self.manifest.training})
+        if not available:
+            raise ConfigError(
+                f"{self.path}: no gradient reaches any insertion point (`edgelora points --explain` shows why); "
+                'train by forward passes alone: gradient "spsa"'
+            )
         raise ConfigError(f"{self.path}: no training graph for the loss {loss!r}; it has {', '.join(available)}")
 
 

@@ -66,7 +66,7 @@ class GraphVerdict:
 class Verdict:
     """What `check` found. `parity` is the largest difference to the source, relative to its largest value.
 
-    `points` has a row per insertion point, and one for the head where there is one.
+    `points` has a row per insertion point that has a gradient, and one for the head where there is one.
     """
 
     passed: bool
@@ -96,7 +96,7 @@ def check(
     parity = max(parity_error(bundle, inputs, outputs, rng) for inputs, outputs in samples)
     inputs = samples[min(1, len(samples) - 1)][0]
     points: list[PointVerdict] = []
-    for point in manifest.points:
+    for point in manifest.trainable:
         progress(point.id)
         points.append(check_point(bundle, point, inputs, rng))
     if manifest.head is not None:

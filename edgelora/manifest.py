@@ -91,6 +91,19 @@ class TrainingGraph:
 
 
 @dataclass(frozen=True)
+class LostPoint:
+    """A point whose gradient would have to pass an operator that no gradient rule covers.
+
+    `blocked_by` names the operator, its node and what is missing; `path` the operators from the point to
+    it. An adapter may stand there, and can be trained by forward passes alone.
+    """
+
+    id: str
+    blocked_by: str
+    path: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """Size in bytes and sha256 (hex) of a file of the bundle."""
 
@@ -117,6 +130,13 @@ class Manifest:
     source: Mapping[str, Any]
     files: Mapping[str, FileEntry]
     verification: Mapping[str, Any] | None = field(default=None)
+    lost: tuple[LostPoint, ...] = ()
+
+    @property
+    def trainable(self) -> tuple[InsertionPoint, ...]:
+        """The points that have a gradient."""
+        lost = {point.id for point in self.lost}
+        return tuple(point for point in self.points if point.id not in lost)
 
     def point(self, point_id: str) -> InsertionPoint:
         """The insertion point of this id; KeyError if there is none."""

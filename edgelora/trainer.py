@@ -21,9 +21,12 @@ from edgelora.errors import ConfigError, DataError, TrainingError
 from edgelora.manifest import Manifest, TrainingGraph
 from edgelora.objectives import Array, Feeds, Floats, Objective, OwnLoss, Regression
 from edgelora.optimizers import SGD, AdamW, Optimizer, clip_by_global_norm
+from edgelora.reference_losses import REFERENCES
 from edgelora.schedules import SCHEDULES, learning_rate_factor
+from edgelora.zeroth_order import spsa
 
 OPTIMIZERS = ("adamw", "sgd")
+GRADIENTS = ("backward", "spsa")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class TrainingConfig:
     with "sgd", as torch has them; `momentum` is sgd's. `class_weight` "balanced" weighs a class by n/(k·n_c), as
     scikit-learn does. `loss` names one of the task's (None: its first); `temperature` is the contrastive
     loss's τ, `margin` the triplet loss's, a Euclidean distance.
+
+    `gradient` "backward" is exact; "spsa" is a zeroth-order estimate from the inference graph alone, averaged
+    over `spsa_directions` random directions of length `spsa_epsilon` times their norm (zeroth_order.py): it
+    serves points that have no gradient, at two forward passes a direction and many more steps.
 
     Raises:
         ConfigError: values out of range; all are named.
@@ -67,6 +74,9 @@ class TrainingConfig:
     margin: float = 0.5
     seed: int = 0
     save_steps: int = 20
+    gradient: str = "backward"
+    spsa_directions: int = 1
+    spsa_epsilon: float = 1e-3
 
     def __post_init__(self) -> None:
         problems = [
@@ -94,6 +104,9 @@ class TrainingConfig:
                 ("margin", "at least 0", 0 <= self.margin < float("inf")),
                 ("seed", "at least 0", self.seed >= 0),
                 ("save_steps", "at least 1", self.save_steps >= 1),
+                ("gradient", f"one of {', '.join(GRADIENTS)}", self.gradient in GRADIENTS),
+                ("spsa_directions", "at least 1", self.spsa_directions >= 1),
+                ("spsa_epsilon", "above 0", 0 < self.spsa_epsilon < float("inf")),
             )
             if not holds
         ]
@@ -137,9 +150,13 @@ class Trainer:
         dropout = adapter.config.lora_dropout
         if dropout and isinstance(objective, OwnLoss):
             raise ConfigError("LoRA dropout cannot be combined with a loss of your own: it sees the outputs without it")
-        self.record: TrainingGraph = bundle.training(objective.loss, dropout > 0)
         self.names = tuple(sorted(adapter.tensors))
-        self._check_points()
+        self.record: TrainingGraph | None = None
+        if config.gradient == "spsa":
+            self._check_zeroth_order()
+        else:
+            self.record = bundle.training(objective.loss, dropout > 0)
+            self._check_points(self.record)
         self.flat, self._views = flatten([adapter.tensors[n] for n in self.names])
         self._grad = np.zeros_like(self.flat)
         self._grad_views = views_of(self._grad, [v.shape for v in self._views])
@@ -152,7 +169,6 @@ class Trainer:
         self._scales = {n: self._scale_of(n) for n in self.names}
         self._lengths = objective.lengths()
         self._absent = {n: a for n, a in adapter.feeds(manifest).items() if n not in adapter.tensors}
-        self._outputs = [*self.record.outputs, *(f"grad.{n}" for n in self.names)]
         steps = self.steps_per_epoch * config.num_train_epochs
         self.total_steps = steps if config.max_steps is None else min(steps, config.max_steps)
 
@@ -160,15 +176,27 @@ class Trainer:
     def steps_per_epoch(self) -> int:
         return -(-len(self.objective) // self.config.batch_size)
 
-    def _check_points(self) -> None:
-        trained = set(self.record.points)
-        lost = [n.rpartition(".")[0] for n in self.names if n.endswith(".lora_B")]
-        lost = [point for point in lost if point not in trained]
-        if lost:
+    def _check_points(self, record: TrainingGraph) -> None:
+        adapted = [n.rpartition(".")[0] for n in self.names if n.endswith(".lora_B")]
+        absent = [point for point in adapted if point not in record.points]
+        lost = {point.id: point.blocked_by for point in self.bundle.manifest.lost}
+        if blocked := [point for point in absent if point in lost]:
             raise ConfigError(
-                f"the loss {self.record.loss!r} does not reach {', '.join(lost)}: nothing there can be trained; "
+                f"no gradient reaches {', '.join(blocked)}: there is no rule for "
+                f"{'; '.join(dict.fromkeys(lost[point] for point in blocked))}; leave these points out of "
+                'target_modules, or train them by forward passes alone with gradient "spsa" (slow)'
+            )
+        if absent:
+            raise ConfigError(
+                f"the loss {record.loss!r} does not reach {', '.join(absent)}: nothing there can be trained; "
                 "leave these points out of target_modules"
             )
+
+    def _check_zeroth_order(self) -> None:
+        if self.adapter.config.lora_dropout:
+            raise ConfigError('LoRA dropout needs the exact gradient: gradient "spsa" runs the inference graph alone')
+        if not isinstance(self.objective, OwnLoss) and self.objective.loss not in REFERENCES:
+            raise ConfigError(f'the loss {self.objective.loss!r} cannot be trained with gradient "spsa"')
 
     def _scale_of(self, name: str) -> float:
         """What the graph's B' = s·B/(1 − p) is to B: both the feed and its gradient are multiplied by it."""
@@ -197,26 +225,49 @@ class Trainer:
 
     def accumulate(self, rows: NDArray[np.int64]) -> float:
         """Mean loss of the batch; its gradients, with respect to A, B and the head, are left in `gradients()`."""
-        graph = self.bundle.graph(self.record.file)
+        total, parts = self.objective.weight(rows), self.micro_batches(rows)
+        if self.record is None:
+            rng = np.random.default_rng([self.config.seed, self.step_number])
+            directions, epsilon = self.config.spsa_directions, self.config.spsa_epsilon
+            return spsa(lambda: self._forward_loss(parts, total), self.flat, self._grad, rng, directions, epsilon)
+        return self._accumulate_backward(self.record, parts, total)
+
+    def _accumulate_backward(self, record: TrainingGraph, parts: list[NDArray[np.int64]], total: float) -> float:
+        """The exact gradient, by the training graph; returns the loss."""
+        graph = self.bundle.graph(record.file)
+        wanted = [*record.outputs, *(f"grad.{n}" for n in self.names)]
         adapter = self._adapter_feeds()
-        total = self.objective.weight(rows)
         self._grad[:] = 0.0
         loss = 0.0
-        for part, members in enumerate(self.micro_batches(rows)):
+        for part, members in enumerate(parts):
             feeds = self.objective.feeds(members, total)
-            masks = self._masks(feeds, part)
+            masks = self._masks(record, feeds, part)
             share = None
             if isinstance(self.objective, OwnLoss):
                 made = self.bundle.forward.run({**feeds, **adapter})
                 share, cotangents = self.objective.cotangents(made, members, total)
                 feeds |= cotangents
-            outputs = graph.run({**feeds, **adapter, **masks}, self._outputs)
+            outputs = graph.run({**feeds, **adapter, **masks}, wanted)
             loss += float(outputs["loss"]) if share is None else share
             for name, grad in zip(self.names, self._grad_views, strict=True):
                 grad += outputs[f"grad.{name}"]
         for name, grad in zip(self.names, self._grad_views, strict=True):
             if self._scales[name] != 1.0:
                 grad *= self._scales[name]
+        return loss
+
+    def _forward_loss(self, parts: list[NDArray[np.int64]], total: float) -> float:
+        """The batch's loss at the present parameters, by the inference graph and numpy."""
+        adapter, loss = self._adapter_feeds(), 0.0
+        known = {spec.name for spec in self.bundle.manifest.inputs}
+        for members in parts:
+            feeds = self.objective.feeds(members, total)
+            made = self.bundle.forward.run({**{n: x for n, x in feeds.items() if n in known}, **adapter})
+            if isinstance(self.objective, OwnLoss):
+                loss += self.objective.cotangents(made, members, total)[0]
+            else:
+                (y,) = made.values()
+                loss += REFERENCES[self.objective.loss](y.astype(np.float64), feeds)[0]
         return loss
 
     def micro_batches(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -245,7 +296,7 @@ class Trainer:
             feeds[name] = view if scale == 1.0 else view * np.float32(scale)
         return feeds
 
-    def _masks(self, feeds: Feeds, part: int) -> Feeds:
+    def _masks(self, record: TrainingGraph, feeds: Feeds, part: int) -> Feeds:
         """LoRA dropout: a uint8 mask for the input of each point, drawn from (seed, step, part, point)."""
         probability = self.adapter.config.lora_dropout
         if not probability:
@@ -256,7 +307,7 @@ class Trainer:
             for d, s in zip(spec.shape, feeds[spec.name].shape, strict=True)
         }
         masks: Feeds = {}
-        for index, spec in enumerate(s for s in self.record.inputs if s.dtype == "uint8"):
+        for index, spec in enumerate(s for s in record.inputs if s.dtype == "uint8"):
             shape = [evaluate_dimension(d, sizes) for d in spec.shape]
             rng = np.random.default_rng([self.config.seed, self.step_number, part, index])
             masks[spec.name] = (rng.random(shape, np.float32) >= probability).astype(np.uint8)

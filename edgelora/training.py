@@ -84,7 +84,7 @@ def train(
     with model.store.lock(name):
         current = None if restart or not model.store.exists(name) else model.store.load(name)
         labels = merged_labels(manifest, current, samples)
-        lora = chosen_lora(manifest, current, lora)
+        lora = chosen_lora(manifest, current, lora, config.gradient)
         settings = {"lora": lora.to_dict(), "training": config.to_dict(), "labels": labels}
         decisive = {
             "base": manifest.base_digest,
@@ -130,15 +130,21 @@ def merged_labels(manifest: Manifest, current: Adapter | None, samples: Sequence
     return labels
 
 
-def chosen_lora(manifest: Manifest, current: Adapter | None, asked: LoraConfig | None) -> LoraConfig:
+def chosen_lora(
+    manifest: Manifest, current: Adapter | None, asked: LoraConfig | None, gradient: str = "backward"
+) -> LoraConfig:
     """The adapter's settings: those that exist, else those asked for, else rank 8 on the bundle's points.
+
+    Where no points are asked for, they are those that have a gradient, or with "spsa" all.
 
     Raises:
         ConfigError: what is asked for differs from the adapter that exists.
     """
-    default = LoraConfig(r=8, lora_alpha=16)
     if current is None:
-        return asked or default
+        wanted = asked or LoraConfig(r=8, lora_alpha=16)
+        if wanted.target_modules is None and manifest.lost and gradient == "backward":
+            return replace(wanted, target_modules=tuple(point.id for point in manifest.trainable))
+        return wanted
     existing = replace(current.config, modules_to_save=None)  # the head is the task's, not a setting
     if asked is not None and asked != existing:
         theirs, ours = existing.to_dict(), asked.to_dict()

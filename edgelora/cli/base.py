@@ -27,9 +27,10 @@ from edgelora.cli.common import (
 )
 from edgelora.config import LoraConfig
 from edgelora.errors import DataError
-from edgelora.manifest import Manifest
+from edgelora.manifest import LostPoint, Manifest
 
 CHECK_FAILED = 1
+_MOST_NAMES = 12
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -67,6 +68,7 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument("--name", help="the base's name in the manifest (default: the source's)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.add_argument("--no-check", action="store_true", help="do not verify the bundle after writing it")
+    parser.add_argument("--explain", action="store_true", help="show how points that have no gradient are cut off")
 
     parser = add_verb(
         verbs,
@@ -77,6 +79,7 @@ def add_verbs(verbs: Verbs) -> None:
     )
     add_bundle(parser, store=False)
     parser.add_argument("--rank", "-r", type=int, default=8, metavar="R", help="rank to count parameters for (8)")
+    parser.add_argument("--explain", action="store_true", help="show how points that have no gradient are cut off")
 
     parser = add_verb(verbs, "info", run_info, "Describe a bundle and its verification.", "edgelora info home.edgelora")
     add_bundle(parser, store=False)
@@ -157,10 +160,31 @@ def run_convert(options: argparse.Namespace) -> int:
         f"{size_text(size)}",
         f"{len(manifest.points)} insertion points for {', '.join(manifest.target_modules)}",
     ]
+    lines += lost_text(manifest, options.explain)
     if verdict is not None:
         lines.append(verdict_text(verdict))
     emit(options, summary(manifest, Path(options.output)), "\n".join(lines))
     return 0 if verdict is None or verdict.passed else CHECK_FAILED
+
+
+def lost_text(manifest: Manifest, explain: bool) -> list[str]:
+    """What points have no gradient, and why; with `explain` the way from each to the operator in between."""
+    if not manifest.lost:
+        return []
+    by_reason: dict[str, list[LostPoint]] = {}
+    for point in manifest.lost:
+        by_reason.setdefault(point.blocked_by, []).append(point)
+    lines = [f"{len(manifest.lost)} of {len(manifest.points)} points have no gradient, for want of a rule:"]
+    for reason, points in by_reason.items():
+        lines.append(f"  {reason}")
+        if explain:
+            lines += [f"    {point.id}: {' → '.join(point.path)}" for point in points]
+        else:
+            more = f" and {len(points) - _MOST_NAMES} more" if len(points) > _MOST_NAMES else ""
+            lines.append(f"    stands before {', '.join(point.id for point in points[:_MOST_NAMES])}{more}")
+    remedy = "train them by forward passes alone with `edgelora train --gradient spsa`"
+    shown = "" if explain else "; --explain shows the way"
+    return [*lines, f"  {remedy}{shown}"]
 
 
 def patterns(given: list[str] | None) -> str | tuple[str, ...] | None:
@@ -183,19 +207,36 @@ def run_points(options: argparse.Namespace) -> None:
     """The table of insertion points."""
     manifest = Bundle.open(options.bundle, verify=False).manifest
     LoraConfig(r=options.rank)  # refuses what is no rank
-    rows = [(p.id, p.op, p.in_features, p.out_features, p.layer, p.parameters(options.rank)) for p in manifest.points]
-    total = sum(row[-1] for row in rows)
-    text = table(rows, ("point", "op", "in", "out", "layer", f"r={options.rank}"))
+    lost = {point.id for point in manifest.lost}
+    rows = [
+        (
+            p.id,
+            p.op,
+            p.in_features,
+            p.out_features,
+            p.layer,
+            p.parameters(options.rank),
+            "no" if p.id in lost else "yes",
+        )
+        for p in manifest.points
+    ]
+    total = sum(row[-2] for row in rows)
+    text = table(rows, ("point", "op", "in", "out", "layer", f"r={options.rank}", "gradient"))
     share = 100 * total / max(manifest.base_parameters, 1)
     result = {
         "rank": options.rank,
         "parameters": total,
-        "points": [{**dataclasses.asdict(p), "parameters": p.parameters(options.rank)} for p in manifest.points],
+        "points": [
+            {**dataclasses.asdict(p), "parameters": p.parameters(options.rank), "gradient": p.id not in lost}
+            for p in manifest.points
+        ],
+        "lost": [dataclasses.asdict(p) for p in manifest.lost],
     }
+    summed = f"{len(rows)} points, {total:,} parameters at rank {options.rank} ({share:.2f} % of the base)"
     emit(
         options,
         result,
-        f"{text}\n\n{len(rows)} points, {total:,} parameters at rank {options.rank} ({share:.2f} % of the base)",
+        "\n".join([f"{text}\n", summed, *lost_text(manifest, options.explain)]),
     )
 
 

@@ -25,7 +25,7 @@ from edgelora.config import LoraConfig
 from edgelora.data import read_samples, split
 from edgelora.errors import ConfigError
 from edgelora.memory import peak_memory
-from edgelora.trainer import OPTIMIZERS, StepResult, TrainingConfig
+from edgelora.trainer import GRADIENTS, OPTIMIZERS, StepResult, TrainingConfig
 from edgelora.training import TrainingReport, train
 from edgelora.training_run import Progress
 
@@ -96,6 +96,17 @@ def add_verbs(verbs: Verbs) -> None:
         "--learning-rate", "--lr", type=float, default=defaults.learning_rate, help=f"({defaults.learning_rate})"
     )
     run.add_argument("--optim", choices=OPTIMIZERS, default=defaults.optim)
+    run.add_argument(
+        "--gradient",
+        choices=GRADIENTS,
+        default=defaults.gradient,
+        help="backward (default): exact; spsa: a zeroth-order estimate from forward passes alone, for points that "
+        "have no gradient (`edgelora points --explain`); it needs many more steps",
+    )
+    run.add_argument(
+        "--spsa-directions", type=int, default=defaults.spsa_directions, help="random directions a step (1)"
+    )
+    run.add_argument("--spsa-epsilon", type=float, default=defaults.spsa_epsilon, help="perturbation (0.001)")
     run.add_argument("--weight-decay", type=float, default=defaults.weight_decay)
     run.add_argument("--momentum", type=float, default=defaults.momentum, help="of sgd (0.9)")
     run.add_argument("--schedule", default=defaults.lr_scheduler_type, help="linear (default), cosine or constant")
@@ -175,6 +186,9 @@ def training_config(options: argparse.Namespace) -> TrainingConfig:
         margin=options.margin,
         seed=options.seed,
         save_steps=options.save_steps,
+        gradient=options.gradient,
+        spsa_directions=options.spsa_directions,
+        spsa_epsilon=options.spsa_epsilon,
     )
 
 

@@ -13,14 +13,15 @@ from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora.config import LoraConfig
 from edgelora.errors import ConversionError
-from edgelora.manifest import InsertionPoint, Manifest, TensorSpec, TrainingGraph
+from edgelora.manifest import InsertionPoint, LostPoint, Manifest, TensorSpec, TrainingGraph
 from edgelora.targets import select_points
-from edgelora_tools.backward import MissingRuleError, differentiate, values_read
+from edgelora_tools.backward import values_read, walk_back
 from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_weights, write_bundle
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.heads import TaskOutput, attach_task
 from edgelora_tools.insertion import Site, find_sites
 from edgelora_tools.losses import LOSSES, Loss, loss_inputs
+from edgelora_tools.lost_points import lost_points
 from edgelora_tools.measure_shapes import Sizes, dimension_names, measure_shapes
 from edgelora_tools.methods import LORA, AdapterMethod
 from edgelora_tools.methods.base import lower_methods
@@ -87,12 +88,15 @@ def convert(
     forward = forward_graph(base, chosen, options)
     graphs: dict[str, ir.Model] = {"forward.onnx": forward.model}
     training: list[TrainingGraph] = []
+    lost: dict[str, LostPoint] = {}
     for loss in LOSSES[options.task]:
         for dropout in (False, True):
             progress(f"backward pass for {loss.name}{' with dropout' if dropout else ''}")
             file = f"train-{loss.name}{'-dropout' if dropout else ''}.onnx"
-            trained, record = training_graph(base, chosen, options, loss, dropout, file)
-            graphs[file], training = trained, [*training, record]
+            trained, record, cut_off = training_graph(base, chosen, options, loss, dropout, file)
+            lost |= {point.id: point for point in cut_off}
+            if record is not None:
+                graphs[file], training = trained, [*training, record]
     progress("parity samples from the source")
     samples = parity_samples(source, model, base, sizes)
     manifest = Manifest(
@@ -119,6 +123,7 @@ def convert(
             **source.facts,
         },
         files={},
+        lost=tuple(lost[point.id] for point in chosen if point.id in lost),
     )
     progress("writing")
     return write_bundle(destination, manifest, graphs, samples, source.files, options.overwrite)
@@ -220,11 +225,11 @@ def training_graph(
     loss: Loss,
     dropout: bool,
     file: str,
-) -> tuple[ir.Model, TrainingGraph]:
+) -> tuple[ir.Model, TrainingGraph | None, tuple[LostPoint, ...]]:
     """Forward, loss and backward in one graph; outputs the loss and `grad.X` for every adapter input X.
 
-    Raises:
-        MissingRuleError: an operator between an adapter and the loss has no gradient rule.
+    Points that an operator without a gradient rule cuts off from the loss are returned as lost. There is
+    no record, and nothing to train with the graph, if no gradient is left.
     """
     adapted = adapt(base, points, options, LORA, dropout)
     op, graph = adapted.op, adapted.model.graph
@@ -237,25 +242,16 @@ def training_graph(
         raise ConversionError(f"the source has an input {', '.join(twice)}, as the loss {loss.name} has: rename it")
     outputs: dict[str, ir.Value] = {} if isinstance(built, dict) else {"loss": built}
     seeds = built if isinstance(built, dict) else {built: op.Constant(value_float=1.0)}
-    try:
-        grads = differentiate(op, list(graph), seeds, adapted.adapter_inputs)
-    except MissingRuleError as error:
-        raise _with_points(error, base) from None
-    gradients = {f"grad.{x.name}": grads[x] for x in adapted.adapter_inputs if x in grads}
+    walked = walk_back(op, list(graph), seeds, adapted.adapter_inputs)
+    lost = lost_points(graph, points, adapted.adapter_inputs, walked)
+    gradients = {f"grad.{x.name}": walked.of[x] for x in adapted.adapter_inputs if x in walked.of}
+    if not gradients:
+        return adapted.model, None, lost
     _set_outputs(adapted, outputs | gradients)
     lower_methods(graph, op, {(DOMAIN, OP_TYPE): LORA})
     tidy(adapted.model)
     reached = tuple(p.id for p in points if f"grad.{p.input_b}" in gradients)
-    return adapted.model, TrainingGraph(file, loss.name, dropout, reached, extra, tuple(outputs))
-
-
-def _with_points(error: MissingRuleError, base: ir.Model) -> MissingRuleError:
-    """The error with the insertion points before and after the operators that have no rule."""
-    names = {missing.node for missing in error.missing}
-    before = _upstream(x for node in base.graph if node.name in names for x in values_read(node))
-    sites = find_sites(base)
-    blocked = [site.point.id for site in sites if any(y in before for _, y in site.uses)]
-    return MissingRuleError(error.missing, blocked, [s.point.id for s in sites if s.point.id not in blocked])
+    return adapted.model, TrainingGraph(file, loss.name, dropout, reached, extra, tuple(outputs)), lost
 
 
 def _set_outputs(adapted: Adapted, outputs: dict[str, ir.Value]) -> None:
