@@ -11,7 +11,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops import op_conv_transpose
+from onnx.reference.ops import op_conv_transpose, op_pad
+
+from edgelora_tools.reference_resampling import RESAMPLING
 
 
 def _erf(x: np.ndarray) -> np.ndarray:
@@ -43,9 +45,40 @@ class ConvTranspose(op_conv_transpose.ConvTranspose):
         return (y if b is None else y + b.reshape(-1, *[1] * (x.ndim - 2)),)
 
 
-OPERATORS: tuple[type[OpRun], ...] = (ConvTranspose, Erf, Gelu)
+class Pad(op_pad.Pad_18):
+    """Pad with negative pads too, which cut off before the others add; ONNX's own evaluator refuses them."""
+
+    def _run(self, x, pads, value=None, axes=None, mode="constant"):
+        axes = range(x.ndim) if axes is None else axes
+        cut: list[slice] = [slice(None)] * x.ndim
+        for axis, before, after in zip(axes, *np.split(np.minimum(pads, 0), 2), strict=True):
+            cut[axis] = slice(-before, x.shape[axis] + after)
+        return super()._run(x[tuple(cut)], np.maximum(pads, 0), value, axes, mode)
 
 
-def evaluator(model: ir.Model) -> ReferenceEvaluator:
-    """ONNX's reference evaluator for `model`, exact in float64."""
-    return ReferenceEvaluator(ir.to_proto(model), new_ops=list(OPERATORS))
+class LRN(OpRun):
+    """Local response normalization; ONNX's own evaluator fails where there are more channels than samples."""
+
+    def _run(self, x, *, alpha, beta, bias, size):
+        before, after = (size - 1) // 2, size // 2
+        square = np.pad(x * x, [(0, 0), (before, after), *[(0, 0)] * (x.ndim - 2)])
+        sums = sum(square[:, i : i + x.shape[1]] for i in range(size))
+        return (x / (bias + alpha / size * sums) ** beta,)
+
+
+class OneHot(OpRun):
+    """OneHot with `off` for indices that are out of range, and with a depth `[1]`, which ONNX's own evaluator lacks."""
+
+    def _run(self, indices, depth, values, axis=-1):
+        count = int(np.asarray(depth).reshape(()))
+        places = np.expand_dims(np.where(indices < 0, indices + count, indices), axis)
+        along = np.arange(count).reshape([-1 if a == axis % places.ndim else 1 for a in range(places.ndim)])
+        return (np.where(places == along, values[1], values[0]),)
+
+
+OPERATORS: tuple[type[OpRun], ...] = (ConvTranspose, Erf, Gelu, LRN, OneHot, Pad, *RESAMPLING)
+
+
+def evaluator(model: ir.Model, more: tuple[type[OpRun], ...] = ()) -> ReferenceEvaluator:
+    """ONNX's reference evaluator for `model`, exact in float64; `more` are further operators to replace."""
+    return ReferenceEvaluator(ir.to_proto(model), new_ops=[*OPERATORS, *more])

@@ -5,6 +5,9 @@ The operators take negative indices, counted from the end; ScatterElements and S
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
+
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
@@ -16,6 +19,7 @@ from edgelora_tools.gradients.shapes import (
     axis_of,
     dims,
     filled,
+    indicator,
     positions_in,
     rank,
     shape_of,
@@ -81,35 +85,81 @@ def gather_nd(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     return (lambda: op.ScatterND(zeros_like(op, x), indices, dy, reduction="add"),)
 
 
+# --- writing. If reduction `none` writes twice to one place, the result is undefined, and so is the gradient
+
+
 @gradient_rule("ScatterElements")
 def scatter_elements(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
-    """Y = X with U written at I along axis, or added; dX = dY, with 0 where written; dU = dY at I."""
-    _, indices, u = operands(node)
-    axis, reduction = node.attributes.get_int("axis", 0), _reduction(node)
-
-    def dx() -> ir.Value:
-        return dy if reduction == "add" else op.ScatterElements(dy, indices, zeros_like(op, u), axis=axis)
-
-    return dx, None, lambda: op.GatherElements(dy, indices, axis=axis)
+    """Y = X with U written at I along axis, added, multiplied, or the extremum of both; see `_written`."""
+    axis = node.attributes.get_int("axis", 0)
+    return _written(op, node, dy, partial(op.ScatterElements, axis=axis), partial(op.GatherElements, axis=axis))
 
 
 @gradient_rule("ScatterND")
 def scatter_nd(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
-    """Y = X with U written at the index tuples I, or added; dX = dY, with 0 where written; dU = dY at I."""
-    _, indices, u = operands(node)
-    reduction = _reduction(node)
-
-    def dx() -> ir.Value:
-        return dy if reduction == "add" else op.ScatterND(dy, indices, zeros_like(op, u))
-
-    return dx, None, lambda: op.GatherND(dy, indices)
+    """Y = X with U written at the index tuples I, added, multiplied, or the extremum of both; see `_written`."""
+    return _written(op, node, dy, op.ScatterND, op.GatherND)
 
 
-def _reduction(node: ir.Node) -> str:
+def _written(
+    op: OpBuilder, node: ir.Node, dy: ir.Value, scatter: Callable[..., ir.Value], gather: Callable[..., ir.Value]
+) -> Thunks:
+    """The gradients of Y = X with U written at I; [I] reads at I, and Π, Σ go over the updates of a place.
+
+    none: dX = dY, with 0 where written; dU = dY[I]
+    add:  dX = dY; dU = dY[I]
+    mul:  Y = X∘ΠU; dX = dY∘ΠU; dU = (dY∘X)[I]∘Π of the other updates, which is found as in ReduceProd
+    max, min: m = [X = Y], n = [U = Y[I]]; dX = S∘m, dU = S[I]∘n, S = dY/(m + Σn): equals share the cotangent
+    """
+    x, indices, u = operands(node)
+    (y,) = node.outputs
     reduction = node.attributes.get_string("reduction", "none") or "none"
-    if reduction not in ("none", "add"):
-        raise refuse(node, f"has reduction={reduction!r}")
-    return reduction
+
+    @cache
+    def zeros() -> tuple[ir.Value, ir.Value]:
+        """Z = [U = 0], and U with 1 instead of 0."""
+        zero = indicator(op, op.Equal(u, 0.0), u)
+        return zero, op.Add(u, zero)
+
+    def others() -> ir.Value:
+        """P/(U + Z)∘([z = 0] + [z = 1]∘Z), P the product of what is not 0 and z = ΣZ."""
+        zero, nonzero = zeros()
+        p = gather(scatter(_ones_like(op, x), indices, nonzero, reduction="mul"), indices)
+        z = gather(scatter(zeros_like(op, x), indices, zero, reduction="add"), indices)
+        none, one = (indicator(op, op.Equal(z, count), u) for count in (0.0, 1.0))
+        return op.Mul(op.Div(p, nonzero), op.Add(none, op.Mul(one, zero)))
+
+    @cache
+    def equal() -> tuple[ir.Value, ir.Value]:
+        return indicator(op, op.Equal(x, y), x), indicator(op, op.Equal(u, gather(y, indices)), u)
+
+    @cache
+    def share() -> ir.Value:
+        m, n = equal()
+        return op.Div(dy, scatter(m, indices, n, reduction="add"))
+
+    match reduction:
+        case "none":
+            return lambda: scatter(dy, indices, zeros_like(op, u)), None, lambda: gather(dy, indices)
+        case "add":
+            return lambda: dy, None, lambda: gather(dy, indices)
+        case "mul":
+            return (
+                lambda: op.Mul(dy, scatter(_ones_like(op, x), indices, u, reduction="mul")),
+                None,
+                lambda: op.Mul(gather(op.Mul(dy, x), indices), others()),
+            )
+        case "max" | "min":
+            return (
+                lambda: op.Mul(share(), equal()[0]),
+                None,
+                lambda: op.Mul(gather(share(), indices), equal()[1]),
+            )
+    raise refuse(node, f"has reduction={reduction!r}")
+
+
+def _ones_like(op: OpBuilder, x: ir.Value) -> ir.Value:
+    return annotate(filled(op, 1.0, shape_of(op, x), x), x)
 
 
 @gradient_rule("TopK")
@@ -118,3 +168,38 @@ def top_k(op: OpBuilder, node: ir.Node, dy: ir.Value, di: None = None) -> Thunks
     x, indices = operands(node)[0], node.outputs[1]
     axis = node.attributes.get_int("axis", -1)
     return (lambda: op.ScatterElements(zeros_like(op, x), indices, dy, axis=axis),)
+
+
+@gradient_rule("OneHot")
+def one_hot(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y = b at the place I along axis, else a, of V = [a, b]; dV = [Σ dY∘(1 − H), Σ dY∘H], H = Y for V = [0, 1]."""
+    indices, depth, v = operands(node)
+
+    def dv() -> ir.Value:
+        h = op.OneHot(indices, depth, op.CastLike(op.Constant(value_floats=[0.0, 1.0]), v), **node.attributes)
+        a, b = (op.ReduceSum(op.Mul(dy, hot), keepdims=0) for hot in (op.Sub(1.0, h), h))
+        return annotate(op.Concat(*(op.Reshape(d, [1]) for d in (a, b)), axis=0), v)
+
+    return None, None, dv
+
+
+@gradient_rule("TensorScatter")
+def tensor_scatter(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y = X with U written along axis from the place I[b] of each batch b on; dX = dY, with 0 there; dU = dY there.
+
+    circular: what stands beyond the end goes to the beginning.
+    """
+    x, u, *start = operands(node)
+    axis = axis_of(node.attributes.get_int("axis", -2), x)
+
+    def du() -> ir.Value:
+        length = op.Squeeze(size_of(op, u, axis), [0])
+        places = op.Range(op.Constant(value_int=0), length, op.Constant(value_int=1))
+        places = op.Unsqueeze(places, [a for a in range(rank(x)) if a != axis])
+        if start:
+            places = op.Add(places, op.Unsqueeze(*start, list(range(1, rank(x)))))
+        if node.attributes.get_string("mode", "linear") == "circular":
+            places = op.Mod(places, size_of(op, x, axis))
+        return annotate(op.GatherElements(dy, op.Expand(places, shape_of(op, u)), axis=axis), u)
+
+    return lambda: op.TensorScatter(dy, zeros_like(op, u), *start, **node.attributes), du

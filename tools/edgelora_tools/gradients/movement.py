@@ -83,9 +83,10 @@ def slice_(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
 
     In steps of one the positions are a block, and dX is dY padded with zeros.
     """
-    x, starts, *_ = operands(node)
-    known = ints_of(starts)
-    axes = list(range(len(known) if known else rank(x))) if operand(node, 3) is None else ints_of(operand(node, 3))
+    x, starts = operands(node)[:2]
+    count = dims(starts)[0]
+    first = list(range(count)) if isinstance(count, int) else None
+    axes = first if operand(node, 3) is None else ints_of(operand(node, 3))
     steps = [1] if operand(node, 4) is None else ints_of(operand(node, 4))
 
     def block(axes: list[int]) -> ir.Value:
@@ -118,16 +119,18 @@ def _margins(op: OpBuilder, x: ir.Value, y: ir.Value, starts: ir.Value, axes: Se
 
 @gradient_rule("Pad")
 def pad(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
-    """Y = X with a border.
+    """Y = X with a border, or with its border cut off where a pad is negative.
 
-    constant: dX = dY without the border; dC = Σ dY − Σ dX
+    constant: dX = dY without the border, and 0 in the border that was cut off; dC = Σ dY − Σ dX
     other modes: dX = dY summed to the positions that each element of Y repeats
     """
     x, pads, axes = node.inputs[0], node.inputs[1], operand(node, 3)
     assert x is not None and pads is not None
-    mode = node.attributes.get_string("mode", "constant")
+    mode, known = node.attributes.get_string("mode", "constant"), ints_of(pads)
 
     def inner() -> ir.Value:
+        if known is None or min(known, default=0) < 0:
+            return annotate(op.Pad(dy, op.Neg(pads), None, axes), x)
         before, _ = op.Split(pads, num_outputs=2, _outputs=2)
         sizes = shape_of(op, x) if axes is None else op.Gather(shape_of(op, x), axes)
         return annotate(op.Slice(dy, before, op.Add(before, sizes), *([] if axes is None else [axes])), x)
@@ -139,6 +142,36 @@ def pad(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
         return op.Sub(op.ReduceSum(dy, keepdims=0), op.ReduceSum(inner(), keepdims=0))
 
     return inner if mode == "constant" else summed, None, dc
+
+
+@gradient_rule("CenterCropPad")
+def center_crop_pad(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y = the middle of X, or X in the middle of zeros, axis by axis; dX = the same of dY, to the sizes of X."""
+    x, axes = operands(node)[0], node.attributes.get_ints("axes", None)
+
+    def dx() -> ir.Value:
+        if axes is None:
+            return annotate(op.CenterCropPad(dy, shape_of(op, x)), x)
+        return annotate(op.CenterCropPad(dy, op.Concat(*(size_of(op, x, a) for a in axes), axis=0), axes=axes), x)
+
+    return (dx,)
+
+
+# --- an order or a choice that is computed
+
+
+@gradient_rule("ReverseSequence")
+def reverse_sequence(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y = X with the first n elements of each sequence reversed; dX = the same of dY."""
+    _, lengths = operands(node)
+    return (lambda: op.ReverseSequence(dy, lengths, **node.attributes),)
+
+
+@gradient_rule("Compress")
+def compress(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y = X where C holds, along axis or of all elements; dX = dY there, else 0."""
+    x, condition = operands(node)
+    return (lambda: add_at_positions(op, dy, op.Compress(positions_in(op, x), condition, **node.attributes), x),)
 
 
 # --- repeated and masked elements
@@ -157,6 +190,8 @@ def tile(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     x, repeats = operands(node)
 
     def dx() -> ir.Value:
+        if rank(x) == 0:
+            return dy
         pairs = op.Concat(op.Unsqueeze(repeats, [1]), op.Unsqueeze(shape_of(op, x), [1]), axis=1)
         apart = op.Reshape(dy, op.Reshape(pairs, [-1]))
         return annotate(op.ReduceSum(apart, list(range(0, 2 * rank(x), 2)), keepdims=0), x)

@@ -14,6 +14,9 @@ from onnxscript import OpBuilder
 
 Dim = int | str | None
 
+REAL = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+"""The types of real numbers. Whatever else is differentiated holds codes, and its cotangent is of real numbers."""
+
 
 def dims(x: ir.Value) -> tuple[Dim, ...]:
     """The dimensions of `x`: ints, names, or None where unknown.
@@ -42,13 +45,10 @@ def known_equal(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
 
 
 def annotate(x: ir.Value, like: ir.Value) -> ir.Value:
-    """Give `x` the shape and, unless it is an integer's, the type of `like`; returns `x`.
-
-    The cotangent of a tensor of integer codes is of real numbers.
-    """
+    """Give `x` the shape and, if that is of real numbers, the type of `like`; returns `x`."""
     if like.shape is not None:
         x.shape = ir.Shape(list(like.shape))
-    if like.dtype is not None and like.dtype.is_floating_point():
+    if like.dtype in REAL:
         x.type = like.type
     return x
 
@@ -70,6 +70,8 @@ def shape_of(op: OpBuilder, x: ir.Value) -> ir.Value:
     activation for its shape would hold its memory until then.
     """
     sizes = dims(x)
+    if not sizes:
+        return op.Constant(value=ir.tensor([], dtype=ir.DataType.INT64))
     if all(isinstance(d, int) for d in sizes):
         return op.Constant(value_ints=[d for d in sizes if isinstance(d, int)])
     sources = _dimension_sources(op)
@@ -103,10 +105,8 @@ def reshape_like(op: OpBuilder, y: ir.Value, like: ir.Value) -> ir.Value:
         return y
     unknown = [d for d in sizes if not isinstance(d, int)]
     if len(unknown) == 1 and 0 not in sizes:
-        target = [d if isinstance(d, int) else -1 for d in sizes]
-    else:
-        target = shape_of(op, like)
-    return annotate(op.Reshape(y, target), like)
+        return annotate(op.Reshape(y, [d if isinstance(d, int) else -1 for d in sizes]), like)
+    return annotate(op.Reshape(y, shape_of(op, like), allowzero=int(bool(unknown) or 0 in sizes)), like)
 
 
 def expand_like(op: OpBuilder, y: ir.Value, like: ir.Value) -> ir.Value:
@@ -131,8 +131,8 @@ def filled(op: OpBuilder, number: float, shape: ir.Value, like: ir.Value) -> ir.
 
 
 def zeros_like(op: OpBuilder, x: ir.Value) -> ir.Value:
-    """Zeros of the shape of `x`, and of its type unless that is an integer's: then float32, as its cotangent is."""
-    dtype = x.dtype if x.dtype is None or x.dtype.is_floating_point() else ir.DataType.FLOAT
+    """Zeros of the shape of `x`, and of its type unless that is one of codes: then float32, as its cotangent is."""
+    dtype = x.dtype if x.dtype is None or x.dtype in REAL else ir.DataType.FLOAT
     if dtype is None:
         raise ValueError(f"the type of {x.name!r} is not known")
     return annotate(op.ConstantOfShape(shape_of(op, x), value=ir.tensor([0.0], dtype=dtype)), x)
