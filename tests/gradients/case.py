@@ -19,6 +19,7 @@ class Case:
     absent optional input. `wrt` are the positions to differentiate (default: every input given as a
     shape). `positive` maps an input position to a lower bound (logarithms, roots), `within` to an
     interval. `outputs` is the number of outputs; `cotangents` those that receive one (default: all).
+    Quantized operators take and give codes: `codes` and `made` tell the types of those inputs and outputs.
     `computed` are positions of arrays that a rule cannot read: they become known when the graph runs.
     `not_run` says why ONNX Runtime cannot run the node itself.
     """
@@ -34,6 +35,8 @@ class Case:
     cotangents: tuple[int, ...] | None = None
     computed: tuple[int, ...] = ()
     label: str = ""
+    codes: Mapping[int, type] = field(default_factory=dict)
+    made: Mapping[int, type] = field(default_factory=dict)
     not_run: str = ""
 
     @property

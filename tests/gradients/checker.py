@@ -13,8 +13,10 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder
 
 from edgelora_tools.backward import differentiate
+from edgelora_tools.gradients.shapes import REAL
 from edgelora_tools.reference import evaluator
 from tests.gradients.case import Case
+from tests.gradients.surrogates import SURROGATES
 
 OPSET = 23
 STEP = 1e-6
@@ -79,7 +81,7 @@ def run_forward(case: Case, arrays: Arrays, opset: int = OPSET) -> Callable[[Map
     builder, _, outputs = forward(case, arrays, opset=opset)
     for i, y in enumerate(outputs):
         builder.add_output(y, f"y{i}")
-    model = evaluator(ir.Model(builder.graph, ir_version=10))
+    model = evaluator(ir.Model(builder.graph, ir_version=10), SURROGATES)
     return lambda xs: list(model.run(None, dict(xs)))
 
 
@@ -96,7 +98,8 @@ def build(case: Case, arrays: Arrays, ys: Arrays, symbolic: bool, opset: int = O
         y.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
     cotangents = {}
     for i in cotangents_of(case):
-        cotangents[outputs[i]] = builder.input(f"c{i}", outputs[i].dtype, outputs[i].shape)
+        dtype = outputs[i].dtype if outputs[i].dtype in REAL else ir.DataType.FLOAT
+        cotangents[outputs[i]] = builder.input(f"c{i}", dtype, outputs[i].shape)
     node = outputs[0].producer()
     assert node is not None
     sources = {i: value for i in wrt_of(case) if (value := values[i]) is not None}
@@ -118,7 +121,7 @@ def check(case: Case, symbolic: bool, seed: int = 0, directions: int = 3, rtol: 
     run = run_forward(case, arrays)
     ys = run(xs)
     cs = {f"c{i}": np.asarray(rng.standard_normal(ys[i].shape)) for i in cotangents_of(case)}
-    model = evaluator(build(case, arrays, ys, symbolic))
+    model = evaluator(build(case, arrays, ys, symbolic), SURROGATES)
     grads = model.run([f"grad.x{i}" for i in wrt], xs | cs)
     for i, grad in zip(wrt, grads, strict=True):
         x = xs[f"x{i}"]

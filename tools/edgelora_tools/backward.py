@@ -10,9 +10,14 @@ from onnxscript import OpBuilder
 
 from edgelora.errors import ConversionError
 from edgelora_tools.gradients import NON_DIFFERENTIABLE, QUANTIZERS, RULES, Thunks, key_of
-from edgelora_tools.gradients.shapes import dims, known_equal, refine
+from edgelora_tools.gradients.shapes import REAL, dims, known_equal, refine
 
-_REAL = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+_FLOAT8 = {
+    ir.DataType.FLOAT8E4M3FN,
+    ir.DataType.FLOAT8E4M3FNUZ,
+    ir.DataType.FLOAT8E5M2,
+    ir.DataType.FLOAT8E5M2FNUZ,
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def values_read(node: ir.Node) -> list[ir.Value]:
 def active_values(nodes: Iterable[ir.Node], wrt: Iterable[ir.Value]) -> set[ir.Value]:
     """The differentiable values that depend on any value of `wrt`, those of `wrt` among them.
 
-    Real numbers are differentiable, and so are the integers that stand for them: what a quantizer makes,
+    Real numbers are differentiable, and so are the codes that stand for them: what a quantizer makes,
     and what is computed from that.
     """
     active = set(wrt)
@@ -78,11 +83,14 @@ def active_values(nodes: Iterable[ir.Node], wrt: Iterable[ir.Value]) -> set[ir.V
         read = [x for x in values_read(node) if x in active]
         if not read or key_of(node) in NON_DIFFERENTIABLE:
             continue
-        codes = key_of(node) in QUANTIZERS or any(x.dtype is not None and x.dtype.is_integer() for x in read)
-        active.update(
-            y for y in node.outputs if y.dtype is None or y.dtype in _REAL or (codes and y.dtype.is_integer())
-        )
+        codes = key_of(node) in QUANTIZERS or any(_holds_codes(x) for x in read)
+        active.update(y for y in node.outputs if y.dtype is None or y.dtype in REAL or (codes and _holds_codes(y)))
     return active
+
+
+def _holds_codes(x: ir.Value) -> bool:
+    """Whether the values of `x` are of a type that quantizers make."""
+    return x.dtype is not None and (x.dtype.is_integer() or x.dtype in _FLOAT8)
 
 
 def differentiate(

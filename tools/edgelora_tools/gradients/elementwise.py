@@ -10,7 +10,7 @@ from onnxscript import OpBuilder
 
 from edgelora_tools.gradients.nodes import float_of, operand, operands, refuse
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
-from edgelora_tools.gradients.shapes import indicator, unbroadcast
+from edgelora_tools.gradients.shapes import REAL, indicator, unbroadcast
 
 # --- two operands
 
@@ -115,7 +115,7 @@ def extremum(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     (y,) = node.outputs
     if len(xs) == 1:
         return (lambda: dy,)
-    chosen = cache(lambda x: indicator(op, op.Equal(x, y), y))
+    chosen = cache(lambda x: indicator(op, op.Equal(x, y), dy))
     share = cache(lambda: op.Div(dy, op.Sum(*map(chosen, xs))))
     return [partial(lambda x: unbroadcast(op, op.Mul(share(), chosen(x)), x), x) for x in xs]
 
@@ -309,7 +309,7 @@ def dropout(op: OpBuilder, node: ir.Node, dy: ir.Value, dmask: None = None) -> T
 
 @gradient_rule("Cast", "CastLike")
 def cast(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
-    """Y = X in another floating-point type; dX = dY in the type of X."""
+    """Y = X in another type; dX = dY in the type of X, or as it is where X holds codes."""
     x = node.inputs[0]
     assert x is not None
-    return (lambda: dy if dy.dtype == x.dtype else op.CastLike(dy, x),)
+    return (lambda: dy if dy.dtype == x.dtype or x.dtype not in REAL else op.CastLike(dy, x),)
