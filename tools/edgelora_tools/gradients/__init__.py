@@ -11,6 +11,7 @@ from edgelora_tools.gradients import (
     movement,
     normalization,
     reductions,
+    resize,
 )
 from edgelora_tools.gradients.registry import (
     NON_DIFFERENTIABLE,
@@ -44,4 +45,5 @@ __all__ = [
     "non_differentiable",
     "normalization",
     "reductions",
+    "resize",
 ]

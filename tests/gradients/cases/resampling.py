@@ -1,0 +1,109 @@
+"""Resampling: resizing, sampling at points, pooling regions, adding up columns."""
+
+import numpy as np
+
+from tests.gradients.case import Case, axes
+
+MAPPINGS = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")
+NEAREST = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+
+
+def scales(*values):
+    """Scales: float32 `[n]`."""
+    return np.array(values, np.float32)
+
+
+def resize(shape, attributes, scales=None, sizes=None, roi=None, label=""):
+    """A case of Resize; `sizes` where there are no `scales`."""
+    return Case("Resize", [shape, roi, scales, sizes][: 3 if sizes is None else 4], attributes, label=label)
+
+
+_UP, _DOWN, _BOTH = (8, 10), (3, 4), (7, 4)
+_ROI = np.array([0.1, 0.2, 0.8, 0.9])
+_OUTSIDE = np.array([-0.3, 0.2, 0.8, 1.4])
+
+RESIZE = [
+    *(
+        resize((2, 3, 5, 6), {"mode": mode, "coordinate_transformation_mode": mapping}, sizes=axes(2, 3, *to))
+        for mode in ("nearest", "linear", "cubic")
+        for mapping in MAPPINGS
+        for to in (_UP, _DOWN, _BOTH)
+    ),
+    *(
+        resize((1, 2, 5, 6), {"nearest_mode": how, "coordinate_transformation_mode": mapping}, scales(1, 1, *by))
+        for how in NEAREST
+        for mapping in ("half_pixel", "asymmetric")
+        for by in ((2, 3), (1.75, 0.625))
+    ),
+    *(
+        resize((1, 2, 5, 6), {"mode": mode, "coordinate_transformation_mode": mapping}, scales(1, 1, 1.25, 0.75))
+        for mode in ("nearest", "linear", "cubic")
+        for mapping in ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "asymmetric")
+    ),
+    *(
+        resize((1, 2, 5, 6), {"mode": "linear", "coordinate_transformation_mode": m}, sizes=axes(1, 2, *to))
+        for m in ("pytorch_half_pixel", "align_corners", "half_pixel")
+        for to in ((1, 4), (1, 1), (5, 6))
+    ),
+    *(
+        resize((1, 2, 6, 5), {"mode": "cubic", "cubic_coeff_a": a, "exclude_outside": out}, sizes=axes(1, 2, 9, 3))
+        for a in (-0.75, -0.5)
+        for out in (0, 1)
+    ),
+    *(
+        resize((1, 2, 9, 5), {"mode": mode, "antialias": 1, "exclude_outside": out}, sizes=axes(1, 2, 4, 7))
+        for mode, out in (("linear", 0), ("cubic", 0), ("cubic", 1))
+    ),
+    *(
+        resize(
+            (1, 2, 5, 6),
+            {"mode": mode, "coordinate_transformation_mode": "tf_crop_and_resize", "axes": [2, 3], **outside},
+            sizes=axes(4, 7),
+            roi=roi,
+        )
+        for mode in ("nearest", "linear", "cubic")
+        for roi, outside in ((_ROI, {}), (_OUTSIDE, {"extrapolation_value": 2.5}))
+    ),
+    resize(
+        (1, 2, 5, 6),
+        {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize"},
+        scales(1, 1, 2, 1),
+        roi=np.array([0, 0, 0.25, 0, 1, 1, 0.75, 1]),
+        label="crop",
+    ),
+    *(
+        resize((1, 2, 4, 7), {"mode": mode, "axes": list(on), "keep_aspect_ratio_policy": policy}, sizes=axes(*to))
+        for mode in ("nearest", "linear", "cubic")
+        for policy in ("not_larger", "not_smaller")
+        for on, to in (((2, 3), (6, 8)), ((3, 2), (5, 9)), ((-1,), (5,)))
+    ),
+    resize(
+        (1, 2, 4, 8),
+        {
+            "mode": "linear",
+            "coordinate_transformation_mode": "tf_crop_and_resize",
+            "axes": [2, 3],
+            "keep_aspect_ratio_policy": "not_larger",
+        },
+        sizes=axes(6, 20),
+        roi=_ROI,
+        label="crop of a ratio",
+    ),
+    resize((2, 3, 4), {"keep_aspect_ratio_policy": "not_larger"}, sizes=axes(4, 7, 9), label="every axis"),
+    resize((2, 3, 4, 5), {"nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}, scales(2, 3, 1, 2)),
+    resize((5,), {}, scales(1.6)),
+    resize((3, 4), {"mode": "linear"}, sizes=axes(5, 2)),
+    resize((2, 3, 4), {"mode": "linear"}, scales(1, 1, 2.0)),
+    resize((2, 3, 4), {"mode": "linear", "axes": [2]}, sizes=axes(7)),
+    resize((1, 2, 3, 4, 5), {"mode": "linear"}, sizes=axes(1, 2, 5, 3, 9)),
+    resize(
+        (1, 2, 3, 2, 2),
+        {"nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"},
+        scales(1, 1, 2, 3, 1),
+    ),
+    resize((1, 4, 5, 2), {"mode": "linear"}, scales(1, 1.5, 2, 1), label="channels last"),
+    resize((1, 2, 5, 6), {"axes": [-2]}, scales(2)),
+    Case("Resize", [(1, 2, 3, 4), np.zeros(0), scales(), axes(1, 2, 6, 5)], label="empty roi and scales"),
+]
+
+CASES = [*RESIZE]
