@@ -1,13 +1,15 @@
 """An adapter: named tensors and their settings, in PEFT's layout on disk.
 
 In memory tensors have the graph's orientation, A `[in, r]`, B `[r, out]`; on disk PEFT's, lora_A
-`[r, in]`, lora_B `[out, r]`. `docs/adapter-format.md` specifies the files.
+`[r, in]`, lora_B `[out, r]`. A convolution's are the same in both, A `[r, in, *kernel]`, B `[out, r/groups, 1, ...]`.
+`docs/adapter-format.md` specifies the files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +39,7 @@ _TASK_TYPES = {
 }
 _JSON_LIMIT, _TENSORS_LIMIT = 16 << 20, 2 << 30
 _SHOWN = 20
+_MOST_AXES = 5
 
 Floats = NDArray[np.float32]
 
@@ -45,7 +48,7 @@ Floats = NDArray[np.float32]
 class Adapter:
     """One person's adapter.
 
-    `tensors` holds `{point}.lora_A` `[in, r]`, `{point}.lora_B` `[r, out]` (not scaled), and the head's
+    `tensors` holds `{point}.lora_A` and `{point}.lora_B` (not scaled) in the point's shapes, and the head's
     weight `[outputs, features]` and bias `[outputs]`, all float32. `labels` names the head's outputs, None where
     they have no names (regression) or there is no head. `training` is the record of the run that made it, empty
     if none did. Nothing is checked here; `validate` does.
@@ -76,7 +79,7 @@ class Adapter:
     def feeds(self, manifest: Manifest) -> dict[str, Floats]:
         """The graph inputs: B multiplied by the scale, rank 0 where a point has no adapter, the head if any.
 
-        A is `[in, r]`, B `[r, out]`, float32. Dropout's factor is not in them: it is training's alone.
+        A and B are in the point's shapes, float32. Dropout's factor is not in them: it is training's alone.
         """
         feeds = absent_adapter(manifest)
         for point in manifest.points:
@@ -102,7 +105,7 @@ class Adapter:
             )
         problems = [
             *self._shape_problems(manifest),
-            *self._rank_problems(),
+            *self._rank_problems(manifest),
             *self._head_problems(manifest),
             *(f"{n} is {t.dtype}, not float32" for n, t in self.tensors.items() if t.dtype != np.float32),
             *(f"{n} holds NaN or infinity" for n, t in self.tensors.items() if not np.isfinite(t).all()),
@@ -113,8 +116,9 @@ class Adapter:
     def _shape_problems(self, manifest: Manifest) -> list[str]:
         expected: dict[str, tuple[int | str, ...]] = {}
         for point in manifest.points:
-            expected[point.input_a] = (point.in_features, "r")
-            expected[point.input_b] = ("r", point.out_features)
+            rank = self.config.rank(point.id)
+            a, b = point.shape_a(rank), point.shape_b(rank)
+            expected |= {point.input_a: a, point.input_b: b} if point.kernel else _any_rank(point)
         if manifest.head is not None:
             outputs = "outputs" if self.labels is None else len(self.labels)
             expected |= {manifest.head.weight: (outputs, manifest.head.features), manifest.head.bias: (outputs,)}
@@ -130,8 +134,8 @@ class Adapter:
                 problems.append(f"{name} has shape {list(tensor.shape)} where [{shape}] is expected")
         return problems
 
-    def _rank_problems(self) -> list[str]:
-        problems: list[str] = []
+    def _rank_problems(self, manifest: Manifest) -> list[str]:
+        problems = group_problems(self.config, [p for p in manifest.points if p.input_a in self.tensors])
         suffixes = (".lora_A", ".lora_B")
         for point in sorted({n.removesuffix(x) for x in suffixes for n in self.tensors if n.endswith(x)}):
             a, b = self.tensors.get(f"{point}.lora_A"), self.tensors.get(f"{point}.lora_B")
@@ -159,12 +163,27 @@ class Adapter:
         return problems
 
 
+def _any_rank(point: InsertionPoint) -> dict[str, tuple[int | str, ...]]:
+    """The shapes of a linear point's tensors, the rank left open: A and B are held against each other elsewhere."""
+    return {point.input_a: (point.in_features, "r"), point.input_b: ("r", point.out_features)}
+
+
+def group_problems(config: LoraConfig, points: Sequence[InsertionPoint]) -> list[str]:
+    """Convolutions in groups whose rank is no multiple of them: B could not be divided (as in PEFT)."""
+    return [
+        f"{point.id} is a convolution in {point.groups} groups and its rank {config.rank(point.id)} is no multiple of "
+        "that: give it another rank with rank_pattern, or leave it out of target_modules"
+        for point in points
+        if config.rank(point.id) % point.groups
+    ]
+
+
 def absent_adapter(manifest: Manifest) -> dict[str, Floats]:
-    """The base model's feeds: at every point A `[in, 0]` and B `[0, out]`."""
+    """The base model's feeds: at every point an A and a B of rank 0."""
     feeds: dict[str, Floats] = {}
     for point in manifest.points:
-        feeds[point.input_a] = np.zeros((point.in_features, 0), np.float32)
-        feeds[point.input_b] = np.zeros((0, point.out_features), np.float32)
+        feeds[point.input_a] = np.zeros(point.shape_a(0), np.float32)
+        feeds[point.input_b] = np.zeros(point.shape_b(0), np.float32)
     return feeds
 
 
@@ -180,19 +199,24 @@ def new_adapter(
     outputs: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> Adapter:
-    """A fresh adapter: A uniform in ±1/√in (PEFT's Kaiming initialisation), B zero; head N(0, 0.02), bias zero.
+    """A fresh adapter: A uniform in ±1/√(inputs of an output) (PEFT's Kaiming initialisation), B zero; head N(0,
+    0.02), bias zero.
 
     The head has a row per label, or `outputs` rows. `rng` draws the values (default: seed 0).
 
     Raises:
-        ConfigError: a pattern matches nothing, or the head needs labels and there are none, or bad ones.
+        ConfigError: a pattern matches nothing, a rank does not suit a convolution in groups, or the head needs
+            labels and there are none, or bad ones.
     """
     rng = np.random.default_rng(0) if rng is None else rng
     problems = label_problems(labels or ())
     if problems:
         raise ConfigError("; ".join(problems))
     tensors: dict[str, Floats] = {}
-    for point in select_points(manifest.points, config):
+    points = select_points(manifest.points, config)
+    if problems := group_problems(config, points):
+        raise ConfigError("\n".join(problems))
+    for point in points:
         tensors |= _fresh(point, config.rank(point.id), rng)
     if manifest.head is not None:
         rows = len(labels) if labels is not None else outputs
@@ -221,9 +245,9 @@ def is_unicode(text: str) -> bool:
 
 
 def _fresh(point: InsertionPoint, rank: int, rng: np.random.Generator) -> dict[str, Floats]:
-    bound = 1.0 / point.in_features**0.5
-    a = rng.uniform(-bound, bound, (point.in_features, rank)).astype(np.float32)
-    return {point.input_a: a, point.input_b: np.zeros((rank, point.out_features), np.float32)}
+    bound = 1.0 / (point.in_features * math.prod(point.kernel)) ** 0.5
+    a = rng.uniform(-bound, bound, point.shape_a(rank)).astype(np.float32)
+    return {point.input_a: a, point.input_b: np.zeros(point.shape_b(rank), np.float32)}
 
 
 def to_files(adapter: Adapter) -> dict[str, bytes]:
@@ -335,7 +359,7 @@ def _parse_tensors(content: bytes, path: Path) -> dict[str, Floats]:
             problems.append(f"{key} is there twice")
         elif array is None:
             problems.append(
-                f"{key} is {entry['dtype']} {entry['shape']}; vectors and matrices of F32, F16 and BF16 are read"
+                f"{key} is {entry['dtype']} {entry['shape']}; F32, F16 and BF16 with at most {_MOST_AXES} axes are read"
             )
         elif not np.isfinite(array).all():
             problems.append(f"{key} holds NaN or infinity: its training diverged, or the file is damaged")
@@ -360,7 +384,7 @@ def _repeated_keys(content: bytes) -> list[str]:
 
 def _float32(dtype: str, data: bytes | bytearray, shape: Sequence[int]) -> Floats | None:
     """The array in float32, or None if it is of another type or of a shape that no adapter has."""
-    if len(shape) > 2 or any(size > len(data) for size in shape):
+    if len(shape) > _MOST_AXES or any(size > len(data) for size in shape):
         return None
     if dtype == "F32":
         return np.frombuffer(data, "<f4").astype(np.float32).reshape(shape)

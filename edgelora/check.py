@@ -8,6 +8,7 @@ against the one without, by masks of ones, and against differences of its own lo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -312,8 +313,10 @@ def loss_feeds(
 
 
 def _random_pair(point: InsertionPoint, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
-    a = rng.standard_normal((point.in_features, _RANK)).astype(np.float32) / np.float32(point.in_features**0.5)
-    b = rng.standard_normal((_RANK, point.out_features)).astype(np.float32) / np.float32(_RANK**0.5)
+    rank = -(-_RANK // point.groups) * point.groups
+    inputs, inner = point.in_features * math.prod(point.kernel), rank // point.groups
+    a = rng.standard_normal(point.shape_a(rank)).astype(np.float32) / np.float32(inputs**0.5)
+    b = rng.standard_normal(point.shape_b(rank)).astype(np.float32) / np.float32(inner**0.5)
     return a, b
 
 

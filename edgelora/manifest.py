@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from types import UnionType
@@ -11,7 +12,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from edgelora.errors import BundleError
 
 FORMAT = "edgelora-bundle"
-FORMAT_VERSION = (1, 0)
+FORMAT_VERSION = (1, 1)
 Body = Mapping[str, Any]
 
 
@@ -26,9 +27,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class InsertionPoint:
-    """A linear product of the base, `[..., in_features] -> [..., out_features]`, that adapters may join.
+    """A frozen product of the base that adapters may join.
 
-    `id` is a stable dotted path (the module path where the source has one), `layer` the index of
+    A linear one maps `[..., in_features]` to `[..., out_features]` (`kernel` is empty), a convolution `[batch,
+    in_features, ...]` to `[batch, out_features, ...]` with a kernel of this size an axis, in `groups` groups of
+    channels. `id` is a stable dotted path (the module path where the source has one), `layer` the index of
     the block it stands in, or None, `op` the ONNX operator.
     """
 
@@ -37,20 +40,31 @@ class InsertionPoint:
     in_features: int
     out_features: int
     layer: int | None = None
+    kernel: tuple[int, ...] = ()
+    groups: int = 1
 
     @property
     def input_a(self) -> str:
-        """Name of the graph input for A, `[in_features, r]`."""
+        """Name of the graph input for A."""
         return f"{self.id}.lora_A"
 
     @property
     def input_b(self) -> str:
-        """Name of the graph input for B, `[r, out_features]`, fed already multiplied by the scale."""
+        """Name of the graph input for B, fed already multiplied by the scale."""
         return f"{self.id}.lora_B"
+
+    def shape_a(self, rank: int) -> tuple[int, ...]:
+        """The shape of A: `[in_features, r]`, or `[r, in_features, *kernel]` of a convolution (as PEFT has it)."""
+        return (rank, self.in_features, *self.kernel) if self.kernel else (self.in_features, rank)
+
+    def shape_b(self, rank: int) -> tuple[int, ...]:
+        """The shape of B: `[r, out_features]`, or `[out_features, r/groups, 1, ...]` of a convolution."""
+        ones = (1,) * len(self.kernel)
+        return (self.out_features, rank // self.groups, *ones) if self.kernel else (rank, self.out_features)
 
     def parameters(self, rank: int) -> int:
         """Trainable parameters that `rank` costs at this point."""
-        return rank * (self.in_features + self.out_features)
+        return math.prod(self.shape_a(rank)) + math.prod(self.shape_b(rank))
 
 
 @dataclass(frozen=True)

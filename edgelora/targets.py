@@ -15,22 +15,24 @@ _NEAREST = 3
 
 
 def select_points(points: Sequence[InsertionPoint], config: LoraConfig) -> tuple[InsertionPoint, ...]:
-    """The points that the settings name, in their order. An empty `target_modules` selects none.
+    """The points that the settings name, in their order: all where `target_modules` is None, none where it is empty.
 
-    Unlike PEFT, `layers_to_transform` also restricts "all-linear".
+    "all-linear" leaves convolutions out, as PEFT does. Unlike PEFT, `layers_to_transform` also restricts "all-linear".
 
     Raises:
         ConfigError: a pattern that matches nothing (each with the nearest names), or nothing left at all.
     """
     ids = [point.id for point in points]
-    targets = ALL_LINEAR if config.target_modules is None else config.target_modules
+    targets = config.target_modules
     problems = [
         *_unmatched("target_modules", targets, ids),
         *_unmatched("exclude_modules", config.exclude_modules, ids),
     ]
     if problems:
         raise ConfigError("\n".join(problems))
-    named = [p for p in points if matches(targets, p.id)]
+    named = [p for p in points if targets is None or matches(targets, p.id)]
+    if targets == ALL_LINEAR:
+        named = [p for p in points if not p.kernel]
     chosen = tuple(p for p in named if not _excluded(config, p.id) and _in_layers(config, p.id))
     if named and not chosen:
         raise ConfigError(

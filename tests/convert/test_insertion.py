@@ -30,7 +30,10 @@ def test_points_as_json_and_table(bundle_copy, capsys):
         "in_features": 16,
         "out_features": 32,
         "layer": 0,
+        "kernel": [],
+        "groups": 1,
         "parameters": 4 * (16 + 32),
+        "gradient": True,
     }
     assert made["points"][-1]["id"] == "pooler.dense"
     assert made["points"][-1]["op"] == "Gemm"

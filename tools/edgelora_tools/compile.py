@@ -81,7 +81,7 @@ def convert(
     base = prune(model, options)
     sites = find_sites(base)
     if not sites:
-        raise ConversionError("the model has no MatMul or Gemm with a frozen matrix: there is nothing to adapt")
+        raise ConversionError("the model has no MatMul, Gemm or Conv with frozen weights: there is nothing to adapt")
     points = tuple(site.point for site in sites)
     chosen = select_points(points, targets(points, options))
     progress(f"{len(chosen)} of {len(points)} insertion points")
@@ -158,11 +158,13 @@ def _upstream(values: Iterable[ir.Value], stop: Container[ir.Value] = ()) -> set
 
 
 def targets(points: Sequence[InsertionPoint], options: ConvertOptions) -> LoraConfig:
-    """Which points the bundle can adapt: those asked for, else attention's usual ones, else all."""
+    """Which points the bundle can adapt: those asked for, else attention's usual ones, else all.
+
+    A convolution in groups must be asked for: its B costs as much as the frozen kernel.
+    """
     usual = tuple(t for t in USUAL_TARGETS if any(p.id == t or p.id.endswith(f".{t}") for p in points))
-    return LoraConfig(
-        target_modules=options.target_modules or usual or "all-linear", exclude_modules=options.exclude_modules
-    )
+    dense = tuple(p.id for p in points if p.groups == 1) if any(p.kernel for p in points) else "all-linear"
+    return LoraConfig(target_modules=options.target_modules or usual or dense, exclude_modules=options.exclude_modules)
 
 
 def adapt(
@@ -197,7 +199,7 @@ def _insert(op: OpBuilder, site: Site, method: AdapterMethod, dropout: bool) -> 
             mask = op.builder.input(name, ir.DataType.UINT8, list(dims(x)))
             seen = op.Mul(x, op.Cast(mask, to=ir.DataType.FLOAT))
             seen.shape, seen.type = x.shape, x.type
-        adapted = op.Add(y, method.delta(op, seen, tensors))
+        adapted = op.Add(y, method.delta(op, product, seen, tensors))
         adapted.shape, adapted.type = y.shape, y.type
         for node, position in readers:
             node.replace_input_with(position, adapted)

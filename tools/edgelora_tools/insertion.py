@@ -1,4 +1,4 @@
-"""Find the insertion points: the linear products of the base, with stable dotted ids."""
+"""Find the insertion points: the linear products and convolutions of the base, with stable dotted ids."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import ast
 import re
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from edgelora.manifest import InsertionPoint
+from edgelora_tools.frozen import is_frozen, same_frozen, source_of
+from edgelora_tools.gradients.shapes import dims
 
 _LAYER = re.compile(r"(?:.*\.)?[^.]+\.(\d+)\.")
 _CALL = re.compile(r"_\d+$")  # TorchScript counts the calls of a module
+_CODES = re.compile(r"_(quantized|q|Q\d\w*)$")  # what quantization tools append to the name of a weight
 _ANONYMOUS = re.compile(r"onnx::|val_\d|v_\d|/|_|\d+$")
 
 
@@ -25,68 +27,103 @@ class Site:
 
 
 def find_sites(model: ir.Model) -> list[Site]:
-    """Every MatMul and Gemm of an activation with a frozen matrix, in the order of the graph.
+    """Every product of an activation with a frozen matrix, and every frozen convolution, in the order of the graph.
 
     A weight that several nodes use under one id (a module called more than once) is one site.
     """
-    found: list[tuple[str, ir.Value, list[tuple[ir.Node, ir.Value]]]] = []
+    found: list[tuple[str, ir.Value, ir.Node, list[tuple[ir.Node, ir.Value]]]] = []
     for node in model.graph:
-        weight = _frozen_matrix(node)
+        weight = _frozen_matrix(node) or _frozen_kernel(node)
         if weight is not None:
-            output = _biased_output(node)
+            reader, output = _ends(node)
             path = _module_path(node, weight, output)
             names = (path, _CALL.sub("", path)) if _has_scopes(node) else (path,)
-            calls = next((uses for p, w, uses in found if p in names and _same_weight(w, weight)), None)
+            calls = next((uses for p, w, _, uses in found if p in names and same_frozen(w, weight)), None)
             if calls is None:
                 calls = []
-                found.append((path, weight, calls))
-            calls.append((node, output))
+                found.append((path, weight, node, calls))
+            calls.append((reader, output))
     sites, taken = [], set()
-    for path, weight, uses in found:
+    for path, weight, node, uses in found:
         unique, n = path, 1
         while unique in taken:
             n += 1
             unique = f"{path}_{n}"
         taken.add(unique)
-        node = uses[0][0]
-        assert weight.const_value is not None
-        rows, columns = weight.const_value.shape.numpy()
-        if node.op_type == "Gemm" and node.attributes.get_int("transB", 0):
-            rows, columns = columns, rows
         layer = _LAYER.match(unique + ".")
-        point = InsertionPoint(unique, node.op_type, int(rows), int(columns), int(layer[1]) if layer else None)
+        point = _point(unique, node, weight, int(layer[1]) if layer else None)
         sites.append(Site(point, tuple(uses)))
     return sites
 
 
-def _same_weight(a: ir.Value, b: ir.Value) -> bool:
-    """Whether they are one weight: exporters transpose a weight anew for each call of its module."""
-    if a is b:
-        return True
-    first, second = a.const_value, b.const_value
-    assert first is not None and second is not None
-    return first.shape == second.shape and np.array_equal(first.numpy(), second.numpy())
+def _point(name: str, node: ir.Node, weight: ir.Value, layer: int | None) -> InsertionPoint:
+    shape = [d for d in dims(weight) if isinstance(d, int)]
+    if node.op_type == "Conv":
+        groups = node.attributes.get_int("group", 1)
+        return InsertionPoint(name, "Conv", shape[1] * groups, shape[0], layer, tuple(shape[2:]), groups)
+    rows, columns = reversed(shape) if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) else shape
+    return InsertionPoint(name, node.op_type, rows, columns, layer)
 
 
 def _frozen_matrix(node: ir.Node) -> ir.Value | None:
-    if node.op_type not in ("MatMul", "Gemm") or node.domain not in ("", "ai.onnx"):
+    if node.op_type not in ("MatMul", "Gemm", "MatMulInteger") or node.domain not in ("", "ai.onnx"):
         return None
     x, weight = node.inputs[:2]
-    if x is None or weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
+    if x is None or is_frozen(x) or weight is None or not is_frozen(weight) or node.attributes.get_int("transA", 0):
         return None
-    if x.const_value is not None or node.attributes.get_int("transA", 0):
+    if node.op_type == "MatMulInteger" and not _quantizes_dynamically(x.producer()):
         return None
-    return weight
+    return weight if weight.shape is not None and len(weight.shape) == 2 and weight.shape.is_static() else None
 
 
-def _biased_output(node: ir.Node) -> ir.Value:
-    """The output of the product, or of the Add that is its bias."""
-    (y,) = node.outputs
+def _frozen_kernel(node: ir.Node) -> ir.Value | None:
+    if node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):
+        return None
+    x, kernel = node.inputs[:2]
+    if x is None or is_frozen(x) or kernel is None or not is_frozen(kernel):
+        return None
+    return kernel if kernel.shape is not None and kernel.shape.is_static() else None
+
+
+def _ends(node: ir.Node) -> tuple[ir.Node, ir.Value]:
+    """Where a product takes its real input, and where it gives its real output, which is that of its bias if it has one."""
+    x, y = node.inputs[0], node.outputs[0]
+    quantizer = x.producer() if x is not None and node.op_type == "MatMulInteger" else None
+    return (quantizer, _biased(_scaled(y, quantizer.outputs[1]))) if quantizer else (node, _biased(y))
+
+
+def _quantizes_dynamically(node: ir.Node | None) -> bool:
+    return node is not None and node.op_type == "DynamicQuantizeLinear"
+
+
+def _scaled(y: ir.Value, scale: ir.Value) -> ir.Value:
+    """What becomes of an integer product: a Cast, and Mul by the scale of the input and by that of the weight."""
+    left = [lambda s: s is scale, is_frozen]
+    while (user := _only_user(y)) is not None and user.op_type in ("Cast", "Mul"):
+        if user.op_type == "Mul":
+            factors = [s for s in user.inputs if s is not y]
+            product = factors[0].producer() if len(factors) == 1 and factors[0] is not None else None
+            if product is not None and product.op_type == "Mul" and scale in product.inputs:
+                factors = list(product.inputs)
+            kept = [test for test in left if not any(test(s) for s in factors)]
+            if len(left) - len(kept) != len(factors):
+                break
+            left = kept
+        y = user.outputs[0]
+    return y
+
+
+def _only_user(y: ir.Value) -> ir.Node | None:
     uses = y.uses()
-    if len(uses) == 1 and not y.is_graph_output():
-        ((user, position),) = uses
-        other = user.inputs[1 - position] if user.op_type == "Add" else None
-        if other is not None and other.const_value is not None and len(other.const_value.shape) <= 1:
+    return uses[0][0] if len(uses) == 1 and not y.is_graph_output() else None
+
+
+def _biased(y: ir.Value) -> ir.Value:
+    """The output of the product, or of the Add that is its bias."""
+    user = _only_user(y)
+    if user is not None and user.op_type == "Add":
+        bias = next((x for x in user.inputs if x is not y), None)
+        if bias is not None and is_frozen(bias) and bias.shape is not None and len(bias.shape) <= 1:
             return user.outputs[0]
     return y
 
@@ -97,7 +134,7 @@ def _module_path(node: ir.Node, weight: ir.Value, output: ir.Value) -> str:
     In order: the weight's name, the module scopes of the dynamo exporter, the path that the TorchScript
     exporter writes into node names, the bias's name, the node's name.
     """
-    name = str(weight.name)
+    name = _CODES.sub("", str(source_of(weight).name))
     if name.endswith(".weight") and not _ANONYMOUS.match(name):
         return name.removesuffix(".weight")
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")

@@ -15,13 +15,23 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript import optimizer, rewriter, version_converter
+from onnxscript.rewriter.rules import common as rules
 
 from edgelora.errors import ConversionError
+from edgelora_tools.frozen import decodes
+from edgelora_tools.passes.expand import expand, foreign, learn_types
 from edgelora_tools.passes.fuse_patterns import fuse_patterns
 
 OLDEST_OPSET, OPSET, NEWEST_OPSET = 11, 21, 23
 _FOLD_LIMIT = 1 << 40
+_BATCH_NORM_FOLDS = (
+    rules.fuse_batchnorm_into_conv_rule,
+    rules.fuse_batchnorm_into_conv_transpose_rule,
+    rules.fuse_batchnorm_into_gemm_rule,
+)
+_REWRITES = tuple(rule for rule in rewriter._DEFAULT_REWRITE_RULES if rule not in _BATCH_NORM_FOLDS)
 _ROUNDS = 4
+_HIDDEN = "edgelora.hidden"  # the domain of operators that ONNX's converter does not know, while it runs
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _STORAGE = {"Cast", "CastLike", "Identity", "Transpose", "Reshape", "Constant"}
 
@@ -36,6 +46,7 @@ def normalize(model: ir.Model, fuse: bool = True) -> ir.Model:
     _lift_weights(model)
     model = _bring_to_opset(model)
     bring_to_float32(model)
+    expand(model)
     _simplify(model)
     if fuse:
         fuse_patterns(model)
@@ -73,8 +84,18 @@ def _bring_to_opset(model: ir.Model) -> ir.Model:
 
 
 def _convert_by_onnx(model: ir.Model, opset: int) -> None:
-    """ONNX's own converter, with the weights held back: it copies what it is given, several times."""
+    """ONNX's own converter, with the weights held back: it copies what it is given, several times.
+
+    It infers nothing for operators that ONNX does not define, and needs ranks after them: ONNX Runtime tells these.
+    """
     graph = model.graph
+    others = [node for node in graph.all_nodes() if foreign(node) or not _is_defined(node, graph.opset_imports[""])]
+    if others:
+        learn_types(model)
+    told = {y.name for node in others for y in node.outputs}
+    hidden = [node for node in others if node.domain in ("", "ai.onnx")]
+    for node in hidden:
+        node.domain = _HIDDEN
     kept = {v.name: v for v in graph.initializers.values() if v.const_value is not None and v.const_value.nbytes > 1024}
     inputs = list(graph.inputs)
     for value in kept.values():
@@ -83,9 +104,9 @@ def _convert_by_onnx(model: ir.Model, opset: int) -> None:
     try:
         with onnx_errors(f"opset {graph.opset_imports['']} could not be brought to {opset}"):
             proto = ir.to_proto(model)
-            for value in proto.graph.value_info:
-                value.type.Clear()
+            known = [value for value in proto.graph.value_info if value.name in told]
             del proto.graph.value_info[:]
+            proto.graph.value_info.extend(known)
             converted = ir.from_proto(onnx.version_converter.convert_version(proto, opset))
     finally:
         graph.inputs[:] = inputs
@@ -97,8 +118,15 @@ def _convert_by_onnx(model: ir.Model, opset: int) -> None:
             value.const_value = original.const_value
             converted.graph.inputs.remove(value)
             converted.graph.register_initializer(value)
+    for node in converted.graph.all_nodes():
+        node.domain = "" if node.domain == _HIDDEN else node.domain
     _restore_metadata(converted.graph, graph)
     model.graph = converted.graph
+
+
+def _is_defined(node: ir.Node, opset: int) -> bool:
+    """Whether ONNX has the operator at this opset; ONNX Runtime takes some of its default domain at any."""
+    return node.domain not in ("", "ai.onnx") or onnx.defs.has(node.op_type, opset, "")
 
 
 def _restore_metadata(new: ir.Graph, old: ir.Graph) -> None:
@@ -144,16 +172,22 @@ def bring_to_float32(model: ir.Model) -> None:
 
 
 def _simplify(model: ir.Model) -> None:
-    """Fold constants of any size and apply the library's rewrites.
+    """Fold constants of any size and apply the library's rewrites; the codes of quantized weights stay codes.
 
-    Equal weights stay apart: their names tell the modules that they belong to.
+    Equal weights stay apart: their names tell the modules that they belong to. A BatchNormalization stays
+    behind its convolution: an adapter stands between them (PEFT's does). Where none does, ONNX Runtime folds
+    it when it loads the graph.
     """
     with _quiet():
         for _ in range(_ROUNDS):
             folded = optimizer.fold_constants(
-                model, onnx_shape_inference=True, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT
+                model,
+                onnx_shape_inference=True,
+                input_size_limit=_FOLD_LIMIT,
+                output_size_limit=_FOLD_LIMIT,
+                should_fold=lambda node: False if decodes(node) else None,
             )
-            rewriter.rewrite(model)
+            rewriter.rewrite(model, _REWRITES)
             if not folded.modified:
                 break
     _remove_dropout(model)

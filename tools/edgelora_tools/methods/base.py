@@ -23,8 +23,8 @@ class AdapterMethod(Protocol):
         """The graph inputs that hold the adapter at `point`."""
         ...
 
-    def delta(self, op: OpBuilder, x: ir.Value, tensors: Sequence[ir.Value]) -> ir.Value:
-        """Emit what is added to the base's output: x is `[..., in]`, the result `[..., out]`."""
+    def delta(self, op: OpBuilder, product: ir.Node, x: ir.Value, tensors: Sequence[ir.Value]) -> ir.Value:
+        """Emit what is added to the output of the frozen `product`, whose input is `x`."""
         ...
 
     def lower(self, op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:

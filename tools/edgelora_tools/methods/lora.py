@@ -1,4 +1,4 @@
-"""LoRA: y = x·W + s·(x·A)·B, A [in, r], B [r, out] (Hu et al. 2021, arXiv:2106.09685).
+"""LoRA: y = x·W + s·(x·A)·B, A [in, r], B [r, out], or convolutions (Hu et al. 2021, arXiv:2106.09685).
 
 No scale stands in the graph: the host feeds B' = s·B and multiplies dB' by s (docs/decisions/0002). The node is
 the delta alone; the base product and the Add stay outside, so that a pass can change the frozen product
@@ -27,14 +27,19 @@ class Lora:
 
     def tensors(self, point: InsertionPoint) -> tuple[TensorSpec, ...]:
         rank = f"{point.id}.r"
-        return (
-            TensorSpec(point.input_a, "float32", (point.in_features, rank)),
-            TensorSpec(point.input_b, "float32", (rank, point.out_features)),
-        )
+        if point.kernel:
+            inner = rank if point.groups == 1 else f"{point.id}.r/{point.groups}"
+            a: tuple[int | str, ...] = (rank, point.in_features, *point.kernel)
+            b: tuple[int | str, ...] = (point.out_features, inner, *(1 for _ in point.kernel))
+        else:
+            a, b = (point.in_features, rank), (rank, point.out_features)
+        return TensorSpec(point.input_a, "float32", a), TensorSpec(point.input_b, "float32", b)
 
-    def delta(self, op: OpBuilder, x: ir.Value, tensors: Sequence[ir.Value]) -> ir.Value:
-        """Emit Lora(X, A, B) -> (Y, H): H = X·A `[..., r]`, Y = H·B `[..., out]`."""
+    def delta(self, op: OpBuilder, product: ir.Node, x: ir.Value, tensors: Sequence[ir.Value]) -> ir.Value:
+        """Emit Lora(X, A, B) -> (Y, H): H = X·A `[..., r]`, Y = H·B `[..., out]`; or a convolution's delta."""
         a, b = tensors
+        if product.op_type == "Conv":
+            return _convolution(op, product, x, a, b)
         assert x.shape is not None and a.shape is not None and b.shape is not None
         y, h = op.builder.opset(DOMAIN, 1).Lora(x, a, b, _outputs=2)
         for value, last in ((y, b.shape[1]), (h, a.shape[1])):
@@ -45,6 +50,19 @@ class Lora:
         x, a, b = node.inputs
         h = op.MatMul(x, a)
         return op.MatMul(h, b), h
+
+
+def _convolution(op: OpBuilder, product: ir.Node, x: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+    """H = X ⋆ A with the base's window, Y = H ⋆ B in the base's groups, 1×1 (peft.tuners.lora.layer._ConvNd).
+
+    Plain convolutions, with the gradient rule of Conv: its products have r channels on one side.
+    """
+    window = {k: v for k, v in product.attributes.items() if k != "group"}
+    y = product.outputs[0]
+    h = op.Conv(x, a, **window)
+    if y.shape is not None and a.shape is not None:
+        h.shape, h.type = ir.Shape([y.shape[0], a.shape[0], *y.shape[2:]]), y.type
+    return op.Conv(h, b, group=product.attributes.get_int("group", 1), kernel_shape=[1] * (len(b.shape or ()) - 2))
 
 
 @gradient_rule(OP_TYPE, domain=DOMAIN)

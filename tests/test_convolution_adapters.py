@@ -1,0 +1,156 @@
+"""LoRA on convolutions: outputs and gradients of whole networks equal PEFT's, and so do the files."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from safetensors.numpy import load_file
+from torch import nn
+
+from edgelora.adapter import new_adapter, read_adapter, write_adapter
+from edgelora.bundle import Bundle
+from edgelora.config import LoraConfig
+from edgelora.errors import ConfigError
+from edgelora_tools.compile import ConvertOptions, convert
+from edgelora_tools.sources.torch_export import module_source
+
+SCALE = 2.0
+
+
+class Images(nn.Module):
+    """2-D: strides, groups, padding, BatchNorm behind convolutions, a 1×1, a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.grouped = nn.Conv2d(8, 12, (3, 1), padding=(1, 0), groups=4)
+        self.point = nn.Conv2d(12, 6, 1)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.norm(self.stem(x)))
+        x = nn.functional.silu(self.point(self.grouped(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class Sounds(nn.Module):
+    """1-D: a stride longer than the kernel, asymmetric sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(2, 6, 5, stride=3, padding=2)
+        self.second = nn.Conv1d(6, 4, 2, stride=3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.sigmoid(self.first(x)))
+
+
+class Volumes(nn.Module):
+    """3-D."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(2, 4, 3, padding=1)
+        self.second = nn.Conv3d(4, 3, (1, 2, 2), stride=(1, 2, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.tanh(self.first(x)))
+
+
+NETWORKS = {"images": (Images, (3, 9, 7)), "sounds": (Sounds, (2, 23)), "volumes": (Volumes, (2, 3, 4, 6))}
+
+
+def network(name: str) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    build, shape = NETWORKS[name]
+    module = build()
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            assert child.running_mean is not None and child.running_var is not None
+            child.running_mean.normal_()
+            child.running_var.uniform_(0.5, 2.0)
+            nn.init.normal_(child.weight, 1.0, 0.3)
+    return module.eval(), torch.randn(2, *shape)
+
+
+def to_bundle(module: nn.Module, x: torch.Tensor, folder: Any) -> Bundle:
+    source = module_source(module, {"x": x}, "network", outputs=["y"])
+    options = ConvertOptions(task="feature-extraction", target_modules=".*")
+    convert(source, folder / "network.edgelora", options)
+    return Bundle.open(folder / "network.edgelora")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_outputs_gradients_and_files_equal_pefts(name, tmp_path):
+    module, sample = network(name)
+    bundle, rng = to_bundle(module, sample, tmp_path), np.random.default_rng(1)
+    points = [point.id for point in bundle.manifest.points]
+    linear = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) or hasattr(m, "kernel_size")]
+    assert points == linear
+    config = LoraConfig(r=4, lora_alpha=4 * SCALE)
+    adapter = new_adapter(bundle.manifest, config, rng=rng)
+    tensors = {n: rng.standard_normal(t.shape).astype(np.float32) * np.float32(0.3) for n, t in adapter.tensors.items()}
+    adapter = adapter.with_tensors(tensors)
+    adapter.validate(bundle.manifest)
+    write_adapter(adapter, tmp_path / "adapter")
+    wrapped = peft.PeftModel.from_pretrained(copy.deepcopy(module), tmp_path / "adapter", is_trainable=True).eval()
+    x = torch.randn(3, *sample.shape[1:])
+    base: Any = wrapped.base_model
+    y = base(x)
+    ours = bundle.forward.run({"x": x.numpy(), **adapter.feeds(bundle.manifest)})["y"]
+    np.testing.assert_allclose(ours, y.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+    cotangent = rng.standard_normal(y.shape).astype(np.float32)
+    (y * torch.from_numpy(cotangent)).sum().backward()
+    graph = bundle.graph(bundle.training("cotangent", dropout=False).file)
+    grads = graph.run({"x": x.numpy(), **adapter.feeds(bundle.manifest), "cotangent.y": cotangent})
+    modules = dict(base.model.named_modules())
+    for point in bundle.manifest.points:
+        for part in ("lora_A", "lora_B"):
+            wanted = getattr(modules[point.id], part)["default"].weight.grad.numpy()
+            got = grads[f"grad.{point.id}.{part}"] * (SCALE if part == "lora_B" else 1.0)
+            got = got if point.kernel else got.T
+            assert np.linalg.norm(got - wanted) < 1e-4 * np.linalg.norm(wanted), (point.id, part)
+
+    wrapped.save_pretrained(tmp_path / "peft")
+    theirs, mine = (load_file(tmp_path / f / "adapter_model.safetensors") for f in ("peft", "adapter"))
+    assert {n: t.tolist() for n, t in theirs.items()} == {n: t.tolist() for n, t in mine.items()}
+    again = read_adapter(tmp_path / "peft", bundle.manifest, accept_base=True)
+    again.validate(bundle.manifest)
+    assert all(np.array_equal(again.tensors[n], t) for n, t in tensors.items())
+
+
+def test_an_absent_adapter_is_the_base(tmp_path):
+    module, sample = network("images")
+    bundle = to_bundle(module, sample, tmp_path)
+    config = LoraConfig(r=4, target_modules=("stem",))
+    zero = new_adapter(bundle.manifest, config)
+    x = np.random.default_rng(0).standard_normal((2, 3, 9, 7)).astype(np.float32)
+    absent = bundle.forward.run({"x": x, **zero.with_tensors({}).feeds(bundle.manifest)})["y"]
+    assert np.isfinite(absent).all()
+    with torch.no_grad():
+        np.testing.assert_allclose(absent, module(torch.from_numpy(x)).numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(absent, bundle.forward.run({"x": x, **zero.feeds(bundle.manifest)})["y"])
+
+
+def test_a_rank_that_does_not_suit_the_groups_is_refused_by_name(tmp_path):
+    module, sample = network("images")
+    bundle = to_bundle(module, sample, tmp_path)
+    with pytest.raises(ConfigError, match=r"grouped is a convolution in 4 groups and its rank 6"):
+        new_adapter(bundle.manifest, LoraConfig(r=6))
+    adapter = new_adapter(bundle.manifest, LoraConfig(r=6, rank_pattern={"grouped": 8}))
+    assert adapter.tensors["grouped.lora_B"].shape == (12, 2, 1, 1)
+    adapter.validate(bundle.manifest)
+
+
+def test_convolutions_in_groups_must_be_asked_for(tmp_path):
+    module, sample = network("images")
+    source = module_source(module, {"x": sample}, "network", outputs=["y"])
+    made = convert(source, tmp_path / "default.edgelora", ConvertOptions(task="feature-extraction"))
+    assert [point.id for point in made.points] == ["stem", "point", "head"]
