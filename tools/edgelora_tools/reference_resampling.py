@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import numpy as np
@@ -24,23 +25,23 @@ class GridSample(OpRun):
     """
 
     def _run(self, x, grid, mode=None, padding_mode=None, align_corners=None):
-        y = np.zeros((*x.shape[:2], *grid.shape[1:-1]), x.dtype)
-        for n, *point in product(range(len(x)), *map(range, y.shape[2:])):
-            taps = [
-                self._taps(u, size, mode, padding_mode, align_corners)
-                for u, size in zip(grid[n, *point][::-1], x.shape[2:], strict=True)
-            ]
-            for corner in product(*taps):
-                weight = np.prod([w for _, w in corner])
-                y[n, :, *point] += weight * x[n, :, *(i for i, _ in corner)] if weight else 0
-        return (y,)
+        points = np.moveaxis(grid, -1, 0)[::-1]
+        taps = [
+            self._taps(u, size, mode, padding_mode, align_corners) for u, size in zip(points, x.shape[2:], strict=True)
+        ]
+        image = np.arange(len(x)).reshape(-1, *[1] * (x.ndim - 2))
+        y = np.zeros((*grid.shape[:-1], x.shape[1]), x.dtype)
+        for corner in product(*taps):
+            weight = math.prod(w for _, w in corner)
+            y += weight[..., None] * np.moveaxis(x, 1, -1)[image, *(i for i, _ in corner)]
+        return (np.moveaxis(y, -1, 1),)
 
     def _taps(self, u, size, mode, padding, align):
-        """The places that a normalized coordinate reads along an axis of `size`, with their weights."""
+        """The places that normalized coordinates read along an axis of `size`, with their weights."""
         low, high = (0.0, size - 1.0) if align else (-0.5, size - 0.5)
         at = (u + 1) / 2 * (high - low) + low
         if mode == "nearest":
-            taps = [(np.rint(at), 1.0)]
+            taps = [(np.rint(at), np.ones_like(at))]
         elif mode in ("linear", "bilinear"):
             at = self._pad(at, low, high, size, padding) if padding != "zeros" else at
             i = np.floor(at)
@@ -49,19 +50,20 @@ class GridSample(OpRun):
             i = np.floor(at)
             taps = [(j, self._cubic(abs(at - j))) for j in (i - 1, i, i + 1, i + 2)]
         if padding == "zeros":
-            return [(int(i), w) for i, w in taps if 0 <= i < size]
-        return [(int(self._pad(i, low, high, size, padding)), w) for i, w in taps]
+            taps = [(i, w * ((i >= 0) & (i < size))) for i, w in taps]
+        return [(self._pad(i, low, high, size, padding).astype(int), w) for i, w in taps]
 
     @staticmethod
     def _pad(at, low, high, size, padding):
-        while padding == "reflection" and high > low and not low <= at <= high:
-            at = 2 * low - at if at < low else 2 * high - at
-        return min(max(at, 0), size - 1)
+        while padding == "reflection" and high > low and np.any((at < low) | (at > high)):
+            at = np.where(at < low, 2 * low - at, np.where(at > high, 2 * high - at, at))
+        return np.clip(at, 0, size - 1)
 
     @staticmethod
     def _cubic(t, a=-0.75):
         """Keys' kernel at the distance t."""
-        return ((a + 2) * t - (a + 3)) * t * t + 1 if t <= 1 else ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+        near, far = ((a + 2) * t - (a + 3)) * t * t + 1, ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+        return np.where(t <= 1, near, far)
 
 
 class AffineGrid(OpRun):

@@ -106,4 +106,42 @@ RESIZE = [
     Case("Resize", [(1, 2, 3, 4), np.zeros(0), scales(), axes(1, 2, 6, 5)], label="empty roi and scales"),
 ]
 
-CASES = [*RESIZE]
+
+def between(low, high, sizes, shape, align, seed=0):
+    """Normalized points `[…, axes]` from `low` to `high`, in pixels, none near a pixel or half way between two."""
+    rng = np.random.default_rng(seed)
+    size = np.array(sizes[::-1], float)
+    at = rng.integers(low, high, (*shape, len(sizes))) + rng.choice([0.2, 0.35, 0.65, 0.8], (*shape, len(sizes)))
+    at = at * (size / max(sizes))
+    at = np.floor(at) + np.clip(at % 1, 0.1, 0.4)
+    return 2 * at / (size - 1) - 1 if align else (2 * at + 1) / size - 1
+
+
+_PLANE, _VOLUME = (4, 5), (3, 2, 4)
+_IN_VOLUMES = [("nearest", "border", 0), ("linear", "zeros", 1), ("linear", "border", 0), ("linear", "reflection", 0)]
+
+GRID_SAMPLE = [
+    *(
+        Case(
+            "GridSample",
+            [(2, 3, *sizes), between(-7, 12, sizes, (2, 3, *sizes[1:]), align)],
+            {"mode": mode, "padding_mode": padding, "align_corners": align},
+            wrt=(0,) if mode == "nearest" else (0, 1),
+        )
+        for sizes in (_PLANE, _VOLUME)
+        for mode in ("nearest", "linear", "cubic")
+        for padding in ("zeros", "border", "reflection")
+        for align in (0, 1)
+        if sizes == _PLANE or (mode, padding, align) in _IN_VOLUMES
+    ),
+    Case("GridSample", [(2, 2, 4, 5), (2, 3, 4, 2)], wrt=(0,), label="default"),
+    Case("GridSample", [(1, 2, 1, 4), (1, 2, 2, 2)], {"padding_mode": "reflection", "align_corners": 1}, wrt=(0,)),
+]
+
+AFFINE_GRID = [
+    Case("AffineGrid", [(2, r, r + 1), axes(2, 3, *size)], {"align_corners": align})
+    for r, size in ((2, (4, 5)), (3, (2, 3, 4)))
+    for align in (0, 1)
+]
+
+CASES = [*RESIZE, *GRID_SAMPLE, *AFFINE_GRID]

@@ -12,6 +12,7 @@ from edgelora_tools.gradients import (
     normalization,
     reductions,
     resize,
+    sampling,
 )
 from edgelora_tools.gradients.registry import (
     NON_DIFFERENTIABLE,
@@ -46,4 +47,5 @@ __all__ = [
     "normalization",
     "reductions",
     "resize",
+    "sampling",
 ]
