@@ -13,6 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import op_conv_transpose, op_pad
 
+from edgelora_tools.reference_recurrent import RECURRENT
 from edgelora_tools.reference_resampling import RESAMPLING
 
 
@@ -76,7 +77,7 @@ class OneHot(OpRun):
         return (np.where(places == along, values[1], values[0]),)
 
 
-OPERATORS: tuple[type[OpRun], ...] = (ConvTranspose, Erf, Gelu, LRN, OneHot, Pad, *RESAMPLING)
+OPERATORS: tuple[type[OpRun], ...] = (ConvTranspose, Erf, Gelu, LRN, OneHot, Pad, *RECURRENT, *RESAMPLING)
 
 
 def evaluator(model: ir.Model, more: tuple[type[OpRun], ...] = ()) -> ReferenceEvaluator:
