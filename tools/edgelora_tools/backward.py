@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from edgelora.errors import ConversionError
+from edgelora_tools.expansions.registry import REASON
 from edgelora_tools.gradients import NON_DIFFERENTIABLE, QUANTIZERS, RULES, Thunks, key_of
 from edgelora_tools.gradients.shapes import REAL, dims, known_equal, refine
 
@@ -152,7 +153,7 @@ def _thunks(op: OpBuilder, node: ir.Node, dys: Sequence[ir.Value | None]) -> Thu
     """
     rule = RULES.get(key_of(node))
     if rule is None:
-        raise ValueError("")
+        raise ValueError(node.metadata_props.get(REASON, ""))
     return rule(op, node, *dys)
 
 

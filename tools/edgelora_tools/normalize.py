@@ -21,6 +21,7 @@ from edgelora.errors import ConversionError
 from edgelora_tools.frozen import decodes
 from edgelora_tools.passes.expand import expand, foreign, learn_types
 from edgelora_tools.passes.fuse_patterns import fuse_patterns
+from edgelora_tools.passes.keep_codes import keep_codes
 
 OLDEST_OPSET, OPSET, NEWEST_OPSET = 11, 21, 23
 _FOLD_LIMIT = 1 << 40
@@ -48,6 +49,7 @@ def normalize(model: ir.Model, fuse: bool = True) -> ir.Model:
     bring_to_float32(model)
     expand(model)
     _simplify(model)
+    keep_codes(model)
     if fuse:
         fuse_patterns(model)
         _simplify(model)
@@ -96,6 +98,7 @@ def _convert_by_onnx(model: ir.Model, opset: int) -> None:
     hidden = [node for node in others if node.domain in ("", "ai.onnx")]
     for node in hidden:
         node.domain = _HIDDEN
+        graph.opset_imports[_HIDDEN] = 1
     kept = {v.name: v for v in graph.initializers.values() if v.const_value is not None and v.const_value.nbytes > 1024}
     inputs = list(graph.inputs)
     for value in kept.values():
@@ -120,6 +123,7 @@ def _convert_by_onnx(model: ir.Model, opset: int) -> None:
             converted.graph.register_initializer(value)
     for node in converted.graph.all_nodes():
         node.domain = "" if node.domain == _HIDDEN else node.domain
+    converted.graph.opset_imports.pop(_HIDDEN, None)
     _restore_metadata(converted.graph, graph)
     model.graph = converted.graph
 

@@ -56,17 +56,24 @@ def attention(op: OpBuilder, node: ir.Node) -> tuple[ir.Value | None, ...]:
 def multi_head_attention(op: OpBuilder, node: ir.Node) -> tuple[ir.Value | None, ...]:
     """Y = softmax(c·Q·Kᵀ + M)·V by head; then the caches of K and V with what came before them.
 
-    Inputs: Q, K, V as `[batch, n, heads·size]`, or packed as `[batch, n, heads, 3 (or 2), size]`, or K and V by
-    head; a bias for [Q K V]; lengths or mask of the keys; attention bias; past K and V by head.
+    Inputs: Q, K, V as `[batch, n, heads·size]`, or K and V by head; a bias for [Q K V]; lengths or mask of the
+    keys; attention bias; past K and V by head.
     """
     query, key, value, b, mask, bias, past_key, past_value = (operand(node, i) for i in range(8))
-    assert query is not None
+    if query is None or key is None or value is None:
+        raise uncovered("has queries, keys and values in one tensor")
     if operand(node, 8) is not None or operand(node, 9) is not None:
         raise uncovered("shares a buffer between its caches")
     if is_read(node, 3):
         raise uncovered("is asked for its probabilities")
     heads = node.attributes["num_heads"].as_int()
-    q, k, v = _unpacked(op, query, key, value, b, heads)
+    if past_key is not None and (len(node.outputs) < 3 or not node.outputs[1].name):
+        raise uncovered("has a past and does not return it: the kernel then does not read it")
+    parts = (None, None, None) if b is None else _bias_parts(op, b, query)
+    q, k, v = (
+        x if rank(x) == 4 else _by_head(op, x if part is None else op.Add(x, part), heads)
+        for x, part in zip((query, key, value), parts, strict=True)
+    )
     if past_key is not None:
         k, v = op.Concat(past_key, k, axis=2), op.Concat(past_value, v, axis=2)
     filtered = node.attributes.get_float("mask_filter_value", _FILTER)
@@ -76,42 +83,12 @@ def multi_head_attention(op: OpBuilder, node: ir.Node) -> tuple[ir.Value | None,
     return _joined(op, _attend(op, _scaled(op, node, q), k, v, terms)), k, v
 
 
-def _unpacked(
-    op: OpBuilder, query: ir.Value, key: ir.Value | None, value: ir.Value | None, b: ir.Value | None, heads: int
-) -> list[ir.Value]:
-    """Q, K, V by head, with their biases, from any of MultiHeadAttention's layouts."""
-    if key is None or value is None:
-        packed, together = (query, 3) if key is None else (key, 2)
-        parts = op.Split(packed, axis=3, num_outputs=together, _outputs=together)
-        apart = [op.Squeeze(part, [3]) for part in parts]
-        rows = [*([query] if together == 2 else []), *apart]
-    else:
-        rows = [query, key, value]
-    biases: Sequence[ir.Value | None] = (None, None, None)
-    if b is not None:
-        biases = _bias_parts(op, b, rows, heads)
-    made = []
-    for x, part in zip(rows, biases, strict=True):
-        if rank(x) == 4 and x in (key, value):  # by head already, and then without bias
-            made.append(x)
-        elif rank(x) == 4:
-            shifted = x if part is None else op.Add(x, op.Reshape(part, [heads, -1]))
-            made.append(op.Transpose(shifted, perm=[0, 2, 1, 3]))
-        else:
-            made.append(_by_head(op, x if part is None else op.Add(x, part), heads))
-    return made
-
-
-def _bias_parts(op: OpBuilder, b: ir.Value, rows: Sequence[ir.Value], heads: int) -> Sequence[ir.Value]:
+def _bias_parts(op: OpBuilder, b: ir.Value, query: ir.Value) -> Sequence[ir.Value]:
     """The parts of the bias for Q, K and V, of which V may have a width of its own."""
-    total, width = dims(b)[0], dims(rows[0])[-1]
-    if rank(rows[0]) == 4 and isinstance(width, int):
-        width *= heads
+    total, width = dims(b)[0], dims(query)[-1]
     if isinstance(total, int) and isinstance(width, int):
         return op.Split(b, [width, width, total - 2 * width], axis=0, _outputs=3)
-    if rank(rows[0]) == 4:
-        return op.Split(b, axis=0, num_outputs=3, _outputs=3)
-    size = op.Shape(rows[0], start=2, end=3)
+    size = op.Shape(query, start=2, end=3)
     rest = op.Sub(op.Shape(b), op.Mul(size, 2))
     return op.Split(b, op.Concat(size, size, rest, axis=0), axis=0, _outputs=3)
 
@@ -165,11 +142,13 @@ def group_query_attention(op: OpBuilder, node: ir.Node) -> tuple[ir.Value | None
         q, k = (turned(op, x, *tables, width=partial, interleaved=interleaved) for x in (q, k))
     if past_key is not None and past_value is not None:
         k, v = (_continued(op, past, x, before, whole) for past, x in ((past_key, k), (past_value, v)))
-    present = k, v
-
     columns = op.Unsqueeze(_counted(op, op.Shape(k, start=2, end=3)), [0, 1, 2])
+    present = k, v
     at = op.Unsqueeze(rows, [1, 3])
     seen = op.Less(columns, op.Unsqueeze(lengths, [1, 2]))
+    if past_key is not None and is_read(node, 1):  # what lies beyond a row's length is 0
+        filled = op.Cast(op.Transpose(seen, perm=[0, 1, 3, 2]), to=ir.DataType.FLOAT)
+        present = op.Mul(k, filled), op.Mul(v, filled)
     if attributes.get_int("causal", 1):
         seen = op.And(seen, op.LessOrEqual(columns, at))
     window = attributes.get_int("local_window_size", -1)

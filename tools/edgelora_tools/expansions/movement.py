@@ -14,7 +14,9 @@ from edgelora_tools.gradients.shapes import rank
 def expand_dims(op: OpBuilder, node: ir.Node) -> ir.Value:
     """Y = X with an axis of one element; the axis is a scalar, negative from the end of Y."""
     x, axis = operands(node)
-    return op.Unsqueeze(x, op.Cast(op.Reshape(axis, [1]), to=ir.DataType.INT64))
+    y = op.Unsqueeze(x, op.Cast(op.Reshape(axis, [1]), to=ir.DataType.INT64))
+    y.shape = y.shape or ir.Shape([None] * (rank(x) + 1))
+    return y
 
 
 @expansion("GatherND", "Trilu")

@@ -20,6 +20,8 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 MICROSOFT = "com.microsoft"
+REASON = "edgelora.not_expanded"
+"""The metadata of a node that stayed as it is: why."""
 
 Expansion = Callable[[OpBuilder, ir.Node], ir.Value | Sequence[ir.Value | None]]
 
@@ -40,7 +42,7 @@ def expansion(*op_types: str, domain: str = MICROSOFT) -> Callable[[Expansion], 
 
 
 class NotCovered(ValueError):
-    """A form of an operator that its expansion does not cover; the node stays as it is."""
+    """A form of an operator that its expansion does not cover. The node stays as it is."""
 
 
 def uncovered(what: str) -> NotCovered:

@@ -12,10 +12,10 @@ import onnx_ir.passes.common as common
 from onnxscript import GraphBuilder
 
 from edgelora_tools.expansions import EXPANSIONS, NotCovered
+from edgelora_tools.expansions.registry import REASON
 from edgelora_tools.gradients import NON_DIFFERENTIABLE, RULES, key_of
 from edgelora_tools.runner import open_session
 
-REASON = "edgelora.not_expanded"
 _STANDARD = ("", "ai.onnx")
 _CODES = {"DynamicQuantizeLinear"}
 """Operators whose integers stand for real numbers: written out, their steps would end the gradient."""
