@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from onnx.reference.ops import op_conv_transpose, op_pad
+from onnx.reference.ops import op_pad
 
 from edgelora_tools.reference_recurrent import RECURRENT
 from edgelora_tools.reference_resampling import RESAMPLING
+from edgelora_tools.reference_windows import WINDOWS
 
 
 def _erf(x: np.ndarray) -> np.ndarray:
@@ -35,15 +36,6 @@ class Gelu(OpRun):
         if approximate == "tanh":
             return (x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,)
         return (x * (1 + _erf(x / math.sqrt(2))) / 2,)
-
-
-class ConvTranspose(op_conv_transpose.ConvTranspose):
-    """ConvTranspose group by group; ONNX's own evaluator fails on most shapes with several groups."""
-
-    def _run(self, x, w, b=None, *, group=1, **attributes):
-        parts = zip(np.split(x, group, axis=1), np.split(w, group, axis=0), strict=True)
-        y = np.concatenate([super(ConvTranspose, self)._run(*part, group=1, **attributes)[0] for part in parts], axis=1)
-        return (y if b is None else y + b.reshape(-1, *[1] * (x.ndim - 2)),)
 
 
 class Pad(op_pad.Pad_18):
@@ -77,7 +69,7 @@ class OneHot(OpRun):
         return (np.where(places == along, values[1], values[0]),)
 
 
-OPERATORS: tuple[type[OpRun], ...] = (ConvTranspose, Erf, Gelu, LRN, OneHot, Pad, *RECURRENT, *RESAMPLING)
+OPERATORS: tuple[type[OpRun], ...] = (Erf, Gelu, LRN, OneHot, Pad, *RECURRENT, *RESAMPLING, *WINDOWS)
 
 
 def evaluator(model: ir.Model, more: tuple[type[OpRun], ...] = ()) -> ReferenceEvaluator:

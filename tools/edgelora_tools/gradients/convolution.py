@@ -2,49 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from edgelora_tools.gradients.nodes import operands, refuse
+from edgelora_tools.gradients.nodes import operands
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
-from edgelora_tools.gradients.shapes import annotate, dims, rank, size_of
-
-
-@dataclass(frozen=True)
-class _Window:
-    """How a kernel moves over the axes of an image: one number an axis."""
-
-    kernel: list[int]
-    strides: list[int]
-    dilations: list[int]
-    before: list[int]
-    after: list[int]
-    group: int
-
-    @property
-    def reach(self) -> list[int]:
-        """The distance between the first and the last element that the kernel touches."""
-        return [d * (k - 1) for k, d in zip(self.kernel, self.dilations, strict=True)]
-
-
-def _window(node: ir.Node, x: ir.Value, w: ir.Value) -> _Window:
-    ones = [1] * (rank(x) - 2)
-    kernel = [k for k in node.attributes.get_ints("kernel_shape", None) or dims(w)[2:] if isinstance(k, int)]
-    if len(kernel) != len(ones):
-        raise refuse(node, "has a kernel of unknown size")
-    if node.attributes.get_string("auto_pad", "NOTSET").startswith("SAME"):
-        raise refuse(node, "has auto_pad instead of pads")
-    pads = list(node.attributes.get_ints("pads", None) or [0, 0] * len(ones))
-    return _Window(
-        kernel,
-        strides=list(node.attributes.get_ints("strides", None) or ones),
-        dilations=list(node.attributes.get_ints("dilations", None) or ones),
-        before=pads[: len(ones)],
-        after=pads[len(ones) :],
-        group=node.attributes.get_int("group", 1),
-    )
+from edgelora_tools.gradients.shapes import annotate, dims, size_of
+from edgelora_tools.gradients.windows import (
+    Ints,
+    Window,
+    auto_pad,
+    crop,
+    halves,
+    image_axes,
+    sizes_of,
+    steps_of,
+    window_of,
+    with_padding,
+)
 
 
 @gradient_rule("Conv")
@@ -56,60 +31,121 @@ def conv(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     dB = Σ dY
     """
     x, w, *b = operands(node)
-    window = _window(node, x, w)
-    stride_one = set(window.strides) == {1}
-    inside = all(p <= r for p, r in zip(window.before + window.after, window.reach * 2, strict=True))
+    window, group = window_of(op, node, x, dims(w)[2:]), node.attributes.get_int("group", 1)
+
+    def dx() -> ir.Value:
+        pads = window.adjoint_pads
+        if pads is not None:
+            return _flipped(op, dy, x, w, window, pads, group)
+        return _transposed(op, dy, x, w, window, group)
+
     return (
-        lambda: (_flipped if stride_one and inside else _transposed)(op, dy, x, w, window),
-        lambda: _weight_gradient(op, dy, x, w, window),
-        lambda: annotate(op.ReduceSum(dy, [0, *range(2, rank(dy))], keepdims=0), *b),
+        dx,
+        lambda: _weight_gradient(op, dy, x, w, window, group),
+        lambda: _bias_gradient(op, dy, *b),
     )
 
 
-def _flipped(op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: _Window) -> ir.Value:
+@gradient_rule("ConvTranspose")
+def conv_transpose(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y = Xᵗ ⋆ W + B: every pixel of X adds a kernel to Y. Here W is [groups·in, out, …].
+
+    dX = dY ⋆ W, with the same W
+    dW = dY ⋆ X, as Conv's dW, with X in the place of its dY
+    dB = Σ dY
+    """
+    x, w, *b = operands(node)
+    window, group = _transposed_window(op, node, x, w), node.attributes.get_int("group", 1)
+    extra = node.attributes.get_ints("output_padding", None) or []
+    more = "output_shape" in node.attributes or any(e >= s for e, s in zip(extra, window.strides, strict=False))
+
+    def dx() -> ir.Value:
+        image, pads = with_padding(op, dy, window)
+        places = op.Conv(
+            image,
+            w,
+            pads=pads,
+            strides=window.strides,
+            dilations=window.dilations,
+            group=group,
+            kernel_shape=window.kernel,
+        )
+        return crop(op, places, [0] * len(window.kernel), x) if more else annotate(places, x)
+
+    return dx, lambda: _weight_gradient(op, x, dy, w, window, group), lambda: _bias_gradient(op, dy, *b)
+
+
+def _transposed_window(op: OpBuilder, node: ir.Node, x: ir.Value, w: ir.Value) -> Window:
+    """The window with which Conv takes Y to the places of X, and perhaps to more behind them.
+
+    X makes an image of length = (size − 1)·stride + reach + 1 + output_padding, cut by the pads to Y; output_shape
+    and auto_pad (Y = size·stride) tell the pads' sum instead. Conv does not need the output_padding.
+    """
+    kernel, strides, dilations = steps_of(node, x, dims(w)[2:])
+    axes, mode = len(kernel), auto_pad(node)
+    extra = list(node.attributes.get_ints("output_padding", None) or [0] * axes)
+    shape = list(node.attributes.get_ints("output_shape", None) or [])[-axes:]
+    over = [d * (k - 1) + 1 + e - s for k, d, e, s in zip(kernel, dilations, extra, strides, strict=True)]
+    if shape:
+        before, after = halves(op, _length_less(op, x, strides, over, shape), mode == "SAME_UPPER")
+    elif mode.startswith("SAME"):
+        before, after = halves(op, [max(n, 0) for n in over], mode == "SAME_UPPER")
+    else:
+        given = window_of(op, node, x, kernel)
+        before, after = given.before, given.after
+    if isinstance(after, list):
+        return Window(kernel, strides, dilations, before, [max(a - e, 0) for a, e in zip(after, extra, strict=True)])
+    return Window(kernel, strides, dilations, before, op.Max(op.Sub(after, extra), [0]))
+
+
+def _length_less(op: OpBuilder, x: ir.Value, strides: list[int], over: list[int], shape: list[int]) -> Ints:
+    """size·stride + over − shape, not below zero."""
+    sizes = [d for d in dims(x)[2:] if isinstance(d, int)]
+    if len(sizes) == len(strides):
+        return [max(n * s + o - m, 0) for n, s, o, m in zip(sizes, strides, over, shape, strict=True)]
+    return op.Max(op.Sub(op.Add(op.Mul(sizes_of(op, x), strides), over), shape), [0])
+
+
+def _flipped(
+    op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: Window, pads: list[int], group: int
+) -> ir.Value:
     """The input gradient at stride 1: an ordinary convolution, and the fastest, with a kernel that is constant."""
-    axes = list(range(2, rank(w)))
+    axes = image_axes(w)
     flipped = op.Slice(w, [-1] * len(axes), [-(1 << 31)] * len(axes), axes, [-1] * len(axes))
-    per_group = op.Reshape(flipped, op.Concat([window.group, -1], *(size_of(op, w, a) for a in (1, *axes)), axis=0))
+    per_group = op.Reshape(flipped, op.Concat([group, -1], *(size_of(op, w, a) for a in (1, *axes)), axis=0))
     swapped = op.Transpose(per_group, perm=[0, 2, 1, *(a + 1 for a in axes)])
     kernel = op.Reshape(swapped, op.Concat(size_of(op, x, 1), [-1], *(size_of(op, w, a) for a in axes), axis=0))
-    pads = [r - p for r, p in zip(window.reach * 2, window.before + window.after, strict=True)]
-    dx = op.Conv(dy, kernel, pads=pads, dilations=window.dilations, group=window.group, kernel_shape=window.kernel)
+    dx = op.Conv(dy, kernel, pads=pads, dilations=window.dilations, group=group, kernel_shape=window.kernel)
     return annotate(dx, x)
 
 
-def _transposed(op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: _Window) -> ir.Value:
+def _transposed(op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: Window, group: int) -> ir.Value:
     """The input gradient at any stride. What the strides did not reach at the end is zero."""
-    axes = list(range(2, rank(w)))
     wide = op.ConvTranspose(
         dy,
         w,
         strides=window.strides,
         dilations=window.dilations,
-        group=window.group,
+        group=group,
         kernel_shape=window.kernel,
         output_padding=[s - 1 for s in window.strides],
     )
-    before = op.Constant(value_ints=window.before)
-    sizes = op.Concat(*(size_of(op, x, a) for a in axes), axis=0)
-    return annotate(op.Slice(wide, before, op.Add(before, sizes), axes), x)
+    return crop(op, wide, window.before, x)
 
 
-def _weight_gradient(op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: _Window) -> ir.Value:
+def _weight_gradient(op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: Window, group: int) -> ir.Value:
     """[N, groups·in, …] as [in, groups·N, …], convolved by [groups·out, N, …], is [in, groups·out, kernel]."""
-    axes = list(range(2, rank(x)))
-    sizes = [size_of(op, x, a) for a in axes]
-    apart = op.Reshape(x, op.Concat([0, window.group, -1], *sizes, axis=0))
+    axes = image_axes(x)
+    image, pads = with_padding(op, x, window)
+    sizes = sizes_of(op, image)
+    apart = op.Reshape(image, op.Concat([0, group, -1], sizes, axis=0))
     turned = op.Transpose(apart, perm=[2, 1, 0, *(a + 1 for a in axes)])
-    images = op.Reshape(turned, op.Concat([0, -1], *sizes, axis=0))
+    images = op.Reshape(turned, op.Concat([0, -1], sizes, axis=0))
     kernels = op.Transpose(dy, perm=[1, 0, *axes])
-    dw = op.Conv(
-        images,
-        kernels,
-        pads=window.before + window.after,
-        strides=window.dilations,
-        dilations=window.strides,
-        group=window.group,
-    )
+    dw = op.Conv(images, kernels, pads=pads, strides=window.dilations, dilations=window.strides, group=group)
     dw = op.Slice(dw, [0] * len(axes), window.kernel, axes)
     return annotate(op.Transpose(dw, perm=[1, 0, *axes]), w)
+
+
+def _bias_gradient(op: OpBuilder, dy: ir.Value, b: ir.Value) -> ir.Value:
+    return annotate(op.ReduceSum(dy, [0, *image_axes(dy)], keepdims=0), b)
