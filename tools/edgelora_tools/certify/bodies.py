@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import onnx
 
@@ -23,9 +24,8 @@ def has_differentiable_body(op: str) -> bool:
 
 def _body(op: str) -> onnx.FunctionProto | None:
     """The function by which ONNX defines `op` for real inputs and its default attributes; None if there is none."""
-    try:
-        schema = onnx.defs.get_schema(op, NEWEST_OPSET, "")
-    except onnx.defs.SchemaError:
+    schema = _schema(op)
+    if schema is None:
         return None
     body = onnx.FunctionProto()
     if schema.has_function:
@@ -42,7 +42,17 @@ def _body(op: str) -> onnx.FunctionProto | None:
     return body
 
 
-def _example_type(schema: onnx.defs.OpSchema, variable: str) -> onnx.TypeProto:
+def _schema(op: str) -> Any:
+    """The operator as models have it once they are brought to an opset; onnx's stubs lack what a schema has."""
+    for opset in (OPSET, NEWEST_OPSET):
+        try:
+            return onnx.defs.get_schema(op, opset, "")
+        except onnx.defs.SchemaError:
+            continue
+    return None
+
+
+def _example_type(schema: Any, variable: str) -> onnx.TypeProto:
     allowed = [t for c in schema.type_constraints if c.type_param_str == variable for t in c.allowed_type_strs]
     real = not allowed or "tensor(float)" in allowed
     return onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT if real else onnx.TensorProto.INT64, None)

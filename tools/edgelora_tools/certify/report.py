@@ -16,9 +16,9 @@ _INTRODUCTION = f"""\
 
 Made by `edgelora rules --markdown > docs/operators.md`; do not edit. An operator is differentiated by a *rule*
 ([how to write one](gradient-rules.md)), by an *expansion* into operators that have rules, or through the
-*function body* by which ONNX itself defines it. *Opsets* are the versions from {OLDEST_OPSET} to {NEWEST_OPSET} that have it.
-*Cases* are checked against finite differences in float64 and run on ONNX Runtime in float32. *Node tests*
-are those of ONNX's own backend suite that ask for a gradient: passed of all.
+*function body* by which ONNX itself defines it. *Opsets* are the versions from {OLDEST_OPSET} to {NEWEST_OPSET}
+that have it. *Cases* are checked against finite differences in float64 and run on ONNX Runtime in float32.
+*Node tests* are those of ONNX's own backend suite that ask for a gradient: passed of all.
 """
 
 

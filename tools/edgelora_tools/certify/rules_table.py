@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ NOTHING, MISSING = "carries no gradient", "no rule"
 
 _OPSETS = range(OLDEST_OPSET, NEWEST_OPSET + 1)
 _ADAPTERS = "edgelora"
+_CASE_LISTS = ("tests.gradients.cases", "tests.expansions.cases")
 _SOURCES = Path(__file__).parents[3]
 
 
@@ -120,7 +122,8 @@ def cases() -> Counter[Key] | None:
         return None
     if str(_SOURCES) not in sys.path:
         sys.path.append(str(_SOURCES))
-    return Counter((case.domain, case.op) for case in importlib.import_module("tests.gradients.cases").CASES)
+    lists = [importlib.import_module(name).CASES for name in _CASE_LISTS]
+    return Counter((case.domain, case.op) for case in chain(*lists))
 
 
 def by_operator(outcomes: Sequence[Outcome]) -> dict[Key, tuple[int, int]]:
@@ -143,7 +146,8 @@ def case_ids(key: Key) -> list[str]:
     """The names of the operator's cases."""
     if cases() is None:
         return []
-    return [c.id for c in importlib.import_module("tests.gradients.cases").CASES if (c.domain, c.op) == key]
+    lists = [importlib.import_module(name).CASES for name in _CASE_LISTS]
+    return [case.id for case in chain(*lists) if (case.domain, case.op) == key]
 
 
 def spans(versions: Sequence[int]) -> str:
