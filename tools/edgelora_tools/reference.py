@@ -13,6 +13,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops import op_pad
 
+from edgelora_tools.reference_normalization import NORMALIZATIONS
 from edgelora_tools.reference_recurrent import RECURRENT
 from edgelora_tools.reference_resampling import RESAMPLING
 from edgelora_tools.reference_windows import WINDOWS
@@ -49,16 +50,6 @@ class Pad(op_pad.Pad_18):
         return super()._run(x[tuple(cut)], np.maximum(pads, 0), value, axes, mode)
 
 
-class LRN(OpRun):
-    """Local response normalization; ONNX's own evaluator fails where there are more channels than samples."""
-
-    def _run(self, x, *, alpha, beta, bias, size):
-        before, after = (size - 1) // 2, size // 2
-        square = np.pad(x * x, [(0, 0), (before, after), *[(0, 0)] * (x.ndim - 2)])
-        sums = sum(square[:, i : i + x.shape[1]] for i in range(size))
-        return (x / (bias + alpha / size * sums) ** beta,)
-
-
 class OneHot(OpRun):
     """OneHot with `off` for indices that are out of range, and with a depth `[1]`, which ONNX's own evaluator lacks."""
 
@@ -69,7 +60,7 @@ class OneHot(OpRun):
         return (np.where(places == along, values[1], values[0]),)
 
 
-OPERATORS: tuple[type[OpRun], ...] = (Erf, Gelu, LRN, OneHot, Pad, *RECURRENT, *RESAMPLING, *WINDOWS)
+OPERATORS: tuple[type[OpRun], ...] = (Erf, Gelu, OneHot, Pad, *NORMALIZATIONS, *RECURRENT, *RESAMPLING, *WINDOWS)
 
 
 def evaluator(model: ir.Model, more: tuple[type[OpRun], ...] = ()) -> ReferenceEvaluator:

@@ -1,10 +1,16 @@
 """Products: MatMul, Gemm, Einsum."""
 
+import numpy as np
+
 from tests.gradients.case import Case
 
 _DIFFERENT_RANKS = "ONNX Runtime wants ellipses to stand for the same number of axes"
 
 CASES = [
+    *(Case("Det", [(*batch, n, n)]) for batch in [(), (2,), (2, 1)] for n in (2, 3)),
+    Case("Det", [(5, 5)]),
+    Case("Det", [(2, 1, 1)]),
+    Case("Det", [np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [0.0, 1.0, 1.0]])], wrt=(0,), label="singular"),
     Case("MatMul", [(2, 3, 4), (4, 5)]),
     Case("MatMul", [(3, 4), (4, 5)]),
     Case("MatMul", [(2, 1, 3, 4), (5, 4, 6)]),

@@ -17,6 +17,7 @@ _REDUCTIONS = {
     "ReduceLogSumExp": {},
 }
 _REDUCED_AXES = [axes(1), axes(-1), axes(0, 2), axes(2, -3), None]
+_ZEROS = np.array([[1.0, 0.0, 2.0, 0.5], [0.0, 3.0, 0.0, 2.0], [3.0, 0.0, 0.0, 1.0], [1.0, 2.0, 3.0, 0.0]])
 
 CASES = [
     *(
@@ -43,6 +44,23 @@ CASES = [
     ),
     Case(
         "ReduceProd", [np.array([[1.0, 0.0, 2.0], [0.0, 0.0, 3.0], [1.0, 2.0, 3.0]]), axes(1)], wrt=(0,), label="zeros"
+    ),
+    *(
+        Case(op, [(2, 3, 4), which], {"keepdims": keep}, positive=positive, label=str(which), computed=(1,))
+        for op, positive in _REDUCTIONS.items()
+        for which, keep in [(axes(1), 0), (axes(0, -1), 1), (axes(2, -3), 0)]
+    ),
+    *(Case(op, [(), axes()], positive={0: 0.3}) for op in ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceL2")),
+    *(
+        Case("CumProd", [(2, 3, 4), np.array(axis)], {"exclusive": exclusive, "reverse": reverse}, label=str(axis))
+        for axis in (0, -1)
+        for exclusive in (0, 1)
+        for reverse in (0, 1)
+    ),
+    *(
+        Case("CumProd", [_ZEROS, np.array(1)], {"exclusive": exclusive, "reverse": reverse}, wrt=(0,), label="zeros")
+        for exclusive in (0, 1)
+        for reverse in (0, 1)
     ),
     *(
         Case("CumSum", [(2, 3, 4), np.array(axis)], {"exclusive": exclusive, "reverse": reverse}, label=str(axis))

@@ -15,6 +15,7 @@ from edgelora_tools.gradients import (
     reductions,
     resize,
     sampling,
+    spectral,
 )
 from edgelora_tools.gradients.registry import (
     NON_DIFFERENTIABLE,
@@ -52,4 +53,5 @@ __all__ = [
     "reductions",
     "resize",
     "sampling",
+    "spectral",
 ]

@@ -158,6 +158,20 @@ def hard_swish(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     return (dx,)
 
 
+@gradient_rule("Swish")
+def swish(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y = X∘S, S = σ(α·X); dX = dY∘(S + α·X∘S∘(1 − S))."""
+    (x,) = operands(node)
+    alpha = node.attributes.get_float("alpha", 1.0)
+
+    def dx() -> ir.Value:
+        ax = op.Mul(x, alpha)
+        s = op.Sigmoid(ax)
+        return op.Mul(dy, op.Mul(s, op.Add(op.Mul(ax, op.Sub(1.0, s)), 1.0)))
+
+    return (dx,)
+
+
 @gradient_rule("Mish")
 def mish(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = X∘T, T = tanh(softplus X); dX = dY∘(T + X∘σ(X)∘(1 − T²))."""

@@ -8,7 +8,7 @@ from functools import cache, partial
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from edgelora_tools.gradients.nodes import float_of, operand, operands, refuse
+from edgelora_tools.gradients.nodes import float_of, operand, operands
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
 from edgelora_tools.gradients.shapes import REAL, indicator, unbroadcast
 
@@ -139,7 +139,7 @@ def clip(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     dL = Σ dY∘[X < L]
     dH = Σ dY∘[X > H]
 
-    The limits are scalars and either may be absent. Y stands for X, which need not be kept then.
+    The limits are scalars, or broadcast to X, and either may be absent. Y stands for X, which need not be kept then.
     """
     x, low, high = node.inputs[0], operand(node, 1), operand(node, 2)
     (y,) = node.outputs
@@ -156,10 +156,11 @@ def clip(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
                 return op.Mul(dy, indicator(op, op.And(above, below), dy))
         raise AssertionError
 
-    def limit(cut: ir.Value) -> ir.Value:
-        return op.ReduceSum(op.Mul(dy, indicator(op, cut, dy)), keepdims=0)
+    def limit(cut: ir.Value, of: ir.Value | None) -> ir.Value:
+        assert of is not None
+        return unbroadcast(op, op.Mul(dy, indicator(op, cut, dy)), of)
 
-    return dx, lambda: limit(op.Less(x, low)), lambda: limit(op.Greater(x, high))
+    return dx, lambda: limit(op.Less(x, low), low), lambda: limit(op.Greater(x, high), high)
 
 
 # --- one operand
@@ -301,10 +302,26 @@ def identity(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
 
 @gradient_rule("Dropout")
 def dropout(op: OpBuilder, node: ir.Node, dy: ir.Value, dmask: None = None) -> Thunks:
-    """Y = X, as Dropout is in inference; dX = dY."""
-    if float_of(operand(node, 2)) not in (None, 0.0):
-        raise refuse(node, "is in training mode")
-    return (lambda: dy,)
+    """Y = X, as Dropout is in inference; dX = dY.
+
+    In training mode t = 1, and where that is computed: Y = X∘M/(1 − t·ratio), dX = dY∘M/(1 − t·ratio). The mask M
+    is an output; a node that leaves it out is given it.
+    """
+    x, ratio, training = node.inputs[0], operand(node, 1), operand(node, 2)
+    assert x is not None
+    if training is None or float_of(training) == 0.0 or float_of(ratio) == 0.0:
+        return (lambda: dy,)
+
+    def dx() -> ir.Value:
+        node.resize_outputs(2)
+        y, m = node.outputs
+        m.name = m.name or f"{y.name}.mask"
+        m.shape, m.type = x.shape, ir.TensorType(ir.DataType.BOOL)
+        share = op.Constant(value_float=0.5) if ratio is None else ratio
+        kept = op.Sub(1.0, op.Mul(indicator(op, training, dy), op.CastLike(share, dy)))
+        return op.Mul(dy, op.Div(indicator(op, m, dy), kept))
+
+    return (dx,)
 
 
 @gradient_rule("Cast", "CastLike")

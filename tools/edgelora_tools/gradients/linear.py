@@ -1,4 +1,4 @@
-"""Products: MatMul, Gemm, Einsum. Convolutions have a file of their own."""
+"""Products and determinants: MatMul, Gemm, Einsum, Det. Convolutions have a file of their own."""
 
 from __future__ import annotations
 
@@ -174,3 +174,30 @@ def _diagonal(op: OpBuilder, x: ir.Value, first: int, second: int) -> ir.Value:
         return op.Unsqueeze(along, [a for a in range(rank(x)) if a != axis])
 
     return indicator(op, op.Equal(positions(first), positions(second)), x)
+
+
+@gradient_rule("Det")
+def det(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """y = |X| of a square matrix [..., n, n]; dX = dy·K, K the cofactors: Kᵢⱼ = (−1)^(i+j)·|X without row i, column j|.
+
+    No inverse is needed, so X may be singular; n² determinants suit the small matrices that Det is used for.
+    """
+    (x,) = operands(node)
+
+    def dx() -> ir.Value:
+        grown = op.Unsqueeze(dy, [-2, -1])
+        if 1 in dims(x)[-2:]:
+            return annotate(grown, x)
+        n = op.Squeeze(size_of(op, x, -1), [0])
+        zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+        along = op.Range(zero, n, one)
+        fewer = op.Range(zero, op.Sub(n, 1), one)
+        passed = op.Cast(op.GreaterOrEqual(fewer, op.Unsqueeze(along, [1])), to=ir.DataType.INT64)
+        others = op.Add(fewer, passed)  # row i: all numbers below n but i
+        minors = op.Gather(op.Gather(x, others, axis=-1), others, axis=rank(x) - 2)  # [..., n, n − 1, n, n − 1]
+        order = [*range(rank(x) - 2), *(rank(x) - 2 + a for a in (0, 2, 1, 3))]
+        parity = op.Mod(op.Add(op.Unsqueeze(along, [1]), along), 2)
+        sign = op.Sub(1.0, op.Mul(indicator(op, parity, x), 2.0))
+        return annotate(op.Mul(op.Mul(grown, sign), op.Det(op.Transpose(minors, perm=order))), x)
+
+    return (dx,)

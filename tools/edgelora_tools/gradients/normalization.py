@@ -10,14 +10,24 @@ formed for dX: s is small, and stays outside.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, reduce
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from edgelora_tools.gradients.nodes import operands, refuse
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
-from edgelora_tools.gradients.shapes import annotate, axis_of, indicator, rank, reshape_like, unbroadcast
+from edgelora_tools.gradients.shapes import (
+    annotate,
+    axis_of,
+    count_along,
+    expand_like,
+    indicator,
+    rank,
+    reshape_like,
+    size_of,
+    unbroadcast,
+)
 
 
 def _project(op: OpBuilder, g: ir.Value, c: ir.Value, s: ir.Value, axes: list[int]) -> ir.Value:
@@ -42,33 +52,45 @@ def _inverse_root(op: OpBuilder, square: ir.Value, epsilon: float) -> ir.Value:
 
 @gradient_rule("LayerNormalization")
 def layer_normalization(
-    op: OpBuilder, node: ir.Node, dy: ir.Value, dmean: ir.Value | None = None, ds: ir.Value | None = None
+    op: OpBuilder, node: ir.Node, dy: ir.Value | None, dmean: ir.Value | None = None, ds: ir.Value | None = None
 ) -> Thunks:
     """Y = γ∘C∘s + β, C = X − μ, over the axes from `axis` on.
 
-    dX = s∘(G − mean(G) − C∘(s²∘mean(G∘C))), G = dY∘γ
+    dX = s∘(G − mean(G) − C∘(s²∘mean(G∘C))), G = dY∘γ; plus dμ/n − C∘(ds∘s³/n), over n elements
     dγ = Σ dY∘C∘s
     dβ = Σ dY
 
     μ and s are outputs that the operator has computed; a node that leaves them out is given them.
     """
     x, gamma, *beta = operands(node)
-    if dmean is not None or ds is not None:
-        raise refuse(node, "has its statistics differentiated")
     axis = axis_of(node.attributes.get_int("axis", -1), x)
+    axes = list(range(axis, rank(x)))
 
     @cache
     def standardized() -> tuple[ir.Value, ir.Value]:
-        mean, s = (op.Cast(v, to=x.dtype) if v.dtype != x.dtype else v for v in _statistics(node, x, axis))
+        mean, s = (_typed(op, v, x) for v in _statistics(node, x, axis))
         return op.Sub(x, mean), s
 
     def dx() -> ir.Value:
-        return _project(op, op.Mul(dy, gamma), *standardized(), list(range(axis, rank(x))))
+        terms = [] if dy is None else [_project(op, op.Mul(dy, gamma), *standardized(), axes)]
+        n = count_along(op, x, axes)
+        if dmean is not None:
+            terms.append(op.Div(_typed(op, dmean, x), n))
+        if ds is not None:
+            c, s = standardized()
+            along = op.Mul(_typed(op, ds, x), op.Mul(op.Mul(s, s), s))
+            terms.append(op.Mul(c, op.Neg(op.Div(along, n))))
+        return expand_like(op, reduce(op.Add, terms), x)
 
     def dgamma() -> ir.Value:
         return unbroadcast(op, op.Mul(dy, op.Mul(*standardized())), gamma)
 
-    return dx, dgamma, lambda: unbroadcast(op, dy, *beta)
+    return (dx,) if dy is None else (dx, dgamma, lambda: unbroadcast(op, dy, *beta))
+
+
+def _typed(op: OpBuilder, v: ir.Value, x: ir.Value) -> ir.Value:
+    """`v` in the type of `x`."""
+    return op.Cast(v, to=x.dtype) if v.dtype != x.dtype else v
 
 
 def _statistics(node: ir.Node, x: ir.Value, axis: int) -> tuple[ir.Value, ir.Value]:
@@ -102,6 +124,28 @@ def rms_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
         return op.Mul(s(), op.Sub(g, op.Mul(x, along)))
 
     return dx, lambda: unbroadcast(op, op.Mul(dy, op.Mul(x, s())), gamma)
+
+
+@gradient_rule("MeanVarianceNormalization")
+def mean_variance_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y = C/(σ + ε), C = X − mean(X), σ² = mean(C²), ε = 1e-9; s = 1/(σ + ε).
+
+    dX = s∘(dY − mean(dY) − C∘(s/σ∘mean(dY∘C)))
+
+    σ is taken as 1 where it is 0, as C is there.
+    """
+    (x,) = operands(node)
+    axes = [axis_of(axis, x) for axis in node.attributes.get_ints("axes", (0, 2, 3))]
+
+    def dx() -> ir.Value:
+        c = op.Sub(x, op.ReduceMean(x, axes, keepdims=1))
+        sigma = op.Sqrt(op.ReduceMean(op.Mul(c, c), axes, keepdims=1))
+        sigma = op.Add(sigma, indicator(op, op.Equal(sigma, 0.0), sigma))
+        s = op.Reciprocal(op.Add(sigma, 1e-9))
+        along = op.Mul(op.Div(s, sigma), op.ReduceMean(op.Mul(dy, c), axes, keepdims=1))
+        return op.Mul(s, op.Sub(op.Sub(dy, op.ReduceMean(dy, axes, keepdims=1)), op.Mul(c, along)))
+
+    return (dx,)
 
 
 @gradient_rule("LpNormalization")
@@ -139,7 +183,7 @@ def _sum_to_channels(op: OpBuilder, dy: ir.Value, like: ir.Value) -> ir.Value:
 
 
 @gradient_rule("BatchNormalization")
-def batch_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+def batch_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value, *drunning: ir.Value | None) -> Thunks:
     """Y = k∘(X − μ) + β, k = γ∘s, s = 1/√(v + ε), as in inference: μ and v are frozen statistics.
 
     dX = dY∘k
@@ -147,10 +191,15 @@ def batch_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     dβ = Σ dY
     dμ = −k∘Σ dY
     dv = −½γ∘s³∘Σ dY∘(X − μ)
+
+    In training mode μ and v are of X itself, over the batch and the positions, and Y is as of every other
+    member of the family.
     """
     x, gamma, beta, mu, v = operands(node)
+    if any(d is not None for d in drunning):
+        raise refuse(node, "has its running statistics differentiated")
     if node.attributes.get_int("training_mode", 0):
-        raise refuse(node, "is in training mode")
+        return _over_positions(op, node, dy, [0, *range(2, rank(x))])
     s = cache(lambda: _inverse_root(op, v, node.attributes.get_float("epsilon", 1e-5)))
     k = cache(lambda: op.Mul(gamma, s()))
     moment = cache(lambda: _sum_to_channels(op, op.Mul(dy, op.Sub(x, _channels(op, mu, x))), v))  # Σ dY∘(X − μ)
@@ -172,8 +221,12 @@ def instance_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks
     dγ = Σ dY∘C∘s
     dβ = Σ dY
     """
-    x, gamma, beta = operands(node)
-    axes = list(range(2, rank(x)))
+    return _over_positions(op, node, dy, list(range(2, rank(dy))))
+
+
+def _over_positions(op: OpBuilder, node: ir.Node, dy: ir.Value, axes: list[int]) -> Thunks:
+    """dX, dγ, dβ of a normalization of `[N, C, …]` over some axes, with a scale and a bias for each channel."""
+    x, gamma, beta = operands(node)[:3]
     standardized = cache(lambda: _standardize(op, x, axes, node.attributes.get_float("epsilon", 1e-5)))
     return (
         lambda: _project(op, op.Mul(dy, _channels(op, gamma, x)), *standardized(), axes),
@@ -202,3 +255,34 @@ def group_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
         lambda: _sum_to_channels(op, op.Mul(dy, reshape_like(op, op.Mul(*standardized()), x)), gamma),
         lambda: _sum_to_channels(op, dy, beta),
     )
+
+
+# --- over neighbouring channels: X is [N, C, …]
+
+
+@gradient_rule("LRN")
+def local_response_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y = X∘D^(−β), D = b + α/n·W·X², W the sum over the n channels around each (Krizhevsky et al. 2012).
+
+    dX = dY∘D^(−β) − (2αβ/n)·X∘(Wᵀ·(dY∘X∘D^(−β−1)))
+
+    W sums one channel more after than before where n is even, Wᵀ before than after.
+    """
+    (x,) = operands(node)
+    n, beta = node.attributes["size"].as_int(), node.attributes.get_float("beta", 0.75)
+    alpha, b = node.attributes.get_float("alpha", 1e-4), node.attributes.get_float("bias", 1.0)
+
+    def window(v: ir.Value, before: int, after: int) -> ir.Value:
+        """n times the average over channels, as an image of one channel, [N, 1, C, …]."""
+        flat = op.Reshape(v, op.Concat(size_of(op, x, 0), [1], size_of(op, x, 1), [-1], axis=0))
+        mean = op.AveragePool(flat, kernel_shape=[n, 1], pads=[before, 0, after, 0], count_include_pad=1)
+        return reshape_like(op, op.Mul(mean, float(n)), x)
+
+    def dx() -> ir.Value:
+        before, after = (n - 1) // 2, n // 2
+        d = op.Add(op.Mul(window(op.Mul(x, x), before, after), alpha / n), b)
+        direct = op.Mul(dy, op.Pow(d, -beta))
+        across = window(op.Div(op.Mul(direct, x), d), after, before)
+        return op.Sub(direct, op.Mul(op.Mul(x, 2.0 * alpha * beta / n), across))
+
+    return (dx,)

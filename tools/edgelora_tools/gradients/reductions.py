@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from edgelora_tools.gradients.nodes import ints_of, operand, operands
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
-from edgelora_tools.gradients.shapes import dims, expand_like, indicator, rank, shape_of, size_of
+from edgelora_tools.gradients.shapes import count_along, expand_like, indicator, rank, shape_of
 
 
 def restore(op: OpBuilder, node: ir.Node, dy: ir.Value) -> ir.Value:
@@ -46,10 +44,7 @@ def _reduced_count(op: OpBuilder, node: ir.Node, x: ir.Value) -> ir.Value | floa
     if given is not None and ints_of(given) is None:
         whole, part = (op.ReduceProd(shape_of(op, v), keepdims=0) for v in (x, y))
         return indicator(op, op.Div(whole, part), x)
-    sizes = [dims(x)[axis] for axis in axes]
-    if all(isinstance(d, int) for d in sizes):
-        return float(math.prod(map(int, sizes)))  # pyright: ignore[reportArgumentType]
-    return indicator(op, op.ReduceProd(op.Concat(*(size_of(op, x, axis) for axis in axes), axis=0), keepdims=0), x)
+    return count_along(op, x, axes)
 
 
 @gradient_rule("ReduceMax", "ReduceMin")
@@ -136,3 +131,27 @@ def cum_sum(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     _, axis = operands(node)
     exclusive, reverse = node.attributes.get_int("exclusive", 0), node.attributes.get_int("reverse", 0)
     return (lambda: op.CumSum(dy, axis, exclusive=exclusive, reverse=1 - reverse),)
+
+
+@gradient_rule("CumProd")
+def cum_prod(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y = running product of X along an axis; dX = R(dY∘Y)/X, R the running sum from the other end.
+
+    Where X = 0 first, dX = R(dY∘Y'), Y' the product without that zero, and after it 0, as Y is from there on.
+    """
+    x, axis = operands(node)
+    (y,) = node.outputs
+    exclusive, reverse = node.attributes.get_int("exclusive", 0), node.attributes.get_int("reverse", 0)
+
+    def back(v: ir.Value) -> ir.Value:
+        return op.CumSum(v, axis, exclusive=exclusive, reverse=1 - reverse)
+
+    def dx() -> ir.Value:
+        zero = indicator(op, op.Equal(x, 0.0), x)
+        before = op.CumSum(zero, axis, exclusive=1, reverse=reverse)
+        first = op.Mul(zero, indicator(op, op.Equal(before, 0.0), x))
+        without = op.CumProd(op.Add(x, first), axis, exclusive=exclusive, reverse=reverse)
+        others = op.Mul(op.Div(back(op.Mul(dy, y)), op.Add(x, zero)), op.Sub(1.0, first))
+        return op.Add(others, op.Mul(first, back(op.Mul(dy, without))))
+
+    return (dx,)

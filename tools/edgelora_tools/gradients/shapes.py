@@ -7,6 +7,7 @@ axes are computed when the graph runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import onnx_ir as ir
@@ -87,6 +88,15 @@ def size_of(op: OpBuilder, x: ir.Value, axis: int) -> ir.Value:
         return op.Constant(value_ints=[d])
     source, axis = _dimension_sources(op).get(d or "", (x, axis_of(axis, x)))
     return op.Shape(source, start=axis, end=axis + 1)
+
+
+def count_along(op: OpBuilder, x: ir.Value, axes: Sequence[int]) -> ir.Value | float:
+    """How many elements of `x` stand along `axes`: a number, or a scalar in the type of `x`."""
+    sizes = [dims(x)[axis] for axis in axes]
+    known = [d for d in sizes if isinstance(d, int)]
+    if len(known) == len(sizes):
+        return float(math.prod(known))
+    return indicator(op, op.ReduceProd(op.Concat(*(size_of(op, x, axis) for axis in axes), axis=0), keepdims=0), x)
 
 
 def _dimension_sources(op: OpBuilder) -> dict[str, tuple[ir.Value, int]]:
