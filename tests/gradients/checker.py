@@ -7,6 +7,7 @@ For f(x) = Σ <c, op(x)> and a random direction v, the rule's gradient g must sa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -112,27 +113,53 @@ def build(case: Case, arrays: Arrays, ys: Arrays, symbolic: bool, opset: int = O
     return ir.Model(builder.graph, ir_version=10)
 
 
-def check(case: Case, symbolic: bool, seed: int = 0, directions: int = 3, rtol: float = 1e-5) -> None:
-    """Raise AssertionError unless the rule's gradients match central differences."""
+@dataclass(frozen=True)
+class Trial:
+    """A case with its inputs, its outputs `ys`, random cotangents, and what finite differences make of them.
+
+    `rises` are (position, direction v, df(x + h·v)/dh), several for each differentiated input.
+    """
+
+    case: Case
+    arrays: Arrays
+    ys: Arrays
+    feeds: Mapping[str, np.ndarray]
+    rises: Sequence[tuple[int, np.ndarray, float]]
+
+
+def trial_of(case: Case, seed: int = 0, directions: int = 3) -> Trial:
+    """Run the case's node at random inputs and beside them."""
     rng = np.random.default_rng(seed)
     arrays = sample_inputs(case, rng)
-    wrt = wrt_of(case)
-    xs = {f"x{i}": x for i in wrt if (x := arrays[i]) is not None}
+    xs = {f"x{i}": x for i in wrt_of(case) if (x := arrays[i]) is not None}
     run = run_forward(case, arrays)
     ys = run(xs)
     cs = {f"c{i}": np.asarray(rng.standard_normal(ys[i].shape)) for i in cotangents_of(case)}
-    model = evaluator(build(case, arrays, ys, symbolic), SURROGATES)
-    grads = model.run([f"grad.x{i}" for i in wrt], xs | cs)
-    for i, grad in zip(wrt, grads, strict=True):
-        x = xs[f"x{i}"]
-        grad = np.asarray(grad)
-        assert grad.shape == x.shape, f"input {i}: gradient {grad.shape}, input {x.shape}"
-        assert grad.dtype == x.dtype, f"input {i}: gradient is {grad.dtype}"
+    rises = []
+    for i in wrt_of(case):
         for _ in range(directions):
+            x = xs[f"x{i}"]
             v = np.asarray(rng.standard_normal(x.shape))
             ahead, behind = (run(xs | {f"x{i}": x + h * v}) for h in (STEP, -STEP))
             rise = (np.sum(cs[f"c{k}"] * (ahead[k] - behind[k])) for k in cotangents_of(case))
-            numeric = float(sum(rise)) / (2 * STEP)
-            analytic = float(np.sum(grad * v))
-            scale = max(abs(numeric), float(np.linalg.norm(grad)), 1e-3)
-            assert abs(numeric - analytic) <= rtol * scale, f"input {i}: rule {analytic}, differences {numeric}"
+            rises.append((i, v, float(sum(rise)) / (2 * STEP)))
+    return Trial(case, arrays, ys, xs | cs, rises)
+
+
+def compare(trial: Trial, symbolic: bool, rtol: float = 1e-5) -> None:
+    """Raise AssertionError unless the rule's gradients match the trial's differences."""
+    wrt = wrt_of(trial.case)
+    model = evaluator(build(trial.case, trial.arrays, trial.ys, symbolic), SURROGATES)
+    grads = dict(zip(wrt, model.run([f"grad.x{i}" for i in wrt], dict(trial.feeds)), strict=True))
+    for i, v, numeric in trial.rises:
+        x, grad = trial.feeds[f"x{i}"], np.asarray(grads[i])
+        assert grad.shape == x.shape, f"input {i}: gradient {grad.shape}, input {x.shape}"
+        assert grad.dtype == x.dtype, f"input {i}: gradient is {grad.dtype}"
+        analytic = float(np.sum(grad * v))
+        scale = max(abs(numeric), float(np.linalg.norm(grad)), 1e-3)
+        assert abs(numeric - analytic) <= rtol * scale, f"input {i}: rule {analytic}, differences {numeric}"
+
+
+def check(case: Case, symbolic: bool, seed: int = 0, directions: int = 3, rtol: float = 1e-5) -> None:
+    """Raise AssertionError unless the rule's gradients match central differences."""
+    compare(trial_of(case, seed, directions), symbolic, rtol)

@@ -1,0 +1,243 @@
+"""Mutants of gradient rules: each operator that a rule emits is made wrong in turn, and the cases must notice.
+
+A site is a place in a rule, or in a helper on the rule's behalf, that emits an operator: the chain of calls from
+the rule to it, by file, line and column. A mutation is applied at one site at a time, wherever it is passed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+import edgelora_tools.gradients
+from edgelora_tools.gradients.shapes import rank
+from tests.gradients.case import Case
+from tests.gradients.cases import CASES
+from tests.gradients.checker import Trial, compare, trial_of
+
+_RULES = str(Path(edgelora_tools.gradients.__file__).parent)
+_REAL = {ir.DataType.FLOAT, ir.DataType.DOUBLE}
+
+Place = tuple[str, int, int]
+Site = tuple[Place, ...]
+Emit = Callable[..., Any]
+Mutate = Callable[[OpBuilder, Emit, str, tuple, dict], Any]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One mutation at one site of the rule of one operator."""
+
+    operator: tuple[str, str]
+    site: Site
+    emitted: str
+    mutation: str
+
+    def __str__(self) -> str:
+        path = " > ".join(f"{file}:{line}:{column}" for file, line, column in self.site)
+        return f"{self.operator[1]}: {self.mutation} of {self.emitted} at {path}"
+
+
+def _negated(op: OpBuilder, emit: Emit, name: str, inputs: tuple, attributes: dict) -> Any:
+    made = emit(name, inputs, attributes)
+    return [emit("Neg", (y,), {}) for y in made] if isinstance(made, Sequence) else emit("Neg", (made,), {})
+
+
+def _kept(position: int) -> Mutate:
+    """The operand at `position`, broadcast to the shape of the result."""
+
+    def mutate(op: OpBuilder, emit: Emit, name: str, inputs: tuple, attributes: dict) -> Any:
+        made = emit(name, inputs, attributes)
+        operand = inputs[position]
+        if not isinstance(operand, ir.Value):
+            operand = emit("CastLike", (op.builder.op.Constant(value_float=float(operand)), made), {})
+        kept = emit("Expand", (operand, emit("Shape", (made,), {})), {})
+        kept.shape, kept.type = made.shape, made.type
+        return kept
+
+    return mutate
+
+
+def _renamed(to: str) -> Mutate:
+    def mutate(op: OpBuilder, emit: Emit, name: str, inputs: tuple, attributes: dict) -> Any:
+        return emit(to, inputs, attributes)
+
+    return mutate
+
+
+def _untransposed(op: OpBuilder, emit: Emit, name: str, inputs: tuple, attributes: dict) -> Any:
+    return emit("Identity", inputs[:1], {})
+
+
+def _turned(flag: str) -> Mutate:
+    def mutate(op: OpBuilder, emit: Emit, name: str, inputs: tuple, attributes: dict) -> Any:
+        return emit(name, inputs, {**attributes, flag: 1 - attributes.get(flag, 0)})
+
+    return mutate
+
+
+def _shifted_axes(op: OpBuilder, emit: Emit, name: str, inputs: tuple, attributes: dict) -> Any:
+    x, axes, *rest = inputs
+    count = rank(x)
+    if isinstance(axes, ir.Value):
+        shifted = emit("Mod", (emit("Add", (axes, [1]), {}), [count]), {})
+    else:
+        shifted = [(axis + 1) % count for axis in axes]
+    return emit(name, (x, shifted, *rest), attributes)
+
+
+def _swapped(op: OpBuilder, emit: Emit, name: str, inputs: tuple, attributes: dict) -> Any:
+    condition, a, b = inputs
+    return emit(name, (condition, b, a), attributes)
+
+
+def _opposite(op: OpBuilder, emit: Emit, name: str, inputs: tuple, attributes: dict) -> Any:
+    return emit("Not", (emit(name, inputs, attributes),), {})
+
+
+_BY_OPERATOR: dict[str, dict[str, Mutate]] = {
+    "Mul": {"first factor only": _kept(0), "second factor only": _kept(1)},
+    "Div": {"divisor dropped": _kept(0)},
+    "Add": {"Sub instead": _renamed("Sub")},
+    "Sub": {"Add instead": _renamed("Add")},
+    "Transpose": {"transpose removed": _untransposed},
+    "Gemm": {"transA turned": _turned("transA"), "transB turned": _turned("transB")},
+    "ReduceSum": {"mean instead": _renamed("ReduceMean")},
+    "ReduceMean": {"sum instead": _renamed("ReduceSum")},
+    "Where": {"branches swapped": _swapped},
+    "Max": {"Min instead": _renamed("Min")},
+    "Min": {"Max instead": _renamed("Max")},
+    "Sin": {"Cos instead": _renamed("Cos")},
+    "Cos": {"Sin instead": _renamed("Sin")},
+    **{
+        name: {"opposite": _opposite}
+        for name in ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not")
+    },
+}
+_AXES = {"ReduceSum": {"axes shifted": _shifted_axes}, "ReduceMean": {"axes shifted": _shifted_axes}}
+_SIGN = {"sign flipped": _negated}
+_VOID = {"ConstantOfShape", "Constant", "Identity", "EyeLike"}
+"""Operators whose result is most often zero, or only passed on: the sign is not theirs."""
+
+
+def _mutations(name: str, inputs: tuple, made: Any) -> dict[str, Mutate]:
+    """What can be done to an operator with these inputs and this result."""
+    first = made[0] if isinstance(made, Sequence) else made
+    found = dict(_BY_OPERATOR.get(name, {}))
+    if first.dtype in _REAL and name not in _VOID:
+        found |= _SIGN
+    if name in _AXES and len(inputs) > 1 and inputs[1] is not None and rank(inputs[0]) > 1:
+        found |= _AXES[name]
+    return found
+
+
+def _site(frame: FrameType | None) -> Site:
+    """The chain of calls inside the rules' package that leads to `frame`, outermost first."""
+    places: list[Place] = []
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename.startswith(_RULES):
+            line, _, column, _ = _positions(code)[frame.f_lasti // 2]
+            places.append((Path(code.co_filename).name, line or 0, column or 0))
+        frame = frame.f_back
+    return tuple(reversed(places))
+
+
+@cache
+def _positions(code: CodeType) -> list[tuple[int | None, int | None, int | None, int | None]]:
+    return list(code.co_positions())
+
+
+@contextmanager
+def _emitting(watch: Callable[[Emit, OpBuilder, Site, str, tuple, dict], Any]) -> Iterator[None]:
+    """Let `watch` decide what rules emit in place of each operator."""
+    plain = OpBuilder._call_op
+    inside = False
+
+    def call(self: OpBuilder, name: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+        nonlocal inside
+        site = () if inside else _site(sys._getframe(1))
+        if not site:
+            return plain(self, name, inputs, attributes)
+
+        def emit(name: str, inputs: Sequence[Any], attributes: dict[str, Any]) -> Any:
+            return plain(self, name, inputs, dict(attributes))
+
+        inside = True
+        try:
+            return watch(emit, self, site, name, tuple(inputs), attributes)
+        finally:
+            inside = False
+
+    OpBuilder._call_op = call
+    try:
+        yield
+    finally:
+        OpBuilder._call_op = plain
+
+
+def sites_of(trial: Trial, symbolic: bool) -> dict[tuple[Site, str], dict[str, Mutate]]:
+    """What can be made wrong in the rule, as far as this case takes it: (site, operator) -> mutations."""
+    found: dict[tuple[Site, str], dict[str, Mutate]] = {}
+
+    def watch(emit: Emit, op: OpBuilder, site: Site, name: str, inputs: tuple, attributes: dict) -> Any:
+        made = emit(name, inputs, attributes)
+        found.setdefault((site, name), {}).update(_mutations(name, inputs, made))
+        return made
+
+    with _emitting(watch):
+        compare(trial, symbolic)
+    return found
+
+
+def is_killed(trial: Trial, symbolic: bool, site: Site, mutate: Mutate) -> bool:
+    """Whether the case fails, in whatever way, when the rule does this at the site."""
+
+    def watch(emit: Emit, op: OpBuilder, here: Site, name: str, inputs: tuple, attributes: dict) -> Any:
+        return mutate(op, emit, name, inputs, attributes) if here == site else emit(name, inputs, attributes)
+
+    with _emitting(watch), np.errstate(all="ignore"):
+        try:
+            compare(trial, symbolic)
+        except Exception:
+            return True
+    return False
+
+
+@cache
+def cases_of(operator: tuple[str, str]) -> tuple[Case, ...]:
+    """The cases of one operator."""
+    return tuple(case for case in CASES if (case.domain, case.op) == operator)
+
+
+def survivors(operator: tuple[str, str], limit: int | None = None) -> tuple[list[Mutant], int]:
+    """The mutants of an operator's rule that no case notices, and how many mutants were tried.
+
+    With a `limit`, every n-th mutant is tried, so that they are no more.
+    """
+    passed: dict[tuple[Site, str, str], list[tuple[Trial, bool, Mutate]]] = {}
+    for case in cases_of(operator):
+        trial = trial_of(case)
+        for symbolic in (False, True):
+            for (site, emitted), mutations in sites_of(trial, symbolic).items():
+                for name, mutate in mutations.items():
+                    passed.setdefault((site, emitted, name), []).append((trial, symbolic, mutate))
+    chosen = sorted(passed)
+    if limit is not None and len(chosen) > limit:
+        chosen = chosen[:: -(-len(chosen) // limit)]
+    left = []
+    for site, emitted, name in chosen:
+        trials = passed[site, emitted, name]
+        if not any(is_killed(trial, symbolic, site, mutate) for trial, symbolic, mutate in trials):
+            left.append(Mutant(operator, site, emitted, name))
+    return left, len(chosen)
