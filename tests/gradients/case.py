@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
+from onnxscript import OpBuilder
 
 Sampler = tuple[int, ...] | np.ndarray
+Body = Callable[[OpBuilder, Sequence[ir.Value | None]], ir.Graph]
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Case:
     interval. `outputs` is the number of outputs; `cotangents` those that receive one (default: all).
     Quantized operators take and give codes: `codes` and `made` tell the types of those inputs and outputs.
     `computed` are positions of arrays that a rule cannot read: they become known when the graph runs.
+    `bodies` make the graphs of an operator with bodies, from the builder outside and all inputs; of these, the
+    last `captured` are none of the node's own.
     `not_run` says why ONNX Runtime cannot run the node itself.
     """
 
@@ -37,6 +42,8 @@ class Case:
     label: str = ""
     codes: Mapping[int, type] = field(default_factory=dict)
     made: Mapping[int, type] = field(default_factory=dict)
+    bodies: Mapping[str, Body] = field(default_factory=dict)
+    captured: int = 0
     not_run: str = ""
 
     @property

@@ -73,7 +73,9 @@ def forward(
             given = builder.initializer(ir.tensor(array, name=f"x{i}"))
             values.append(builder.op.Identity(given) if i in case.computed else given)
     op = builder.opset(case.domain, graph.opset_imports[case.domain])
-    made = getattr(op, case.op)(*values, _outputs=case.outputs, **case.attributes)
+    bodies = {name: make(builder.op, values) for name, make in case.bodies.items()}
+    inputs = values[: len(values) - case.captured]
+    made = getattr(op, case.op)(*inputs, _outputs=case.outputs, **case.attributes, **bodies)
     return builder, values, [made] if case.outputs == 1 else list(made)
 
 

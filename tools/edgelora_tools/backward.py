@@ -10,7 +10,7 @@ from onnxscript import OpBuilder
 
 from edgelora.errors import ConversionError
 from edgelora_tools.expansions.registry import REASON
-from edgelora_tools.gradients import NON_DIFFERENTIABLE, QUANTIZERS, RULES, Thunks, key_of
+from edgelora_tools.gradients.registry import NON_DIFFERENTIABLE, QUANTIZERS, RULES, WITH_BODIES, Thunks, key_of
 from edgelora_tools.gradients.shapes import REAL, dims, known_equal, refine
 
 _FLOAT8 = {
@@ -133,7 +133,7 @@ def walk_back(
         if all(dy is None for dy in dys):
             continue
         try:
-            for x, thunk in zip((*node.inputs, *captured(node)), _thunks(op, node, dys), strict=False):
+            for x, thunk in zip((*node.inputs, *captured(node)), _thunks(op, node, dys, reads), strict=False):
                 if x is not None and x in active and thunk is not None:
                     dx = thunk()
                     _check_shape(dx, x, node)
@@ -145,8 +145,8 @@ def walk_back(
     return Gradients(found, dict(reversed(blocked.items())), frozenset(lost))
 
 
-def _thunks(op: OpBuilder, node: ir.Node, dys: Sequence[ir.Value | None]) -> Thunks:
-    """What the node's rule answers.
+def _thunks(op: OpBuilder, node: ir.Node, dys: Sequence[ir.Value | None], wanted: Sequence[ir.Value]) -> Thunks:
+    """What the node's rule answers; `wanted` are the values whose gradients will be asked for.
 
     Raises:
         ValueError: there is no rule, or it does not cover this form of the operator.
@@ -154,7 +154,7 @@ def _thunks(op: OpBuilder, node: ir.Node, dys: Sequence[ir.Value | None]) -> Thu
     rule = RULES.get(key_of(node))
     if rule is None:
         raise ValueError(node.metadata_props.get(REASON, ""))
-    return rule(op, node, *dys)
+    return rule(op, node, *dys, wanted=wanted) if key_of(node) in WITH_BODIES else rule(op, node, *dys)
 
 
 def _check_shape(dx: ir.Value, x: ir.Value, node: ir.Node) -> None:

@@ -1,4 +1,4 @@
-"""Reference operators that repeat a step: LSTM, GRU, RNN and Scan; ONNX's own evaluator knows a part of each."""
+"""Reference operators that repeat a step: LSTM, GRU, RNN, Loop, Scan; ONNX's own evaluator knows a part of each."""
 
 from __future__ import annotations
 
@@ -141,6 +141,28 @@ class LSTM(_Recurrent):
         return [f(clip(o + po * c)) * squash(c), c]
 
 
+class Loop(OpRun):
+    """Loop with count or condition left out, its emissions stacked; ONNX's own evaluator joins them end to end."""
+
+    body: ReferenceEvaluator
+    _run_body: Callable[..., list[np.ndarray]]
+
+    def need_context(self) -> bool:
+        return True
+
+    def _run(self, count, going, *states, context=None, bindings=None, **_):
+        names, made = self.body.input_names, self.body.output_names
+        collected: list[list[np.ndarray]] = [[] for _ in made[1 + len(states) :]]
+        step, going = 0, going is None or bool(going)
+        while going and (count is None or step < count):
+            feeds = {**(context or {}), **dict(zip(names, [np.array(step), np.array(True), *states], strict=True))}
+            after, *results = self._run_body(feeds, bindings=bindings)
+            states, going, step = results[: len(states)], bool(after), step + 1
+            for store, y in zip(collected, results[len(states) :], strict=True):
+                store.append(y)
+        return (*states, *map(np.stack, collected))
+
+
 class Scan(OpRun):
     """Scan along any axis in both directions; ONNX's own evaluator goes forward along the first axis."""
 
@@ -174,4 +196,4 @@ class Scan(OpRun):
         return (*states, *stacked)
 
 
-RECURRENT: tuple[type[OpRun], ...] = (GRU, LSTM, RNN, Scan)
+RECURRENT: tuple[type[OpRun], ...] = (GRU, LSTM, Loop, RNN, Scan)

@@ -1,13 +1,15 @@
-"""Bodies of If and Scan: graphs inside a graph, emitted by rules whose backward pass repeats or chooses."""
+"""Bodies of If, Loop and Scan: building them, and copying what they compute into another."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora_tools.gradients.shapes import dims
+
+Copies = Callable[[ir.Value], ir.Value]
 
 
 def new_body(op: OpBuilder, name: str) -> OpBuilder:
@@ -82,3 +84,56 @@ def scan(
         if source.shape is not None:
             y.shape = ir.Shape(list(dims(source)) if position < len(states) else [length, *dims(source)])
     return outputs
+
+
+def replay(op: OpBuilder, body: ir.Graph, given: Mapping[ir.Value, ir.Value]) -> tuple[list[ir.Node], Copies]:
+    """Emit a copy of every node of `body`, with its inputs replaced as `given` says.
+
+    Returns the copies, and a function from a value of the body to its copy; what the body takes from
+    outside stands for itself. Shapes are inferred anew, from those of the given inputs.
+    """
+    copies = dict(given)
+    path = op.builder.graph.name
+    for value in body.initializers.values():
+        if value.const_value is not None and value not in copies:
+            copies[value] = op.builder.initializer(value.const_value, f"{path}.{value.name}")
+    nodes = []
+    for node in body:
+        copy = ir.Node(
+            node.domain,
+            node.op_type,
+            [None if x is None else copies.get(x, x) for x in node.inputs],
+            [_with_copies(attribute, copies) for attribute in node.attributes.values()],
+            num_outputs=len(node.outputs),
+            version=op.builder.graph.opset_imports.get(node.domain),
+            name=f"{path}/{node.name}",
+        )
+        for y, source in zip(copy.outputs, node.outputs, strict=True):
+            y.name = f"{path}.{source.name}" if source.name else ""
+        op.builder.add_node(copy)
+        for y, source in zip(copy.outputs, node.outputs, strict=True):
+            y.type = y.type or source.type
+            if y.shape is None and source.shape is not None:
+                y.shape = ir.Shape([d if isinstance(d, int) else None for d in dims(source)])
+            copies[source] = y
+        nodes.append(copy)
+    return nodes, lambda value: copies.get(value, value)
+
+
+def _with_copies(attribute: ir.Attr, copies: Mapping[ir.Value, ir.Value]) -> ir.Attr:
+    """The attribute; if it is a body, a copy of it that reads copies of what it takes from outside."""
+    if attribute.type != ir.AttributeType.GRAPH:
+        return attribute
+    body = attribute.as_graph().clone(allow_outer_scope_values=True)
+    for node in body.all_nodes():
+        for position, x in enumerate(node.inputs):
+            if x is not None and x in copies:
+                node.replace_input_with(position, copies[x])
+    return ir.AttrGraph(attribute.name, body)
+
+
+def remove_dead_nodes(body: ir.Graph) -> None:
+    """Remove the nodes of a closed body that its outputs do not need."""
+    for node in reversed(list(body)):
+        if not any(y.uses() or y.is_graph_output() for y in node.outputs):
+            body.remove(node, safe=True)

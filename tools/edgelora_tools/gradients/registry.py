@@ -29,10 +29,18 @@ RULES: dict[tuple[str, str], GradientRule] = {}
 NON_DIFFERENTIABLE: set[tuple[str, str]] = set()
 QUANTIZERS: set[tuple[str, str]] = set()
 """Operators whose integer outputs stand for their real inputs: the gradient passes straight through them."""
+WITH_BODIES: set[tuple[str, str]] = set()
+"""Operators with bodies. Their rules get a keyword `wanted`, the values whose gradients will be asked for, and
+return a thunk for each input and then for each value that the bodies take from outside."""
 
 
-def gradient_rule(*op_types: str, domain: str = "", quantizes: bool = False) -> Callable[[GradientRule], GradientRule]:
-    """Register the decorated rule for these operators of `domain`; `quantizes` puts them among the quantizers."""
+def gradient_rule(
+    *op_types: str, domain: str = "", quantizes: bool = False, with_bodies: bool = False
+) -> Callable[[GradientRule], GradientRule]:
+    """Register the decorated rule for these operators of `domain`.
+
+    `quantizes` puts them among the quantizers, `with_bodies` among the operators with bodies.
+    """
 
     def register(rule: GradientRule) -> GradientRule:
         for op_type in op_types:
@@ -42,6 +50,8 @@ def gradient_rule(*op_types: str, domain: str = "", quantizes: bool = False) -> 
             RULES[key] = rule
             if quantizes:
                 QUANTIZERS.add(key)
+            if with_bodies:
+                WITH_BODIES.add(key)
         return rule
 
     return register
