@@ -12,7 +12,8 @@ from onnx import helper, numpy_helper
 from edgelora_tools.expansions import EXPANSIONS
 from edgelora_tools.passes.expand import expand
 from edgelora_tools.runner import open_session
-from tests.expansions.cases import CASES, Case
+from tests.expansions.case import Case
+from tests.expansions.cases import CASES
 
 
 def model_of(case: Case, arrays: list[np.ndarray | None], dynamic: bool) -> onnx.ModelProto:
@@ -56,6 +57,9 @@ def test_expansion_matches_the_kernel(case, dynamic):
     for y, exact in zip(map(np.asarray, got), map(np.asarray, wanted), strict=True):
         assert y.dtype == exact.dtype
         assert y.shape == exact.shape
+        if y.dtype.itemsize == 1 and y.dtype.kind in "iu":  # codes: a number in the middle of two may go either way
+            assert np.abs(y.astype(int) - exact.astype(int)).max() <= 1
+            continue
         size = max(1.0, float(np.abs(exact).max(initial=0)))
         np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-5 * size)
 
