@@ -60,7 +60,26 @@ class OneHot(OpRun):
         return (np.where(places == along, values[1], values[0]),)
 
 
-OPERATORS: tuple[type[OpRun], ...] = (Erf, Gelu, OneHot, Pad, *NORMALIZATIONS, *RECURRENT, *RESAMPLING, *WINDOWS)
+class GatherElements(OpRun):
+    """GatherElements along axes of any size; ONNX's own evaluator fails at more than 64 elements."""
+
+    def _run(self, x, indices, axis=0):
+        outer = tuple(slice(n) for n in indices.shape)
+        cut = tuple(slice(None) if a == axis % x.ndim else part for a, part in enumerate(outer))
+        return (np.take_along_axis(x[cut], indices, axis),)
+
+
+OPERATORS: tuple[type[OpRun], ...] = (
+    Erf,
+    GatherElements,
+    Gelu,
+    OneHot,
+    Pad,
+    *NORMALIZATIONS,
+    *RECURRENT,
+    *RESAMPLING,
+    *WINDOWS,
+)
 
 
 def evaluator(model: ir.Model, more: tuple[type[OpRun], ...] = ()) -> ReferenceEvaluator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import product
 
 import numpy as np
@@ -32,7 +31,7 @@ class GridSample(OpRun):
         image = np.arange(len(x)).reshape(-1, *[1] * (x.ndim - 2))
         y = np.zeros((*grid.shape[:-1], x.shape[1]), x.dtype)
         for corner in product(*taps):
-            weight = math.prod(w for _, w in corner)
+            weight = np.prod([w for _, w in corner], axis=0)
             y += weight[..., None] * np.moveaxis(x, 1, -1)[image, *(i for i, _ in corner)]
         return (np.moveaxis(y, -1, 1),)
 
@@ -78,4 +77,48 @@ class AffineGrid(OpRun):
         return (np.einsum("...j,nij->n...i", points, theta),)
 
 
-RESAMPLING: tuple[type[OpRun], ...] = (AffineGrid, GridSample, Resize)
+class DeformConv(OpRun):
+    """DeformConv in the type of its input; ONNX's own evaluator rounds the places that it reads to float32."""
+
+    def _run(
+        self,
+        x,
+        w,
+        offset,
+        b=None,
+        mask=None,
+        dilations=None,
+        group=1,
+        kernel_shape=None,
+        offset_group=1,
+        pads=None,
+        strides=None,
+    ):
+        axes, out = x.ndim - 2, offset.shape[2:]
+        kernel, steps, spread = w.shape[2:], strides or [1] * axes, dilations or [1] * axes
+        shift = offset.reshape(len(x), offset_group, *kernel, axes, *out)
+        factor = np.ones((len(x), offset_group, *kernel, *out), x.dtype) if mask is None else mask
+        factor = factor.reshape(len(x), offset_group, *kernel, *out)
+        y = np.zeros((len(x), len(w), *out), x.dtype)
+        for n, o, c in product(range(len(x)), range(len(w)), range(w.shape[1])):
+            channel = o // (len(w) // group) * w.shape[1] + c
+            g = channel // (x.shape[1] // offset_group)
+            for k, p in product(np.ndindex(*kernel), np.ndindex(*out)):
+                begin = [p[a] * steps[a] + k[a] * spread[a] - (pads[a] if pads else 0) for a in range(axes)]
+                at = shift[(n, g, *k, slice(None), *p)] + begin
+                value = self._read(x[n, channel], at)
+                y[(n, o, *p)] += w[(o, c, *k)] * factor[(n, g, *k, *p)] * value
+        return (y if b is None else y + b.reshape(-1, *[1] * axes),)
+
+    @staticmethod
+    def _read(image, at):
+        """The image, zero outside, interpolated at a place."""
+        value, low = 0.0, np.floor(at).astype(int)
+        for corner in product((0, 1), repeat=image.ndim):
+            pixel = low + corner
+            if np.all((pixel >= 0) & (pixel < image.shape)):
+                value += image[tuple(pixel)] * np.prod(1 - np.abs(at - pixel))
+        return value
+
+
+RESAMPLING: tuple[type[OpRun], ...] = (AffineGrid, DeformConv, GridSample, Resize)

@@ -144,4 +144,66 @@ AFFINE_GRID = [
     for align in (0, 1)
 ]
 
-CASES = [*RESIZE, *GRID_SAMPLE, *AFFINE_GRID]
+_ROIS = np.array([[0.3, 0.7, 4.2, 5.1], [-3, -2, 9, 8], [1, 1, 1.2, 1.3], [4.1, 3.2, 2.3, 9.7], [20, 20, 25, 30]])
+_OF = axes(0, 1, 1, 0, 1)
+_WELL_FORMED = [0, 1, 2, 4]
+"""ONNX Runtime counts the samples of other regions only where their number is given or regions grow to a pixel."""
+
+ROI_ALIGN = [
+    *(
+        Case(
+            "RoiAlign",
+            [(2, 3, 7, 6), _ROIS[some], _OF[some]],
+            {
+                "mode": mode,
+                "coordinate_transformation_mode": pixel,
+                "sampling_ratio": ratio,
+                "output_height": 2,
+                "output_width": 3,
+                "spatial_scale": 0.9,
+            },
+            wrt=(0,),
+        )
+        for mode in ("avg", "max")
+        for pixel in ("half_pixel", "output_half_pixel")
+        for ratio in (0, 1, 2)
+        for some in [_WELL_FORMED if (pixel, ratio) == ("half_pixel", 0) else slice(None)]
+    ),
+    Case("RoiAlign", [(2, 3, 5, 4), _ROIS[_WELL_FORMED], _OF[_WELL_FORMED]], wrt=(0,), label="default"),
+    Case("RoiAlign", [(2, 3, 5, 4), _ROIS[:0], _OF[:0]], {"output_height": 2}, wrt=(0,), label="no regions"),
+]
+
+COL2IM = [
+    Case("Col2Im", [(2, 3 * 4, 4 * 5), axes(5, 6), axes(2, 2)]),
+    Case("Col2Im", [(2, 3 * 6, 3 * 3), axes(4, 7), axes(2, 3)], {"pads": [1, 0, 1, 2], "strides": [2, 3]}),
+    Case("Col2Im", [(1, 2 * 6, 3 * 7), axes(5, 9), axes(3, 2)], {"pads": [1, 0, 1, 0], "dilations": [2, 2]}),
+    Case("Col2Im", [(2, 2 * 4, 2 * 2), axes(4, 4), axes(2, 2)], {"strides": [2, 2]}, label="patches"),
+    Case("Col2Im", [(1, 2 * 8, 2 * 3 * 4), axes(3, 4, 5), axes(2, 2, 2)], label="volume"),
+]
+
+
+def deform(size, kernel, out, attributes, batch=2, channels=4, makes=4, bias=True, masked=True):
+    """A case of DeformConv; offsets of at most 0.3 pixels and never near 0."""
+    group, offset_group = attributes.get("group", 1), attributes.get("offset_group", 1)
+    rng, elements = np.random.default_rng(0), offset_group * int(np.prod(kernel))
+    shape = (batch, elements * len(kernel), *out)
+    offset = rng.uniform(0.1, 0.4, shape) + rng.integers(-2, 2, shape)
+    inputs = [(batch, channels, *size), (makes, channels // group, *kernel), offset]
+    inputs += [(makes,) if bias else None, (batch, elements, *out) if masked else None]
+    while inputs[-1] is None:
+        inputs.pop()
+    wrt = tuple(i for i, given in enumerate(inputs) if given is not None)
+    return Case("DeformConv", inputs, {"kernel_shape": list(kernel), **attributes}, wrt=wrt)
+
+
+DEFORM_CONV = [
+    deform((4, 5), (2, 2), (3, 4), {}),
+    deform((4, 5), (2, 2), (3, 4), {}, bias=False),
+    deform((4, 3), (3, 2), (4, 3), {"pads": [1, 1, 1, 0], "group": 2, "offset_group": 2}, masked=False),
+    deform(
+        (5, 6), (2, 3), (3, 2), {"pads": [1, 0, 1, 1], "strides": [2, 3], "offset_group": 4}, bias=False, masked=False
+    ),
+    deform((5, 6), (2, 2), (3, 4), {"dilations": [2, 2], "group": 4}, batch=1),
+]
+
+CASES = [*RESIZE, *GRID_SAMPLE, *AFFINE_GRID, *ROI_ALIGN, *COL2IM, *DEFORM_CONV]

@@ -9,6 +9,7 @@ from onnxscript import OpBuilder
 
 from edgelora_tools.gradients.nodes import operand
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
+from edgelora_tools.gradients.sampling import numbers
 from edgelora_tools.gradients.shapes import annotate, axis_of, dims, filled, rank, size_of
 
 _MAPPING = ("mode", "coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a", "exclude_outside", "antialias")
@@ -118,7 +119,7 @@ def _matrix(op: OpBuilder, node: ir.Node, x: ir.Value, dy: ir.Value, position: i
         image = op.Expand(image, op.Concat([1, 1, 1], width, axis=0))
         sizes = op.Concat(op.Gather(node.inputs[3], [position]), wanted, axis=0)
         if roi is not None:
-            roi = op.Gather(op.Concat(roi, op.CastLike([0.0, 1.0], roi), axis=0), [0, 2, 1, 3])
+            roi = op.Gather(op.Concat(roi, numbers(op, [0.0, 1.0], roi), axis=0), [0, 2, 1, 3])
         how["keep_aspect_ratio_policy"] = node.attributes["keep_aspect_ratio_policy"].value
         resized = op.Slice(op.Resize(image, roi, None, sizes, axes=[2, 3], **how), [0], [1], [3])
     elif scales is not None:

@@ -60,6 +60,29 @@ class Pixels:
     taps: Sequence[Taps]
 
 
+def type_of(x: ir.Value) -> ir.DataType:
+    """The type of `x`, which a rule must know to make numbers of it."""
+    if x.dtype is None:
+        raise ValueError(f"the type of {x.name!r} is not known")
+    return x.dtype
+
+
+def numbers(op: OpBuilder, values: Sequence[float], like: ir.Value) -> ir.Value:
+    """Constants `[n]` in the type of `like`."""
+    return op.Constant(value=ir.tensor(list(values), dtype=type_of(like)))
+
+
+def count_up(op: OpBuilder, count: ir.Value | int, like: ir.Value) -> ir.Value:
+    """0, 1, … below `count` (a tensor `[1]`, or known), in the type of `like`."""
+    return op.Cast(indices(op, count), to=type_of(like))
+
+
+def indices(op: OpBuilder, count: ir.Value | int) -> ir.Value:
+    """0, 1, … below `count` (a tensor `[1]`, or known), int64."""
+    end = op.Constant(value_int=count) if isinstance(count, int) else op.Squeeze(count, [0])
+    return op.Range(op.Constant(value_int=0), end, op.Constant(value_int=1))
+
+
 @gradient_rule("GridSample")
 def grid_sample(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y[p] = Σₖ W[p, k]·X[k] over the pixels k of a point p, W = Π w(p) along the axes.
@@ -82,7 +105,7 @@ def grid_sample(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
         taps, slopes = [], []
         for axis in range(axes):
             size = size_of(op, x, axis + 2)
-            length = op.Cast(size, to=_type(grid))
+            length = op.Cast(size, to=type_of(grid))
             u = op.Squeeze(op.Slice(points, [axes - 1 - axis], [axes - axis], [2]), [2])
             span = op.Sub(length, 1.0) if padding.align else length
             half = op.Mul(span, 0.5)
@@ -105,12 +128,6 @@ def grid_sample(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
         return spread(op, read()[0], points_first(op, dy), x)
 
     return dx, None if kernel is NEAREST else dgrid
-
-
-def _type(x: ir.Value) -> ir.DataType:
-    if x.dtype is None:
-        raise ValueError(f"the type of {x.name!r} is not known")
-    return x.dtype
 
 
 @dataclass(frozen=True)
@@ -146,20 +163,16 @@ ZEROS = _Padding("zeros")
 
 def taps_of(op: OpBuilder, at: ir.Value, size: ir.Value, kernel: Kernel, padding: _Padding = ZEROS) -> Taps:
     """The taps of points `at` `[N, P]`, in pixels, along an axis of `size` `[1]`."""
-
-    def numbers(*row: float) -> ir.Value:
-        return op.CastLike(op.Constant(value_floats=list(row)), at)
-
-    length = op.CastLike(size, at)
+    length = op.Cast(size, to=type_of(at))
     before = op.Round(at) if kernel is NEAREST else op.Floor(at)
-    offsets = numbers(*kernel.offsets)
+    offsets = numbers(op, kernel.offsets, at)
     distance = op.Abs(op.Sub(op.Unsqueeze(op.Sub(at, before), [2]), offsets))
     places = op.Add(op.Unsqueeze(before, [2]), offsets)
     weights = slopes = op.Mul(distance, 0.0)
     for power in zip(*kernel.polynomials, strict=True):  # Horner's scheme, and its derivative
         slopes = op.Add(op.Mul(slopes, distance), weights)
-        weights = op.Add(op.Mul(weights, distance), numbers(*power))
-    slopes = op.Mul(slopes, numbers(*kernel.signs))
+        weights = op.Add(op.Mul(weights, distance), numbers(op, power, at))
+    slopes = op.Mul(slopes, numbers(op, kernel.signs, at))
     if padding.mode == "zeros":
         last = op.Sub(length, 1.0)
         inside = indicator(op, op.And(op.GreaterOrEqual(places, 0.0), op.LessOrEqual(places, last)), at)
@@ -172,8 +185,7 @@ def taps_of(op: OpBuilder, at: ir.Value, size: ir.Value, kernel: Kernel, padding
 
 def pixels_of(op: OpBuilder, images: ir.Value, taps: Sequence[Taps]) -> Pixels:
     """The pixels that combine `taps`, one for each axis, of as many `images` `[1]`."""
-    first = op.Range(op.Constant(value_int=0), op.Squeeze(images, [0]), op.Constant(value_int=1))
-    rows = op.Unsqueeze(first, [1, 2])
+    rows = op.Unsqueeze(indices(op, images), [1, 2])
     for tap in taps:  # [N, P, K, 1]·size + [N, P, 1, taps]
         combined = op.Add(op.Unsqueeze(op.Mul(rows, tap.size), [3]), op.Unsqueeze(tap.places, [2]))
         rows = op.Reshape(combined, [0, 0, -1])
@@ -205,6 +217,12 @@ def channels_last(op: OpBuilder, x: ir.Value) -> ir.Value:
     return rows
 
 
+def interpolate(op: OpBuilder, pixels: Pixels, x: ir.Value) -> ir.Value:
+    """Y `[N, P, C]`: what the points read of the images `x`."""
+    read = op.Gather(channels_last(op, x), pixels.rows)
+    return op.Squeeze(op.MatMul(op.Unsqueeze(weights_of(op, pixels), [2]), read), [2])
+
+
 def correlate(op: OpBuilder, pixels: Pixels, x: ir.Value, dy: ir.Value) -> ir.Value:
     """The products dY[p]·X[k] `[N, P, K]` of `dy` `[N, P, C]` with the pixels of each point."""
     read = op.Gather(channels_last(op, x), pixels.rows)
@@ -218,14 +236,22 @@ def along(op: OpBuilder, pixels: Pixels, axis: int, products: ir.Value) -> ir.Va
 
 def spread(op: OpBuilder, pixels: Pixels, dy: ir.Value, x: ir.Value) -> ir.Value:
     """dX: `dy` `[N, P, C]`, weighted, added to the pixels of each point."""
-    axes = range(2, rank(x))
     updates = op.Mul(op.Unsqueeze(weights_of(op, pixels), [3]), op.Unsqueeze(dy, [2]))
-    sizes = [size_of(op, x, axis) for axis in (0, *axes, 1)]
-    count = op.ReduceProd(op.Concat(*sizes[:-1], axis=0), keepdims=1)
-    zeros = filled(op, 0.0, op.Concat(count, sizes[-1], axis=0), dy)
-    rows = op.ScatterND(zeros, op.Unsqueeze(pixels.rows, [3]), updates, reduction="add")
-    image = op.Reshape(rows, op.Concat(*sizes, axis=0))
-    return annotate(op.Transpose(image, perm=[0, rank(x) - 1, *range(1, rank(x) - 1)]), x)
+    rows = op.ScatterND(zero_rows(op, x, dy), op.Unsqueeze(pixels.rows, [3]), updates, reduction="add")
+    return images_of(op, rows, x)
+
+
+def zero_rows(op: OpBuilder, x: ir.Value, dy: ir.Value) -> ir.Value:
+    """Zeros of the type of `dy`, as rows of the images `x`."""
+    count = op.ReduceProd(op.Concat(*(size_of(op, x, a) for a in range(rank(x)) if a != 1), axis=0), keepdims=1)
+    return filled(op, 0.0, op.Concat(count, size_of(op, x, 1), axis=0), dy)
+
+
+def images_of(op: OpBuilder, rows: ir.Value, x: ir.Value) -> ir.Value:
+    """Rows `[N·…, C]` as `[N, C, …]`, in the shape of `x`."""
+    last = rank(x) - 1
+    image = op.Reshape(rows, op.Concat(*(size_of(op, x, a) for a in (0, *range(2, rank(x)), 1)), axis=0))
+    return annotate(op.Transpose(image, perm=[0, last, *range(1, last)]), x)
 
 
 @gradient_rule("AffineGrid")
@@ -241,7 +267,7 @@ def affine_grid(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
         basis = [[[float(i == 0 and j == k) for k in range(r + 1)] for i in range(r)] for j in range(r + 1)]
         sizes = op.Concat([r + 1], op.Slice(size, [1], [r + 2], [0]), axis=0)
         grids = op.AffineGrid(
-            op.Constant(value=ir.tensor(basis, dtype=_type(theta))),
+            op.Constant(value=ir.tensor(basis, dtype=type_of(theta))),
             sizes,
             align_corners=node.attributes.get_int("align_corners", 0),
         )
