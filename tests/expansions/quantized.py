@@ -125,6 +125,12 @@ QUANTIZED = [
         Case("GatherBlockQuantized", inputs, attributes, constants=(0, 2, 3), label=label)
         for label, inputs, attributes in [
             ("", [codes4(7, 40), ids(2, 3), np.abs(real(7, 3))], {"block_size": 16}),
+            ("signed", [(codes4(7, 40).astype(int) - 8).astype(ml_dtypes.int4), ids(3), np.abs(real(7, 3))],
+             {"block_size": 16}),
+            ("packed", [codes(UINT8, 7, 16), ids(2, 3), np.abs(real(7, 2))], {"block_size": 16, "bits": 4}),
+            ("packed zeros", [codes(UINT8, 7, 24), ids(2, 3), np.abs(real(7, 3)), codes(UINT8, 7, 2)],
+             {"block_size": 16, "bits": 4}),
+            ("bytes", [codes(UINT8, 7, 32), ids(2, 3), np.abs(real(7, 2))], {"block_size": 16, "bits": 8}),
             ("zeros", [codes4(7, 40), ids(2, 3), np.abs(real(7, 3)), codes4(7, 3)], {"block_size": 16}),
             ("axes", [codes4(7, 40, 3), ids(2), np.abs(real(7, 3, 3)), codes4(7, 3, 3)],
              {"block_size": 16, "gather_axis": 2, "quantize_axis": 1}),

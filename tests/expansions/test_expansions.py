@@ -66,4 +66,3 @@ def test_expansion_matches_the_kernel(case, dynamic):
 
 def test_every_expansion_has_a_case():
     assert set(EXPANSIONS) == {(case.domain, case.op) for case in CASES}
-

@@ -86,7 +86,7 @@ def _frozen_kernel(node: ir.Node) -> ir.Value | None:
 
 
 def _ends(node: ir.Node) -> tuple[ir.Node, ir.Value]:
-    """Where a product takes its real input, and where it gives its real output, which is that of its bias if it has one."""
+    """The node that takes a product's real input, and its real output, which is that of its bias if it has one."""
     x, y = node.inputs[0], node.outputs[0]
     quantizer = x.producer() if x is not None and node.op_type == "MatMulInteger" else None
     return (quantizer, _biased(_scaled(y, quantizer.outputs[1]))) if quantizer else (node, _biased(y))
@@ -114,8 +114,8 @@ def _scaled(y: ir.Value, scale: ir.Value) -> ir.Value:
 
 
 def _only_user(y: ir.Value) -> ir.Node | None:
-    uses = y.uses()
-    return uses[0][0] if len(uses) == 1 and not y.is_graph_output() else None
+    users = [node for node, _ in y.uses()]
+    return users[0] if len(users) == 1 and not y.is_graph_output() else None
 
 
 def _biased(y: ir.Value) -> ir.Value:

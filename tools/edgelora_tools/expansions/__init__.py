@@ -1,6 +1,15 @@
 """Expansions of ONNX Runtime's operators. Importing the package fills the registry, family by family."""
 
-from edgelora_tools.expansions import activations, attention, embedding, movement, normalizations, products, rotary
+from edgelora_tools.expansions import (
+    activations,
+    attention,
+    embedding,
+    movement,
+    normalizations,
+    products,
+    quantized,
+    rotary,
+)
 from edgelora_tools.expansions.registry import EXPANSIONS, Expansion, NotCovered, expansion, uncovered
 
 __all__ = [
@@ -14,6 +23,7 @@ __all__ = [
     "movement",
     "normalizations",
     "products",
+    "quantized",
     "rotary",
     "uncovered",
 ]

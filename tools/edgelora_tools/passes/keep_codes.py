@@ -1,7 +1,9 @@
 """Weights that are codes stay codes: one DequantizeLinear each, after a Gather rather than before it.
 
 ONNX Runtime folds constants when it loads a graph, but not a DequantizeLinear: the codes are what lies in
-memory, and a weight is real only while a step uses it (docs/decisions/0009). Outputs do not change by a bit.
+memory, and a weight is real only while a step uses it (docs/decisions/0009). Outputs do not change by a bit:
+the axis of the scales is counted from the end, because ONNX Runtime makes a product of weights with scales along
+axis 1 one that rounds the activations too (MatMulNBits of accuracy level 4), and does not do so along axis -1.
 """
 
 from __future__ import annotations
@@ -56,11 +58,12 @@ def _dequantized(op: OpBuilder, node: ir.Node) -> ir.Value | None:
         axes = [axis for axis, d in enumerate(scale.shape, len(shape) - scale.ndim) if d != 1]
         if codes.dtype not in _SIGNED or scale.dtype != np.float32 or scale.ndim > len(shape) or len(axes) > 1:
             continue
-        axis = axes[0] if axes else 0
+        axis = axes[0] if axes else len(shape) - 1
         if axes and scale.size != shape[axis]:
             continue
-        kept = op.builder.initializer(ir.tensor(scale.reshape([-1] if axes else []), name=f"{codes.name}.scale"))
-        return op.DequantizeLinear(codes, kept, axis=axis)
+        along = np.broadcast_to(scale.reshape(-1), shape[axis]).copy()
+        kept = op.builder.initializer(ir.tensor(along, name=f"{codes.name}.scale"))
+        return op.DequantizeLinear(codes, kept, axis=axis - len(shape))
     return None
 
 
@@ -79,7 +82,8 @@ def _transposed(op: OpBuilder, node: ir.Node) -> ir.Value | None:
         return None
     rank = len(source.inputs[0].const_value.shape)  # pyright: ignore[reportOptionalMemberAccess]
     perm = list(node.attributes.get_ints("perm", None) or range(rank)[::-1])
-    axis = perm.index(source.attributes.get_int("axis", 1) % rank)
+    axis = source.attributes.get_int("axis", 1)
+    axis = perm.index(axis % rank) - (rank if axis < 0 else 0)
     turned = []
     for x in source.inputs:
         tensor = None if x is None else x.const_value
@@ -95,11 +99,12 @@ def _gathered(op: OpBuilder, node: ir.Node) -> ir.Value | None:
     """Rows of dequantized codes as rows of the codes, dequantized: a table is never real as a whole."""
     source = _dequantizer(node.inputs[0]) if node.op_type == "Gather" else None
     if source is None or source.attributes.get_int("block_size", 0):
-        return None
+        return None  # nor are codes of four bits gathered below: ONNX Runtime's Gather takes none
     codes, scale, *zeros = source.inputs
     assert codes is not None and scale is not None and codes.const_value is not None and scale.const_value is not None
     rank, indices = len(codes.const_value.shape), node.inputs[1]
-    if indices is None or indices.shape is None or node.attributes.get_int("axis", 0) % rank:
+    four_bits = codes.dtype in (ir.DataType.INT4, ir.DataType.UINT4)
+    if four_bits or indices is None or indices.shape is None or node.attributes.get_int("axis", 0) % rank:
         return None
     rows = op.Gather(codes, indices)
     rows.dtype = codes.dtype
