@@ -4,7 +4,7 @@ import numpy as np
 
 from tests.gradients.case import Case, axes
 
-_REDUCTIONS = {
+REDUCTIONS = {
     "ReduceSum": {},
     "ReduceMean": {},
     "ReduceMax": {},
@@ -28,13 +28,13 @@ CASES = [
             positive=positive,
             label=str(which),
         )
-        for op, positive in _REDUCTIONS.items()
+        for op, positive in REDUCTIONS.items()
         for which in _REDUCED_AXES
         for keep in (0, 1)
     ),
     *(
         Case(op, [(2, 3)], {"noop_with_empty_axes": 1}, positive=positive)
-        for op, positive in _REDUCTIONS.items()
+        for op, positive in REDUCTIONS.items()
         if op not in ("ReduceL1", "ReduceL2", "ReduceProd")  # the reference evaluator reduces all axes there
     ),
     *(
@@ -47,7 +47,7 @@ CASES = [
     ),
     *(
         Case(op, [(2, 3, 4), which], {"keepdims": keep}, positive=positive, label=str(which), computed=(1,))
-        for op, positive in _REDUCTIONS.items()
+        for op, positive in REDUCTIONS.items()
         for which, keep in [(axes(1), 0), (axes(0, -1), 1), (axes(2, -3), 0)]
     ),
     *(Case(op, [(), axes()], positive={0: 0.3}) for op in ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceL2")),
