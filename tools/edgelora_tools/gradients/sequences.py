@@ -35,7 +35,7 @@ class Direction:
     lens: ir.Value | None
     y: ir.Value
     dy_all: ir.Value | None
-    last: tuple[ir.Value | None, ...]
+    last: Sequence[ir.Value | None]
     activations: Sequence[Activation]
     backwards: bool
 
@@ -75,7 +75,7 @@ class Direction:
 
     def last_cotangent(self, state: int) -> ir.Value:
         """The cotangent of the state after the last step; a sequence without steps gives zeros, whatever was read."""
-        given, op = self.last[state], self.op
+        given, op = self.last[state] if state < len(self.last) else None, self.op
         if given is None:
             return self.zeros
         if self.lens is None:
@@ -195,7 +195,7 @@ def take_apart(
         wd, rd, yd = ws[d], rs[d], ys[d]
         assert wd is not None and rd is not None and yd is not None
         wb, rb = halves(bs[d])
-        last = tuple(of[d] for of in lasts)
+        last = [of[d] for of in lasts]
         backwards = d == 1 or direction == "reverse"
         found.append(
             Direction(
