@@ -1,14 +1,15 @@
 """Convolutions and pools by their definition, in the type of their input, for ONNX's reference evaluator.
 
 Its own disagree with the operators' specification, with ONNX Runtime and with torch: where ceil_mode lets a
-window hang over the end it moves half of the overhang to the front; auto_pad forgets dilations, and may not
-stand beside ceil_mode; MaxPool confuses the axes of columns; ConvTranspose fails on groups, and on an
-output_shape beside pads; GlobalMaxPool on one axis. It has no GlobalLpPool.
+window hang over the end they move half of the overhang to the front; auto_pad forgets dilations, and may not
+stand beside ceil_mode; ConvTranspose fails on groups, and on an output_shape beside pads; GlobalMaxPool on one
+axis. There are none of GlobalLpPool and MaxRoiPool.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -247,6 +248,29 @@ class MaxUnpool(OpRun):
         return (y,)
 
 
+class MaxRoiPool(OpRun):
+    """The largest in each bin of a region, 0 where the bin is empty."""
+
+    def _run(self, x, rois, pooled_shape=(), spatial_scale=1.0):
+        y = np.zeros((len(rois), x.shape[1], *pooled_shape), x.dtype)
+        corners = rois[:, 1:] * np.asarray(spatial_scale, rois.dtype)
+        corners = np.sign(corners) * np.floor(np.abs(corners) + 0.5)
+        for region, (left, top, right, bottom) in enumerate(corners):
+            spans = [(top, bottom, x.shape[2]), (left, right, x.shape[3])]
+            bins = [self._bins(*span, count) for span, count in zip(spans, pooled_shape, strict=True)]
+            for (i, rows), (j, columns) in product(enumerate(bins[0]), enumerate(bins[1])):
+                seen = x[int(rois[region, 0]), :, rows, columns]
+                if seen.size:
+                    y[region, :, i, j] = seen.max(axis=(1, 2))
+        return (y,)
+
+    @staticmethod
+    def _bins(first, last, size, count):
+        step = np.maximum(last - first + 1, 1) / count
+        edges = [(first + np.floor(i * step), first + np.ceil((i + 1) * step)) for i in range(count)]
+        return [slice(*(int(np.clip(edge, 0, size)) for edge in pair)) for pair in edges]
+
+
 WINDOWS: tuple[type[OpRun], ...] = (
     AveragePool,
     Conv,
@@ -255,6 +279,7 @@ WINDOWS: tuple[type[OpRun], ...] = (
     GlobalMaxPool,
     LpPool,
     MaxPool,
+    MaxRoiPool,
     MaxUnpool,
 )
 """The operators of this module."""

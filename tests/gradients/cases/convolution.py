@@ -85,4 +85,33 @@ CASES = [
         {"kernel_shape": [2, 2], "strides": [2, 2], "group": 3},
         label="depthwise",
     ),
+    Case(
+        "Conv",
+        [(2, 6, 5, 6), (2, 3, 3, 2)],
+        {"kernel_shape": [3, 2], "group": 2, "pads": [1, 0, 1, 1]},
+        label="few out",
+    ),
+    Case("Conv", [(2, 6, 7), (2, 6, 3)], {"kernel_shape": [3], "dilations": [2], "pads": [1, 3]}, label="few out"),
+    Case(
+        "Conv", [(2, 4, 3, 4, 5), (2, 4, 2, 3, 2), (2,)], {"kernel_shape": [2, 3, 2], "pads": [1] * 6}, label="few out"
+    ),
+    Case("Conv", [(2, 4, 5, 6), (2, 4, 1, 1)], {"kernel_shape": [1, 1], "strides": [2, 3], "pads": [1, 0, 0, 1]}),
+    Case(
+        "Conv",
+        [(2, 4, 80), (6, 2, 70)],
+        {"kernel_shape": [70], "group": 2, "strides": [3], "pads": [2, 1]},
+        label="many taps",
+    ),
+    Case(
+        "Conv",
+        [(2, 4, 16, 17), (6, 4, 9, 8)],
+        {"kernel_shape": [9, 8], "strides": [2, 3], "auto_pad": "SAME_LOWER"},
+        label="many taps",
+    ),
+    Case(
+        "ConvTranspose",
+        [(2, 2, 5), (2, 4, 66)],
+        {"kernel_shape": [66], "strides": [2], "pads": [3, 2]},
+        label="many taps",
+    ),
 ]

@@ -70,4 +70,18 @@ CASES = [
         {"kernel_shape": [2], "strides": [2]},
         label="output_shape",
     ),
+    Case(
+        "MaxRoiPool",
+        [
+            (2, 3, 6, 7),
+            np.array([[0, 1, 0, 5, 4], [1, 0, 2, 6, 5], [0, 3, 3, 3, 3], [1, -2, 4, 3, 9], [1, 2, 1, 6, 5.0]]),
+        ],
+        {"pooled_shape": [2, 3]},
+    ),
+    Case(
+        "MaxRoiPool",
+        [(2, 2, 5, 6), np.array([[1, 3, 1, 17, 16], [0, 0, 0, 22, 18], [1, 8, -40, 9, -30.0]])],
+        {"pooled_shape": [3, 2], "spatial_scale": 0.25},
+        label="outside",
+    ),
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
+from math import prod
+
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from edgelora_tools.gradients.nodes import operands
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
-from edgelora_tools.gradients.shapes import annotate, dims, size_of
+from edgelora_tools.gradients.shapes import annotate, dims, reshape_like, size_of
 from edgelora_tools.gradients.windows import (
     Ints,
     Window,
@@ -15,11 +18,14 @@ from edgelora_tools.gradients.windows import (
     crop,
     halves,
     image_axes,
+    pad_image,
     sizes_of,
     steps_of,
     window_of,
     with_padding,
 )
+
+_MANY_TAPS = 64
 
 
 @gradient_rule("Conv")
@@ -27,7 +33,7 @@ def conv(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = X ⋆ W + B, the sum over the kernel's window.
 
     dX = dY ⋆ W, flipped and with its channels swapped (stride 1), or its transposed convolution
-    dW = X ⋆ dY, with images as channels and strides as dilations
+    dW = Σ dY·Xᵀ over the images and places, for every tap of the kernel
     dB = Σ dY
     """
     x, w, *b = operands(node)
@@ -51,7 +57,7 @@ def conv_transpose(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = Xᵗ ⋆ W + B: every pixel of X adds a kernel to Y. Here W is [groups·in, out, …].
 
     dX = dY ⋆ W, with the same W
-    dW = dY ⋆ X, as Conv's dW, with X in the place of its dY
+    dW = Σ X·dYᵀ, as Conv's dW with X and dY in each other's place
     dB = Σ dY
     """
     x, w, *b = operands(node)
@@ -112,9 +118,11 @@ def _flipped(
     """The input gradient at stride 1: an ordinary convolution, and the fastest, with a kernel that is constant."""
     axes = image_axes(w)
     flipped = op.Slice(w, [-1] * len(axes), [-(1 << 31)] * len(axes), axes, [-1] * len(axes))
-    per_group = op.Reshape(flipped, op.Concat([group, -1], *(size_of(op, w, a) for a in (1, *axes)), axis=0))
+    channels = op.Div(size_of(op, w, 0), [group])  # no -1 below: an adapter of rank 0 has no elements
+    rest = [size_of(op, w, a) for a in axes]
+    per_group = op.Reshape(flipped, op.Concat([group], channels, size_of(op, w, 1), *rest, axis=0), allowzero=1)
     swapped = op.Transpose(per_group, perm=[0, 2, 1, *(a + 1 for a in axes)])
-    kernel = op.Reshape(swapped, op.Concat(size_of(op, x, 1), [-1], *(size_of(op, w, a) for a in axes), axis=0))
+    kernel = op.Reshape(swapped, op.Concat(size_of(op, x, 1), channels, *rest, axis=0), allowzero=1)
     dx = op.Conv(dy, kernel, pads=pads, dilations=window.dilations, group=group, kernel_shape=window.kernel)
     return annotate(dx, x)
 
@@ -134,7 +142,63 @@ def _transposed(op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: W
 
 
 def _weight_gradient(op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: Window, group: int) -> ir.Value:
-    """[N, groups·in, …] as [in, groups·N, …], convolved by [groups·out, N, …], is [in, groups·out, kernel]."""
+    """dW at a tap of the kernel = dY·Xᵀ, with the pixels of X that the tap saw: a product a tap.
+
+    The fewer channels are moved the better: those of dY go to the pixels of X where they are known to be fewer, as
+    in a low-rank adapter. A kernel of very many taps is better convolved.
+    """
+    if prod(window.kernel) > _MANY_TAPS:
+        return _swapped(op, dy, x, w, window, group)
+    pads, (many, few) = window.adjoint_pads, (dims(x)[1], dims(dy)[1])
+    if pads is not None and isinstance(few, int) and isinstance(many, int) and few < many:
+        return _from_taps_of_y(op, dy, x, w, window, pads, group)
+    return _from_taps_of_x(op, dy, x, w, window, group)
+
+
+def _from_taps_of_y(
+    op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: Window, pads: list[int], group: int
+) -> ir.Value:
+    """At stride 1: [N, groups, taps·out, pixels of X]·[N, groups, pixels of X, in], summed over N."""
+    padded, sizes = pad_image(op, dy, pads[: len(pads) // 2], pads[len(pads) // 2 :]), sizes_of(op, x)
+    taps = []
+    for tap in product(*map(range, window.kernel)):
+        start = [r - t * d for t, r, d in zip(tap, window.reach, window.dilations, strict=True)]
+        moved = op.Slice(padded, start, op.Add(sizes, start), image_axes(x))
+        taps.append(_by_group(op, moved, dy, group))
+    images = op.Transpose(_by_group(op, x, x, group), perm=[0, 1, 3, 2])
+    dw = op.ReduceSum(op.MatMul(op.Concat(*taps, axis=2), images), [0], keepdims=0)
+    apart = op.Reshape(dw, op.Concat([group, len(taps), -1], size_of(op, w, 1), axis=0))
+    return reshape_like(op, op.Transpose(apart, perm=[0, 2, 3, 1]), w)
+
+
+def _from_taps_of_x(op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: Window, group: int) -> ir.Value:
+    """[N, groups, out, places]·[N, groups, places, in] for each tap, summed over N."""
+    padded = x if window.unpadded else pad_image(op, x, window.before, window.after)
+    strides, axes = window.strides, image_axes(x)
+    length = op.Add(op.Mul(op.Sub(sizes_of(op, dy), [1]), strides), [1])
+    cotangents = _by_group(op, dy, dy, group)
+    taps = []
+    for tap in product(*map(range, window.kernel)):
+        start = [t * d for t, d in zip(tap, window.dilations, strict=True)]
+        seen = op.Slice(padded, start, op.Add(length, start), axes, strides)
+        images = op.Transpose(_by_group(op, seen, x, group), perm=[0, 1, 3, 2])
+        taps.append(op.Unsqueeze(op.ReduceSum(op.MatMul(cotangents, images), [0], keepdims=0), [3]))
+    return reshape_like(op, taps[0] if len(taps) == 1 else op.Concat(*taps, axis=3), w)
+
+
+def _by_group(op: OpBuilder, image: ir.Value, like: ir.Value, group: int) -> ir.Value:
+    """[N, groups·c, …] as [N, groups, c, pixels], with the channels of `like`."""
+    channels = dims(like)[1]
+    if isinstance(channels, int):
+        return op.Reshape(image, [0, group, channels // group, -1])
+    return op.Reshape(image, op.Concat([0, group], op.Div(size_of(op, like, 1), [group]), [-1], axis=0))
+
+
+def _swapped(op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: Window, group: int) -> ir.Value:
+    """X ⋆ dY, with images as channels, and strides and dilations swapped.
+
+    [N, groups·in, …] as [in, groups·N, …], convolved by [groups·out, N, …], is [in, groups·out, kernel].
+    """
     axes = image_axes(x)
     image, pads = with_padding(op, x, window)
     sizes = sizes_of(op, image)

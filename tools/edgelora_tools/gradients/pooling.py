@@ -17,6 +17,7 @@ from edgelora_tools.gradients.shapes import (
     expand_like,
     filled,
     indicator,
+    size_of,
 )
 from edgelora_tools.gradients.windows import (
     Window,
@@ -166,3 +167,55 @@ def max_unpool(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = 0, with X written at the flat positions I; dX = dY at I."""
     x, positions = operands(node)[:2]
     return (lambda: annotate(op.Gather(op.Reshape(dy, [-1]), positions), x),)
+
+
+@gradient_rule("MaxRoiPool")
+def max_roi_pool(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y [R, C, rows, columns] = max of the region's image of X over each bin; dX = 0, plus dY where the max stands.
+
+    That is found by columns first, [R, C, H, columns], then by rows. An empty bin is 0, and has no gradient.
+    """
+    x, rois = operands(node)
+    rows, columns = node.attributes.get_ints("pooled_shape", [])
+    scale = node.attributes.get_float("spatial_scale", 1.0)
+
+    def dx() -> ir.Value:
+        image = op.Cast(op.Slice(rois, [0], [1], [1]), to=ir.DataType.INT64)
+        in_column = _bins(op, rois, 1, scale, columns, size_of(op, x, 3))
+        in_row = _bins(op, rois, 2, scale, rows, size_of(op, x, 2))
+        regions = op.Unsqueeze(op.Gather(x, op.Squeeze(image, [1])), [3])
+        by_column = op.Where(op.Unsqueeze(in_column, [1, 2]), regions, -np.inf)
+        tops = op.Unsqueeze(op.ReduceMax(by_column, [4], keepdims=0), [2])
+        by_row = op.Where(op.Unsqueeze(in_row, [1, 4]), tops, -np.inf)
+        row = op.ArgMax(by_row, axis=3, keepdims=0)
+        column = op.GatherElements(op.ArgMax(by_column, axis=4, keepdims=0), row, axis=2)
+        height, width = size_of(op, x, 2), size_of(op, x, 3)
+        channels = size_of(op, x, 1)
+        channel = op.Range(op.Constant(value_int=0), op.Squeeze(channels, [0]), op.Constant(value_int=1))
+        plane = op.Unsqueeze(op.Add(op.Mul(image, channels), channel), [2, 3])
+        positions = op.Add(op.Mul(op.Add(op.Mul(plane, height), row), width), column)
+        seen = op.Mul(_any(op, in_row, dy, [1, 3]), _any(op, in_column, dy, [1, 2]))
+        return add_at_positions(op, op.Mul(dy, seen), positions, x)
+
+    return (dx,)
+
+
+def _bins(op: OpBuilder, rois: ir.Value, axis: int, scale: float, bins: int, size: ir.Value) -> ir.Value:
+    """Which pixels each bin of a region covers, [R, bins, size]. A region's corners are rounded, half away from 0."""
+    first, last = (_rounded(op, op.Mul(op.Slice(rois, [i], [i + 1], [1]), scale)) for i in (axis, axis + 2))
+    length = op.Max(op.Add(op.Sub(last, first), 1.0), op.CastLike(1.0, rois))
+    step = op.Div(length, float(bins))
+    numbers = np.arange(bins, dtype=numpy_type(rois))
+    start = op.Add(first, op.Floor(op.Mul(step, op.Constant(value=ir.tensor(numbers)))))
+    end = op.Add(first, op.Ceil(op.Mul(step, op.Constant(value=ir.tensor(numbers + 1)))))
+    pixels = op.CastLike(op.Range(op.Constant(value_int=0), op.Squeeze(size, [0]), op.Constant(value_int=1)), rois)
+    return op.And(op.GreaterOrEqual(pixels, op.Unsqueeze(start, [2])), op.Less(pixels, op.Unsqueeze(end, [2])))
+
+
+def _rounded(op: OpBuilder, x: ir.Value) -> ir.Value:
+    return op.Mul(op.Sign(x), op.Floor(op.Add(op.Abs(x), 0.5)))
+
+
+def _any(op: OpBuilder, covered: ir.Value, dy: ir.Value, axes: list[int]) -> ir.Value:
+    """1 for the bins that cover a pixel, with new axes."""
+    return op.Unsqueeze(op.ReduceMax(indicator(op, covered, dy), [2], keepdims=0), axes)
