@@ -22,6 +22,7 @@ from edgelora_tools.frozen import decodes
 from edgelora_tools.passes.expand import expand, foreign, learn_types
 from edgelora_tools.passes.fuse_patterns import fuse_patterns
 from edgelora_tools.passes.keep_codes import keep_codes
+from edgelora_tools.passes.own_outputs import own_outputs
 
 OLDEST_OPSET, OPSET, NEWEST_OPSET = 11, 21, 23
 _FOLD_LIMIT = 1 << 40
@@ -199,6 +200,7 @@ def _simplify(model: ir.Model) -> None:
     _share_small_constants(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.IdentityEliminationPass()(model)
+    own_outputs(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
 
