@@ -73,13 +73,12 @@ def layer_normalization(
 
     def dx() -> ir.Value:
         terms = [] if dy is None else [_project(op, op.Mul(dy, gamma), *standardized(), axes)]
-        n = count_along(op, x, axes)
         if dmean is not None:
-            terms.append(op.Div(_typed(op, dmean, x), n))
+            terms.append(op.Div(_typed(op, dmean, x), count_along(op, x, axes)))
         if ds is not None:
             c, s = standardized()
             along = op.Mul(_typed(op, ds, x), op.Mul(op.Mul(s, s), s))
-            terms.append(op.Mul(c, op.Neg(op.Div(along, n))))
+            terms.append(op.Mul(c, op.Neg(op.Div(along, count_along(op, x, axes)))))
         return expand_like(op, reduce(op.Add, terms), x)
 
     def dgamma() -> ir.Value:
