@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from edgelora.cli import adapters, base, learn, prove, use
+from edgelora.cli import adapters, base, learn, prove, use, zoo
 from edgelora.errors import EdgeLoraError
 
 USER_ERROR = 2
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="edgelora", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for module in (base, learn, use, adapters, prove):
+    for module in (base, learn, use, adapters, prove, zoo):
         module.add_verbs(verbs)
     return parser
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from edgelora_tools.sources.torch_export import Original
 
 Runner = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model to convert. `run` evaluates the original (never our graph): names in, names out."""
+    """A model to convert. `run` evaluates the original (never our graph): names in, names out.
+
+    `original` is the torch module behind it, where there is one: it can be differentiated.
+    """
 
     kind: str
     name: str
@@ -22,6 +28,7 @@ class Source:
     run: Runner
     files: Mapping[str, bytes] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    original: Original | None = None
 
     def preprocessing(self, max_length: int | None) -> dict[str, Any]:
         """How raw input becomes graph inputs: by the tokenizer, where the source brings one."""

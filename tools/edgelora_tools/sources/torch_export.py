@@ -9,6 +9,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,23 @@ if TYPE_CHECKING:
 
 EXPORTERS = ("dynamo", "torchscript")
 OPSET = {"dynamo": 21, "torchscript": 18}
+
+
+@dataclass(frozen=True)
+class Original:
+    """A torch module as a function of arrays: input types and output names are those of the exported graph."""
+
+    module: torch.nn.Module
+    dtypes: Mapping[str, torch.dtype]
+    names: tuple[str, ...]
+    extra: Mapping[str, Any]
+
+    def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        """The module's outputs by name."""
+        import torch
+
+        given = {name: torch.from_numpy(x).to(self.dtypes[name]) for name, x in feeds.items()}
+        return dict(zip(self.names, flat_outputs(self.module(**given, **self.extra)), strict=False))
 
 
 def factory_source(spec: str, exporter: str = "dynamo") -> Source:
@@ -79,17 +97,16 @@ def module_source(
         export = _export_dynamo if exporter == "dynamo" else _export_torchscript
         model = export(module, dict(inputs), axes, dict(extra or {}), outputs)
         _name_axes(model, axes)
-    names = [str(v.name) for v in model.graph.outputs]
+    names = tuple(str(v.name) for v in model.graph.outputs)
+    original = Original(module, {k: x.dtype for k, x in inputs.items()}, names, dict(extra or {}))
 
     def run(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         import torch
 
         with torch.no_grad():
-            given = {k: torch.from_numpy(v).to(inputs[k].dtype) for k, v in feeds.items()}
-            made = module(**given, **(extra or {}))
-        return dict(zip(names, (t.numpy() for t in flat_outputs(made)), strict=False))
+            return {name: t.numpy() for name, t in original(feeds).items()}
 
-    return Source("torch", name, model, run, files or {}, facts or {})
+    return Source("torch", name, model, run, files or {}, facts or {}, original)
 
 
 def require_torch() -> None:

@@ -1,0 +1,15 @@
+"""What every process that certifies needs: imported once, by the server that they are forked from."""
+
+from __future__ import annotations
+
+import importlib.util
+
+if importlib.util.find_spec("torch") is not None:
+    import torch
+    import torch.onnx
+
+    torch.set_num_threads(1)
+if importlib.util.find_spec("transformers") is not None:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
