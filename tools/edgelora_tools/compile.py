@@ -17,6 +17,7 @@ from edgelora.manifest import InsertionPoint, LostPoint, Manifest, TensorSpec, T
 from edgelora.targets import select_points
 from edgelora_tools.backward import values_read, walk_back
 from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_weights, write_bundle
+from edgelora_tools.frozen import rounds_activations
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.heads import TaskOutput, attach_task
 from edgelora_tools.insertion import Site, find_sites
@@ -75,8 +76,9 @@ def convert(
     """
     check_destination(destination, options.overwrite)
     progress("normal form")
-    precision = "float16" if computes_in_half(source.model) else "float32"
+    half = computes_in_half(source.model)
     model = normalize(source.model.clone())
+    precision = "int8" if rounds_activations(model) else "float16" if half else "float32"
     sizes = measure_shapes(model)
     base = prune(model, options)
     sites = find_sites(base)

@@ -1,4 +1,4 @@
-"""Frozen weights: initializers, and what is computed from initializers alone, as from the codes of a quantized model."""
+"""Frozen weights: initializers, and what is computed from them alone, as a quantized model computes weights."""
 
 from __future__ import annotations
 
@@ -53,3 +53,19 @@ def decodes(node: ir.Node) -> bool:
     if x is None or x.const_value is None or node.op_type not in _DECODING:
         return False
     return x.const_value.dtype in _CODES and x.const_value.size > _FEW
+
+
+def rounds_activations(model: ir.Model) -> bool:
+    """Whether ONNX Runtime rounds real numbers that depend on the inputs when it runs the model.
+
+    Quantizers do. So does its product by a dequantized matrix whose scales lie along an axis counted from the
+    front (MatMulNBits, accuracy level 4).
+    """
+    for node in model.graph:
+        if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") and not is_frozen(node.inputs[0]):
+            return True
+        weight = node.inputs[1].producer() if node.op_type in ("MatMul", "Gemm") and node.inputs[1] else None
+        if weight is not None and weight.op_type == "DequantizeLinear" and is_frozen(weight.outputs[0]):
+            if weight.attributes.get_int("axis", 1) >= 0:
+                return True
+    return False

@@ -24,7 +24,7 @@ def positive(op: OpBuilder, x: ir.Value) -> ir.Value:
 def relu(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = max(X, 0); dX = dY∘[Y > 0]."""
     (y,) = node.outputs
-    return (lambda: op.Mul(dy, positive(op, y)),)
+    return (lambda: op.Mul(dy, indicator(op, op.Greater(y, 0.0), dy)),)
 
 
 @gradient_rule("LeakyRelu")

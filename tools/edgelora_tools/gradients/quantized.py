@@ -78,7 +78,12 @@ def dequantize_linear(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
         _refuse_blocks(node)
         return reshape_like(op, op.Div(unbroadcast(op, op.Mul(dy, y), scale()), scale()), s)
 
-    return lambda: op.Mul(dy, scale()), ds
+    def dq() -> ir.Value:
+        made = op.Mul(dy, scale())
+        made.shape, made.type = q.shape, dy.type
+        return made
+
+    return dq, ds
 
 
 @gradient_rule("DynamicQuantizeLinear", quantizes=True)
