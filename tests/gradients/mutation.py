@@ -6,14 +6,17 @@ the rule to it, by file, line and column. A mutation is applied at one site at a
 
 from __future__ import annotations
 
+import linecache
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx_ir as ir
@@ -43,9 +46,31 @@ class Mutant:
     emitted: str
     mutation: str
 
+    @property
+    def source(self) -> str:
+        """The line of code that emits the operator."""
+        file, line, _ = self.site[-1]
+        return linecache.getline(str(Path(_RULES) / file), line).strip()
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether the mutation changes no gradient, by `EQUIVALENT`."""
+        return any(
+            op in (None, self.operator[1]) and mutation in (None, self.mutation) and code in self.source
+            for op, mutation, code, _ in EQUIVALENT
+        )
+
     def __str__(self) -> str:
         path = " > ".join(f"{file}:{line}:{column}" for file, line, column in self.site)
-        return f"{self.operator[1]}: {self.mutation} of {self.emitted} at {path}"
+        return f"{self.operator[1]}: {self.mutation} of {self.emitted} at {path}: {self.source}"
+
+
+EQUIVALENT: tuple[tuple[str | None, str | None, str, str], ...] = (
+    (None, "sign flipped", "zeros = op.Reshape(zeros_like(", "zeros have no sign"),
+    ("Softsign", "sign flipped", "d = op.Add(op.Abs(x), 1.0)", "d is squared"),
+    ("Elu", "first factor only", "op.Mul(m, gamma)", "γ = 1"),
+)
+"""(operator or any, mutation or any, code at the site, why no gradient changes)."""
 
 
 def _negated(op: OpBuilder, emit: Emit, name: str, inputs: tuple, attributes: dict) -> Any:
@@ -179,11 +204,8 @@ def _emitting(watch: Callable[[Emit, OpBuilder, Site, str, tuple, dict], Any]) -
         finally:
             inside = False
 
-    OpBuilder._call_op = call
-    try:
+    with patch.object(OpBuilder, "_call_op", call):
         yield
-    finally:
-        OpBuilder._call_op = plain
 
 
 def sites_of(trial: Trial, symbolic: bool) -> dict[tuple[Site, str], dict[str, Mutate]]:
@@ -220,24 +242,36 @@ def cases_of(operator: tuple[str, str]) -> tuple[Case, ...]:
     return tuple(case for case in CASES if (case.domain, case.op) == operator)
 
 
-def survivors(operator: tuple[str, str], limit: int | None = None) -> tuple[list[Mutant], int]:
-    """The mutants of an operator's rule that no case notices, and how many mutants were tried.
+def survivors(operator: tuple[str, str], sample: tuple[int, int] | None = None) -> tuple[list[Mutant], int]:
+    """The mutants of an operator's rule that no case notices and that are not equivalent, and how many were tried.
 
-    With a `limit`, every n-th mutant is tried, so that they are no more.
+    With a `sample` (cases, mutants), at most so many cases are looked through for mutants, and at most so many of
+    these tried, evenly spaced; what the sampled cases do not notice is put to all the others.
     """
-    passed: dict[tuple[Site, str, str], list[tuple[Trial, bool, Mutate]]] = {}
-    for case in cases_of(operator):
-        trial = trial_of(case)
-        for symbolic in (False, True):
-            for (site, emitted), mutations in sites_of(trial, symbolic).items():
-                for name, mutate in mutations.items():
-                    passed.setdefault((site, emitted, name), []).append((trial, symbolic, mutate))
-    chosen = sorted(passed)
-    if limit is not None and len(chosen) > limit:
-        chosen = chosen[:: -(-len(chosen) // limit)]
+    cases = cases_of(operator)
+    first = _spread(cases, sample[0]) if sample else cases
+    trials = [(trial_of(case), symbolic) for case in first for symbolic in (False, True)]
+    passed: dict[Mutant, list[tuple[Trial, bool, Mutate]]] = {}
+    for trial, symbolic in trials:
+        for (site, emitted), mutations in sites_of(trial, symbolic).items():
+            for name, mutate in mutations.items():
+                passed.setdefault(Mutant(operator, site, emitted, name), []).append((trial, symbolic, mutate))
+    proper = sorted(
+        (mutant for mutant in passed if not mutant.equivalent), key=lambda m: (m.site, m.emitted, m.mutation)
+    )
+    chosen = _spread(proper, sample[1]) if sample else proper
     left = []
-    for site, emitted, name in chosen:
-        trials = passed[site, emitted, name]
-        if not any(is_killed(trial, symbolic, site, mutate) for trial, symbolic, mutate in trials):
-            left.append(Mutant(operator, site, emitted, name))
+    for mutant in chosen:
+        mutate = passed[mutant][0][2]
+        rest = ((trial_of(case), symbolic) for case in cases if case not in first for symbolic in (False, True))
+        if not any(
+            is_killed(trial, symbolic, mutant.site, mutate)
+            for trial, symbolic in chain(((t, s) for t, s, _ in passed[mutant]), rest)
+        ):
+            left.append(mutant)
     return left, len(chosen)
+
+
+def _spread(items: Sequence[Any], limit: int) -> Sequence[Any]:
+    """At most `limit` of the items, evenly spaced."""
+    return items[:: -(-len(items) // limit)] if len(items) > limit else items

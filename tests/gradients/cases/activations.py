@@ -9,6 +9,7 @@ CASES = [
     ),
     *(Case(op, [(3, 4)]) for op in ("HardSigmoid", "HardSwish", "Softplus", "Softsign", "Mish", "Gelu")),
     *(Case(op, [(3, 4)], {"alpha": alpha}) for op in ("LeakyRelu", "Elu") for alpha in (0.3, -0.3)),
+    Case("HardSwish", [(3, 4)], within={0: (-5, 5)}),
     Case("Celu", [(3, 4)], {"alpha": 0.7}),
     Case("Selu", [(3, 4)], {"alpha": 1.1, "gamma": 0.9}),
     Case("Selu", [(3, 4)], {"alpha": -1.1, "gamma": 0.9}),
