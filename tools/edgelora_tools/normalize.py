@@ -21,17 +21,20 @@ from edgelora.errors import ConversionError
 from edgelora_tools.frozen import decodes
 from edgelora_tools.passes.expand import expand, foreign, learn_types
 from edgelora_tools.passes.fuse_patterns import fuse_patterns
+from edgelora_tools.passes.rotary_tables import repeat_rotary_tables
 from edgelora_tools.passes.keep_codes import keep_codes
+from edgelora_tools.passes.unsigned_codes import unsigned_codes
 from edgelora_tools.passes.own_outputs import own_outputs
 
 OLDEST_OPSET, OPSET, NEWEST_OPSET = 11, 21, 23
 _FOLD_LIMIT = 1 << 40
-_BATCH_NORM_FOLDS = (
-    rules.fuse_batchnorm_into_conv_rule,
+_LEFT_OUT = (
+    rules.fuse_batchnorm_into_conv_rule,  # an adapter stands between the two, as PEFT's does
     rules.fuse_batchnorm_into_conv_transpose_rule,
     rules.fuse_batchnorm_into_gemm_rule,
+    rules.slice_split_rule,  # tries every pair of slices: quadratic in the size of the graph
 )
-_REWRITES = tuple(rule for rule in rewriter._DEFAULT_REWRITE_RULES if rule not in _BATCH_NORM_FOLDS)
+_REWRITES = tuple(rule for rule in rewriter._DEFAULT_REWRITE_RULES if rule not in _LEFT_OUT)
 _ROUNDS = 4
 _HIDDEN = "edgelora.hidden"  # the domain of operators that ONNX's converter does not know, while it runs
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -49,8 +52,10 @@ def normalize(model: ir.Model, fuse: bool = True) -> ir.Model:
     model = _bring_to_opset(model)
     bring_to_float32(model)
     expand(model)
+    repeat_rotary_tables(model)
     _simplify(model)
     keep_codes(model)
+    unsigned_codes(model)
     if fuse:
         fuse_patterns(model)
         _simplify(model)
@@ -180,8 +185,7 @@ def _simplify(model: ir.Model) -> None:
     """Fold constants of any size and apply the library's rewrites; the codes of quantized weights stay codes.
 
     Equal weights stay apart: their names tell the modules that they belong to. A BatchNormalization stays
-    behind its convolution: an adapter stands between them (PEFT's does). Where none does, ONNX Runtime folds
-    it when it loads the graph.
+    behind its convolution; where no adapter stands between them, ONNX Runtime folds it when it loads the graph.
     """
     with _quiet():
         for _ in range(_ROUNDS):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
@@ -99,12 +100,21 @@ def count_along(op: OpBuilder, x: ir.Value, axes: Sequence[int]) -> ir.Value | f
     return indicator(op, op.ReduceProd(op.Concat(*(size_of(op, x, axis) for axis in axes), axis=0), keepdims=0), x)
 
 
-def _dimension_sources(op: OpBuilder) -> dict[str, tuple[ir.Value, int]]:
-    sources: dict[str, tuple[ir.Value, int]] = {}
-    for value in op.builder.graph.inputs:
-        for axis, d in enumerate(dims(value)):
-            if isinstance(d, str):
-                sources.setdefault(d, (value, axis))
+_Sources = dict[str, tuple[ir.Value, int]]
+_known_sources: WeakKeyDictionary[ir.Graph, tuple[int, _Sources]] = WeakKeyDictionary()
+
+
+def _dimension_sources(op: OpBuilder) -> _Sources:
+    """For each named dimension the first graph input that has it; found anew when inputs have been added."""
+    graph = op.builder.graph
+    count, sources = _known_sources.get(graph, (-1, {}))
+    if count != len(graph.inputs):
+        sources = {}
+        for value in graph.inputs:
+            for axis, d in enumerate(dims(value)):
+                if isinstance(d, str):
+                    sources.setdefault(d, (value, axis))
+        _known_sources[graph] = (len(graph.inputs), sources)
     return sources
 
 
