@@ -149,4 +149,6 @@ def test_gradient_passes_straight_through(name):
         v = rng.standard_normal(SHAPE)
         ahead, behind = (forward.run(None, {"x": at + h * v})[0] for h in (STEP, -STEP))
         numeric = float(np.sum(weights * (np.asarray(ahead, np.float64) - behind))) / (2 * STEP)
-        assert abs(numeric - np.sum(dx * v)) <= (ROUNDED if name in BENT else EXACT) * max(abs(numeric), np.linalg.norm(dx))
+        assert abs(numeric - np.sum(dx * v)) <= (ROUNDED if name in BENT else EXACT) * max(
+            abs(numeric), np.linalg.norm(dx)
+        )

@@ -14,7 +14,7 @@ from edgelora_tools.gradients.shapes import dims
 
 _LAYER = re.compile(r"(?:.*\.)?[^.]+\.(\d+)\.")
 _CALL = re.compile(r"_\d+$")  # TorchScript counts the calls of a module
-_CODES = re.compile(r"_(quantized|q|Q\d\w*)$")  # what quantization tools append to the name of a weight
+_CODES = re.compile(r"(_quantized|_q|_Q\d\w*)?(\.transposed|\.codes)?$")  # what quantization appends to a name
 _ANONYMOUS = re.compile(r"onnx::|val_\d|v_\d|/|_|\d+$")
 
 

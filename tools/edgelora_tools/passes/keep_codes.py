@@ -89,7 +89,7 @@ def _transposed(op: OpBuilder, node: ir.Node) -> ir.Value | None:
         tensor = None if x is None else x.const_value
         if x is not None and tensor is not None and len(tensor.shape) == rank:
             array = np.ascontiguousarray(tensor.numpy().transpose(perm))
-            x = op.builder.initializer(ir.tensor(array, dtype=tensor.dtype, name=f"{x.name}"))
+            x = op.builder.initializer(ir.tensor(array, dtype=tensor.dtype, name=f"{x.name}.transposed"))
         turned.append(x)
     rest = {k: v for k, v in source.attributes.items() if k != "axis"}
     return op.DequantizeLinear(*turned, axis=axis, **rest)
