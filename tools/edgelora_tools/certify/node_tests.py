@@ -17,6 +17,7 @@ from edgelora_tools.backward import MissingRuleError, differentiate
 from edgelora_tools.certify.double import REAL
 from edgelora_tools.certify.selection import Excluded, Feeds, NodeTest, node_tests, observed, prepare
 from edgelora_tools.gradients import key_of
+from edgelora_tools.normalize import NEWEST_OPSET
 from edgelora_tools.reference import evaluator
 
 STEP = 1e-6
@@ -25,6 +26,7 @@ TOLERANCE = 1e-5
 KINK = 1e-3
 """Forward and backward differences that differ by this much, relatively, stand at a kink."""
 NUDGE = 1e-2
+_NON_DIFFERENTIABLE = onnx.defs.OpSchema.DifferentiationCategory.NonDifferentiable
 _MACHINE = 64 * float(np.finfo(np.float64).eps)
 
 
@@ -138,7 +140,8 @@ def _differentiated(model: ir.Model) -> tuple[list[str], list[str]]:
     """
     graph = model.graph
     wrt = [x for x in graph.inputs if x.dtype in REAL]
-    seeded = [y for y in dict.fromkeys(graph.outputs) if y.dtype in REAL]
+    real = [y for y in dict.fromkeys(graph.outputs) if y.dtype in REAL]
+    seeded = [y for y in real if not _carries_no_gradient(y)] or real
     nodes = list(graph)
     builder = GraphBuilder(graph)
     cotangents = {y: builder.input(f"cotangent.{y.name}", y.dtype, y.shape) for y in seeded}
@@ -242,19 +245,23 @@ def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _needs_no_gradient(value: ir.Value) -> bool:
     """Whether ONNX declares every place where the input is used as not differentiable."""
-    places = [_category(use.node, use.idx) for use in value.uses()]
-    return bool(places) and all(
-        place == onnx.defs.OpSchema.DifferentiationCategory.NonDifferentiable for place in places
-    )
+    places = [_category(use.node, use.idx, "inputs") for use in value.uses()]
+    return bool(places) and all(place == _NON_DIFFERENTIABLE for place in places)
 
 
-def _category(node: ir.Node, position: int) -> onnx.defs.OpSchema.DifferentiationCategory:
+def _carries_no_gradient(value: ir.Value) -> bool:
+    """Whether ONNX declares the output as not differentiable, as it does running statistics."""
+    node = value.producer()
+    return node is not None and _category(node, list(node.outputs).index(value), "outputs") == _NON_DIFFERENTIABLE
+
+
+def _category(node: ir.Node, position: int, side: str) -> onnx.defs.OpSchema.DifferentiationCategory:
     domain, op_type = key_of(node)
     try:
-        inputs: Sequence = onnx.defs.get_schema(op_type, node.version or 23, domain).inputs
+        parameters: Sequence = getattr(onnx.defs.get_schema(op_type, node.version or NEWEST_OPSET, domain), side)
     except onnx.defs.SchemaError:
         return onnx.defs.OpSchema.DifferentiationCategory.Unknown
-    return inputs[min(position, len(inputs) - 1)].differentiation_category
+    return parameters[min(position, len(parameters) - 1)].differentiation_category
 
 
 def _nudged(feeds: Feeds, rng: np.random.Generator) -> Feeds:

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgelora.cli.common import table
 from edgelora_tools.certify.node_tests import Outcome
-from edgelora_tools.certify.rules_table import Operator, by_operator, case_ids, failures, formula, spans
+from edgelora_tools.certify.rules_table import NOTHING, Key, Operator, by_operator, case_ids, failures, formula, spans
 from edgelora_tools.normalize import NEWEST_OPSET, OLDEST_OPSET
 
 _INTRODUCTION = f"""\
@@ -24,14 +24,18 @@ that have it. *Cases* are checked against finite differences in float64 and run 
 
 def row(operator: Operator) -> tuple[str, str, str, int | None]:
     """The columns that need no node test to be run: name, opsets, how, cases."""
-    name = f"{operator.domain}::{operator.op}" if operator.domain else operator.op
-    return name, spans(operator.opsets), operator.how, operator.cases
+    return name_of((operator.domain, operator.op)), spans(operator.opsets), operator.how, operator.cases
+
+
+def name_of(key: Key) -> str:
+    """An operator by name, with its domain where that is not ONNX's own."""
+    return "::".join(part for part in key if part)
 
 
 def table_text(operators: Sequence[Operator]) -> str:
     """The table for a terminal."""
     differentiable = sum(o.differentiable for o in operators)
-    quiet = sum(o.how == "carries no gradient" for o in operators)
+    quiet = sum(o.how == NOTHING for o in operators)
     end = (
         f"{differentiable} operators are differentiable, {quiet} carry no gradient, "
         f"{len(operators) - differentiable - quiet} have no rule"
@@ -73,9 +77,7 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 def text(outcomes: Sequence[Outcome]) -> str:
     """The outcomes for a terminal: by operator, then totals, exclusions, how data were moved, and every failure."""
-    rows = [
-        (f"{domain}::{op}" if domain else op, passed, total) for (domain, op), (passed, total) in counts_of(outcomes)
-    ]
+    rows = [(name_of(key), passed, total) for key, (passed, total) in counts_of(outcomes)]
     parts = [table(rows, ("operator", "passed", "total")), totals_text(outcomes)]
     excluded = Counter(o.reason for o in outcomes if o.status == "excluded").most_common()
     if excluded:
@@ -108,8 +110,12 @@ def markdown(operators: Sequence[Operator], outcomes: Sequence[Outcome]) -> str:
     lines += _rows([o for o in operators if o.differentiable], ("operator", "opsets", "how", "cases", "node tests"))
     others = [o for o in operators if not o.differentiable]
     lines += ["", "## Not differentiable", "", "Outputs that carry no gradient: integers, truth values, steps.", ""]
-    lines += [_names([o for o in others if o.how == "carries no gradient"])]
-    lines += ["", "## Without a rule", "", _names([o for o in others if o.how != "carries no gradient"])]
+    lines += [_names([o for o in others if o.how == NOTHING])]
+    lines += ["", "## Without a rule", "", _names([o for o in others if o.how != NOTHING])]
+    lines += ["", "## Node tests of other operators", "", "Function bodies of operators that are not above, too.", ""]
+    listed = {(o.domain, o.op) for o in operators if o.differentiable}
+    lines += ["| operator | node tests |", "|---|---:|"]
+    lines += [f"| {name_of(key)} | {p}/{n} |" for key, (p, n) in counts_of(outcomes) if key not in listed]
     lines += ["", "## Node tests that fail", ""]
     failed = failures(outcomes)
     lines += ["| reason | tests |", "|---|---|"] if failed else ["None."]

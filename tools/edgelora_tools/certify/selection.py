@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
 from edgelora_tools.backward import captured
 from edgelora_tools.certify.double import REAL, bring_to_float64
@@ -74,6 +75,7 @@ def prepare(test: NodeTest) -> tuple[ir.Model, Feeds]:
     model = _at_known_opset(test.model)
     model.graph.opset_imports.setdefault("", NEWEST_OPSET)
     expand(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     bring_to_float64(model)
     feeds: Feeds = {}
     for value, given in zip(model.graph.inputs, test.inputs, strict=False):
@@ -143,11 +145,9 @@ def _same_at(node: onnx.NodeProto, old: int, new: int) -> bool:
 
 
 def observed(model: ir.Model, feeds: Feeds) -> ir.Model:
-    """`model` with the shapes and types that its values have for these inputs; inferred ones inside bodies."""
+    """`model` with the shapes and types that its values have for these inputs; inferred from them inside bodies."""
     for value in model.graph.inputs:
         value.shape = ir.Shape(feeds[str(value.name)].shape)
-    proto = onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True)
-    model = ir.from_proto(proto)
     values = [y for node in model.graph for y in node.outputs if y.name]
     outputs = list(model.graph.outputs)
     model.graph.outputs[:] = values
@@ -159,7 +159,7 @@ def observed(model: ir.Model, feeds: Feeds) -> ir.Model:
         if isinstance(array, np.ndarray | np.generic):
             value.shape = ir.Shape(np.shape(array))
             value.type = ir.TensorType(ir.DataType.from_numpy(np.asarray(array).dtype))
-    return model
+    return ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True))
 
 
 def _require_path(model: ir.Model) -> None:
