@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Protocol
 
 import onnx_ir as ir
@@ -38,9 +39,9 @@ def lower_methods(graph: ir.Graph, op: OpBuilder, methods: Mapping[tuple[str, st
         method = methods.get((node.domain, node.op_type))
         if method is None:
             continue
-        before = set(graph)
+        last = graph[-1]
         replacements = method.lower(op, node)
-        emitted = [n for n in graph if n not in before]
+        emitted = list(takewhile(lambda n: n is not last, reversed(graph)))[::-1]  # noqa: B023
         graph.remove(emitted)
         graph.insert_before(node, emitted)
         for old, new in zip(node.outputs, replacements, strict=True):
