@@ -1,7 +1,7 @@
 """Elementwise operators and activations of shapes, broadcasts and attributes drawn at random."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.gradients.case import Case
@@ -56,6 +56,7 @@ def test_where(operands, seed):
 @few
 @given(op=st.sampled_from(sorted(DOMAINS)), shape=shapes())
 def test_one_operand(op, shape):
+    assume(shape or op != "Softsign")  # the reference evaluator's takes no scalar
     try_both(Case(op, [shape], within={0: DOMAINS[op]}))
 
 

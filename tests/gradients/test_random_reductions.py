@@ -1,7 +1,7 @@
 """Reductions and running sums over axes drawn at random."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.gradients.case import Case
@@ -21,6 +21,7 @@ def test_reductions(op, shape, data):
 @few
 @given(op=st.sampled_from(sorted(REDUCTIONS)), shape=shapes(0), keep=st.integers(0, 1))
 def test_reductions_of_everything(op, shape, keep):
+    assume(shape or op != "ReduceLogSumExp")  # the reference evaluator's takes no scalar
     try_both(Case(op, [shape], {"keepdims": keep}, positive=REDUCTIONS[op]))
 
 
