@@ -72,6 +72,34 @@ def test_bidirectional_layer_with_lengths(op, tmp_path):
     assert_checked(bundle)
 
 
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_layers_of_a_torch_module(op, tmp_path):
+    """Two layers as torch exports them: packed weights are sliced, first states expanded, time is dynamic."""
+    torch = pytest.importorskip("torch")
+
+    class Tagger(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = torch.nn.Linear(WIDTH, HIDDEN)
+            self.layers = getattr(torch.nn, op)(HIDDEN, HIDDEN, num_layers=2, batch_first=True)
+            self.second = torch.nn.Linear(HIDDEN, 3)
+
+        def forward(self, x):
+            return self.second(self.layers(self.first(x))[0])
+
+    torch.manual_seed(0)
+    dynamic = torch.export.Dim.DYNAMIC
+    path = tmp_path / "tagger.onnx"
+    torch.onnx.export(
+        Tagger().eval(), (torch.randn(2, 5, WIDTH),), path, input_names=["x"], dynamo=True, verbose=False,
+        dynamic_shapes=({0: dynamic, 1: dynamic},),
+    )  # fmt: skip
+    bundle = to_bundle(path, tmp_path)
+    assert [point.id for point in bundle.manifest.trainable] == ["first", "second"]
+    assert_same_outputs(bundle, path, sequences(3, 7))
+    assert_checked(bundle)
+
+
 def graph(name: str, nodes: Sequence, inputs: Sequence = (), outputs: Sequence = ()) -> onnx.GraphProto:
     return helper.make_graph(
         list(nodes), name, [helper.make_tensor_value_info(*i) for i in inputs],
