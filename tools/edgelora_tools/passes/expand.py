@@ -17,8 +17,9 @@ from edgelora_tools.gradients import NON_DIFFERENTIABLE, RULES, key_of
 from edgelora_tools.runner import open_session
 
 _STANDARD = ("", "ai.onnx")
-_CODES = {"DynamicQuantizeLinear"}
-"""Operators whose integers stand for real numbers: written out, their steps would end the gradient."""
+_WHOLE = {"DynamicQuantizeLinear", "SequenceMap"}
+"""Operators that stay whole: integers that stand for real numbers, whose written-out steps would end the gradient;
+sequences, whose operators carry none."""
 _TYPES = {f"tensor({name})": dtype for name, dtype in {
     "float": ir.DataType.FLOAT, "double": ir.DataType.DOUBLE, "float16": ir.DataType.FLOAT16,
     "bfloat16": ir.DataType.BFLOAT16, "int64": ir.DataType.INT64, "int32": ir.DataType.INT32,
@@ -79,13 +80,13 @@ def _expands(node: ir.Node, refused: set[ir.Node]) -> bool:
     key = key_of(node)
     if node in refused or key in RULES or key in NON_DIFFERENTIABLE:
         return False
-    return key in EXPANSIONS or _has_body(node)
+    return key in EXPANSIONS or has_body(node)
 
 
-def _has_body(node: ir.Node) -> bool:
+def has_body(node: ir.Node) -> bool:
     """Whether ONNX defines the operator by a function of other operators."""
     opset = node.graph.opset_imports.get("") if node.graph is not None else None
-    if node.domain not in _STANDARD or node.op_type in _CODES or opset is None or not onnx.defs.has(node.op_type, ""):
+    if node.domain not in _STANDARD or node.op_type in _WHOLE or opset is None or not onnx.defs.has(node.op_type, ""):
         return False
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, "")
@@ -132,6 +133,9 @@ def _call_body(model: ir.Model, node: ir.Node) -> bool:
     """Make the node a call of its definition, which is then inlined; returns whether it has one for these types."""
     opset = model.graph.opset_imports[""]
     schema = onnx.defs.get_schema(node.op_type, opset, "")
+    for name, attribute in schema.attributes.items():  # the body refers to its attributes, absent or not
+        if name not in node.attributes and attribute.default_value.type:
+            node.attributes[name] = ir.from_proto(attribute.default_value)
     if schema.has_function:
         versions = [v for v in schema.function_opset_versions if v <= opset]
         body = schema.get_function_with_opset_version(max(versions)) if versions else None
@@ -149,11 +153,22 @@ def _call_body(model: ir.Model, node: ir.Node) -> bool:
     proto = onnx.FunctionProto()
     proto.ParseFromString(body)
     proto.domain, proto.name = "edgelora.bodies", f"{node.op_type}_{len(model.functions)}"
+    del proto.output[len(node.outputs) :]  # the definition need not compute what the node does not ask for
+    del proto.output[len(node.outputs) :]
+    for used in proto.opset_import:  # of an older version; the checker refuses what has changed its form since
+        used.version = opset if used.domain in _STANDARD else used.version
+    onnx.checker.check_function(proto, _context(opset))
     function = ir.from_proto(proto)
     model.functions[function.identifier()] = function
     model.graph.opset_imports.setdefault(proto.domain, 1)
     node.domain, node.op_type = proto.domain, proto.name
     return True
+
+
+def _context(opset: int) -> onnx.checker.C.CheckerContext:
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version, context.opset_imports = onnx.IR_VERSION, {"": opset}
+    return context
 
 
 def _type_proto(x: ir.Value) -> onnx.TypeProto:

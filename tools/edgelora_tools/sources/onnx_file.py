@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 
 from edgelora.errors import ConversionError
 from edgelora_tools.normalize import onnx_errors
-from edgelora_tools.runner import session_on
+from edgelora_tools.passes.rotary_tables import has_shared_tables, repeat_rotary_tables
+from edgelora_tools.runner import open_session, session_on
 from edgelora_tools.sources.base import Source
 
 _FLOATS = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
@@ -40,12 +42,20 @@ def onnx_source(path: Path, tokenizer: Path | None = None) -> Source:
     outputs = [str(v.name) for v in model.graph.outputs]
 
     def run(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        session = session_on(path)
+        session = _session_of(path, model)
         wanted = {x.name: x.type for x in session.get_inputs()}
         cast = {name: x.astype(_FLOATS.get(wanted[name], x.dtype)) for name, x in feeds.items() if name in wanted}
         return dict(zip(outputs, map(np.asarray, session.run(outputs, cast)), strict=True))
 
     return Source("onnx", path.stem, model, run, files, facts)
+
+
+def _session_of(path: Path, model: ir.Model) -> ort.InferenceSession:
+    """The file itself; with tables of a batch of one, which ONNX Runtime would refuse, repeated for every row."""
+    if not has_shared_tables(model):
+        return session_on(path)
+    with open_session(repeat_rotary_tables(model.clone())) as session:
+        return session
 
 
 def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
