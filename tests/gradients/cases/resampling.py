@@ -103,6 +103,21 @@ RESIZE = [
     ),
     resize((1, 4, 5, 2), {"mode": "linear"}, scales(1, 1.5, 2, 1), label="channels last"),
     resize((1, 2, 5, 6), {"axes": [-2]}, scales(2)),
+    Case("Resize", [(1, 2, 5, 6), None, scales(1, 1, 2, 3)], {"nearest_mode": "floor"}, computed=(2,)),
+    Case("Resize", [(1, 2, 5, 6), None, scales(2, 0.75)], {"mode": "linear", "axes": [2, 3]}, computed=(2,)),
+    Case("Resize", [(1, 2, 5, 6), None, None, axes(1, 2, 10, 3)], {"mode": "cubic"}, computed=(3,)),
+    Case(
+        "Resize",
+        [(1, 2, 4, 6), _OUTSIDE, None, axes(8, 6)],
+        {
+            "mode": "linear",
+            "coordinate_transformation_mode": "tf_crop_and_resize",
+            "axes": [3, 2],
+            "keep_aspect_ratio_policy": "not_smaller",
+            "extrapolation_value": -1.5,
+        },
+        computed=(1, 3),
+    ),
     Case("Resize", [(1, 2, 3, 4), np.zeros(0), scales(), axes(1, 2, 6, 5)], label="empty roi and scales"),
 ]
 
@@ -170,6 +185,16 @@ ROI_ALIGN = [
         for some in [_WELL_FORMED if (pixel, ratio) == ("half_pixel", 0) else slice(None)]
     ),
     Case("RoiAlign", [(2, 3, 5, 4), _ROIS[_WELL_FORMED], _OF[_WELL_FORMED]], wrt=(0,), label="default"),
+    *(
+        Case(
+            "RoiAlign",
+            [(2, 2, 5, 4), _ROIS, _OF],
+            {"mode": mode, "coordinate_transformation_mode": "output_half_pixel", "output_width": 2},
+            wrt=(0,),
+            computed=(1, 2),
+        )
+        for mode in ("avg", "max")
+    ),
     Case("RoiAlign", [(2, 3, 5, 4), _ROIS[:0], _OF[:0]], {"output_height": 2}, wrt=(0,), label="no regions"),
 ]
 
@@ -178,6 +203,7 @@ COL2IM = [
     Case("Col2Im", [(2, 3 * 6, 3 * 3), axes(4, 7), axes(2, 3)], {"pads": [1, 0, 1, 2], "strides": [2, 3]}),
     Case("Col2Im", [(1, 2 * 6, 3 * 7), axes(5, 9), axes(3, 2)], {"pads": [1, 0, 1, 0], "dilations": [2, 2]}),
     Case("Col2Im", [(2, 2 * 4, 2 * 2), axes(4, 4), axes(2, 2)], {"strides": [2, 2]}, label="patches"),
+    Case("Col2Im", [(2, 2 * 4, 2 * 3), axes(5, 4), axes(2, 2)], {"strides": [2, 1]}, computed=(1, 2)),
     Case("Col2Im", [(1, 2 * 8, 2 * 3 * 4), axes(3, 4, 5), axes(2, 2, 2)], label="volume"),
 ]
 

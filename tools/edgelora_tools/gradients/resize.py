@@ -14,6 +14,7 @@ from edgelora_tools.gradients.shapes import annotate, axis_of, dims, filled, ran
 
 _MAPPING = ("mode", "coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a", "exclude_outside", "antialias")
 """The attributes that tell how an axis is resized. Without `extrapolation_value`, what lies outside is 0."""
+_HALF_PIXEL = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel")
 
 
 @gradient_rule("Resize")
@@ -82,7 +83,7 @@ def _blocks(node: ir.Node, x: ir.Value) -> list[int] | None:
     """How often each element is repeated along each axis, where images of up to 3 axes are enlarged so."""
     nearest = node.attributes.get_string("nearest_mode", "round_prefer_floor")
     mapping = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
-    rounds = (mapping == "asymmetric" and nearest == "floor") or ("half_pixel" in mapping and "round" in nearest)
+    rounds = (mapping, nearest) == ("asymmetric", "floor") or (mapping in _HALF_PIXEL and "round" in nearest)
     if node.attributes.get_string("mode", "nearest") != "nearest" or not rounds or not 3 <= rank(x) <= 5:
         return None
     factors = [1.0] * rank(x)
@@ -127,7 +128,7 @@ def _matrix(op: OpBuilder, node: ir.Node, x: ir.Value, dy: ir.Value, position: i
     else:
         resized = op.Resize(image, roi, None, size_of(op, dy, axis), axes=[2], **how)
     matrix = op.Squeeze(resized, [0, 3])
-    matrix.shape = ir.Shape([dims(x)[axis], dims(node.outputs[0])[axis]])
+    matrix.shape, matrix.type = ir.Shape([dims(x)[axis], dims(node.outputs[0])[axis]]), dy.type
     return matrix
 
 
