@@ -68,6 +68,16 @@ class Mutant:
 EQUIVALENT: tuple[tuple[str | None, str | None, str, str], ...] = (
     (None, "sign flipped", "zeros = op.Reshape(zeros_like(", "zeros have no sign"),
     ("Softsign", "sign flipped", "d = op.Add(op.Abs(x), 1.0)", "d is squared"),
+    *(
+        (op, "sign flipped", "return op.Cast(condition, to=like.dtype)", "a mask over its own sum, or a guard at zero")
+        for op in ("Max", "Min", "ReduceMax", "ReduceMin", "GlobalMaxPool", "GlobalLpPool")
+    ),
+    ("MeanVarianceNormalization", "Sub instead", "sigma = op.Add(sigma, indicator(", "a guard: σ is not 0"),
+    *(
+        (op, mutation, "axes_at_run, keepdims=1", "what bodies broadcast is proven by their operators' own cases")
+        for op in ("If", "Loop", "Scan")
+        for mutation in ("axes shifted", "mean instead")
+    ),
     ("Elu", "first factor only", "op.Mul(m, gamma)", "γ = 1"),
 )
 """(operator or any, mutation or any, code at the site, why no gradient changes)."""
@@ -250,6 +260,7 @@ def survivors(operator: tuple[str, str], sample: tuple[int, int] | None = None) 
     """
     cases = cases_of(operator)
     first = _spread(cases, sample[0]) if sample else cases
+    others = [case for case in cases if not any(case is looked_through for looked_through in first)]
     trials = [(trial_of(case), symbolic) for case in first for symbolic in (False, True)]
     passed: dict[Mutant, list[tuple[Trial, bool, Mutate]]] = {}
     for trial, symbolic in trials:
@@ -263,7 +274,7 @@ def survivors(operator: tuple[str, str], sample: tuple[int, int] | None = None) 
     left = []
     for mutant in chosen:
         mutate = passed[mutant][0][2]
-        rest = ((trial_of(case), symbolic) for case in cases if case not in first for symbolic in (False, True))
+        rest = ((trial_of(case), symbolic) for case in others for symbolic in (False, True))
         if not any(
             is_killed(trial, symbolic, mutant.site, mutate)
             for trial, symbolic in chain(((t, s) for t, s, _ in passed[mutant]), rest)

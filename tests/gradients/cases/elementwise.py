@@ -26,6 +26,11 @@ CASES = [
     Case("Pow", [(2, 2), np.array([2, 3])], label="int"),
     *(Case("Pow", [a, b], positive={0: 0.5}) for a, b in [((2, 3), (2, 3)), ((2, 1), (3,)), ((), (2, 2))]),
     Case("Pow", [np.array([0.0, 1.0, 2.0]), (3,)], positive={1: 0.5}, label="zero"),
+    *(Case(op, [(2, 3), np.ones((2, 3))], within={0: (1, 1)}, label="ties") for op in ("Max", "Min")),
+    *(
+        Case("Mod", [(2, 3), b], {"fmod": 1}, within={0: (5, 9), 1: (1, 2)}, label="large")
+        for b in [(2, 3), (3,), (2, 1)]
+    ),
     *(Case("Mod", [a, b], {"fmod": 1}, positive={1: 0.7}) for a, b in [((2, 3), (2, 3)), ((2, 3), (3,))]),
     *(Case(op, [(2, 3)]) for op in ("Neg", "Abs", "Exp", "Erf", "Sin", "Cos", "Sinh", "Cosh", "Atan", "Asinh")),
     Case("Tan", [(2, 3)], within={0: (-1.2, 1.2)}),

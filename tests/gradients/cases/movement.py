@@ -95,6 +95,7 @@ CASES = [
     ),
     Case("Compress", [(3, 4), np.array([True, False, True])], {"axis": 0}, computed=(1,)),
     Case("Pad", [(3, 4), axes(1, 2), (), axes(1)]),
+    Case("Pad", [(3, 4), axes(1, 2), (1,), axes(1)]),
     Case("Pad", [(3, 4), axes(1, 2, 0, 1), (), axes(-1, 0)]),
     Case("Pad", [(3, 4), axes(1, 2), None, axes(-1)], {"mode": "edge"}),
     *(

@@ -57,7 +57,8 @@ CASES = [
     *(Case(name, [shape]) for name in ("GlobalAveragePool", "GlobalMaxPool") for shape in ((2, 3, 5), (2, 3, 4, 5))),
     Case("GlobalAveragePool", [(2, 3, 2, 3, 4)]),
     Case("GlobalMaxPool", [(2, 3, 2, 3, 4)]),
-    *(Case("GlobalLpPool", [(2, 3, 4, 5)], {"p": p}) for p in (1, 2, 3, 4)),
+    Case("GlobalMaxPool", [(2, 3, 2)], within={0: (1, 1)}, label="ties"),
+    *(Case("GlobalLpPool", [(2, 3, 4, 5)], {"p": p}) for p in (1, 2, 3, 4, 5)),
     Case("GlobalLpPool", [(2, 3, 5)]),
     Case(
         "MaxUnpool",
@@ -73,7 +74,7 @@ CASES = [
     Case(
         "MaxRoiPool",
         [
-            (2, 3, 6, 7),
+            (3, 3, 6, 7),
             np.array([[0, 1, 0, 5, 4], [1, 0, 2, 6, 5], [0, 3, 3, 3, 3], [1, -2, 4, 3, 9], [1, 2, 1, 6, 5.0]]),
         ],
         {"pooled_shape": [2, 3]},

@@ -70,11 +70,11 @@ def _matmul_vector(op: OpBuilder, a: ir.Value, b: ir.Value, dy: ir.Value) -> Thu
 
     def da() -> ir.Value:
         da2 = op.MatMul(dy2, transpose_last(op, b2))
-        return reshape_like(op, unbroadcast(op, da2, a2), a) if rank(a) == 1 else unbroadcast(op, da2, a)
+        return reshape_like(op, unbroadcast(op, da2, a2), a) if rank(a) == 1 else annotate(da2, a)
 
     def db() -> ir.Value:
         db2 = op.MatMul(transpose_last(op, a2), dy2)
-        return reshape_like(op, unbroadcast(op, db2, b2), b) if rank(b) == 1 else unbroadcast(op, db2, b)
+        return reshape_like(op, unbroadcast(op, db2, b2), b) if rank(b) == 1 else annotate(db2, b)
 
     return da, db
 

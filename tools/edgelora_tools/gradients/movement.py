@@ -124,7 +124,7 @@ def pad(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     constant: dX = dY without the border, and 0 in the border that was cut off; dC = Σ dY − Σ dX
     other modes: dX = dY summed to the positions that each element of Y repeats
     """
-    x, pads, axes = node.inputs[0], node.inputs[1], operand(node, 3)
+    x, pads, c, axes = node.inputs[0], node.inputs[1], operand(node, 2), operand(node, 3)
     assert x is not None and pads is not None
     mode, known = node.attributes.get_string("mode", "constant"), ints_of(pads)
 
@@ -139,7 +139,8 @@ def pad(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
         return add_at_positions(op, dy, op.Pad(positions_in(op, x), pads, None, axes, mode=mode), x)
 
     def dc() -> ir.Value:
-        return op.Sub(op.ReduceSum(dy, keepdims=0), op.ReduceSum(inner(), keepdims=0))
+        sum_of_border = op.Sub(op.ReduceSum(dy, keepdims=0), op.ReduceSum(inner(), keepdims=0))
+        return reshape_like(op, sum_of_border, c) if c is not None else sum_of_border
 
     return inner if mode == "constant" else summed, None, dc
 
