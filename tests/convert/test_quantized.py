@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from edgelora.adapter import absent_adapter
 from edgelora_tools.passes.keep_codes import keep_codes
 from edgelora_tools.runner import open_session
 from tests.convert import networks
-from tests.convert.bundles import SIZES, assert_same_outputs, base_outputs, relative, run_onnx, to_bundle
+from tests.convert.bundles import SIZES, assert_same_outputs, base_outputs, to_bundle
 from tests.convert.networks import FLOAT, Net, save, tokens_of
 
 checks = importlib.import_module("edgelora.check")
@@ -46,8 +47,8 @@ def static(source, target, **options):
 def four_bits(source, target, **options):
     quantizer = MatMulNBitsQuantizer(onnx.load(source), block_size=16, **options)
     quantizer.process()
-    assert quantizer.model is not None
-    quantizer.model.save_model_to_file(str(target))
+    made: Any = quantizer.model
+    made.save_model_to_file(str(target))
 
 
 QInt8, QUInt8, QUInt16 = quantization.QuantType.QInt8, quantization.QuantType.QUInt8, quantization.QuantType.QUInt16
@@ -127,7 +128,7 @@ def test_check_passes(quantized):
 
 @pytest.mark.parametrize("factor", [-1.0, 0.5, 2.0, 0.0])
 def test_check_finds_wrong_gradients_behind_rounding(quantized, factor, monkeypatch):
-    name, _, bundle = quantized
+    _, _, bundle = quantized
     point = next(p for p in bundle.manifest.points if p.id.endswith("up"))
     graph = bundle.graph(bundle.training("cotangent", dropout=False).file)
     run = type(graph).run

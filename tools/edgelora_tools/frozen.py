@@ -64,8 +64,8 @@ def rounds_activations(model: ir.Model) -> bool:
     for node in model.graph:
         if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") and not is_frozen(node.inputs[0]):
             return True
-        weight = node.inputs[1].producer() if node.op_type in ("MatMul", "Gemm") and node.inputs[1] else None
-        if weight is not None and weight.op_type == "DequantizeLinear" and is_frozen(weight.outputs[0]):
-            if weight.attributes.get_int("axis", 1) >= 0:
-                return True
+        weight = node.inputs[1] if node.op_type in ("MatMul", "Gemm") else None
+        decoder = weight.producer() if weight is not None and is_frozen(weight) else None
+        if decoder is not None and decoder.op_type == "DequantizeLinear" and decoder.attributes.get_int("axis", 1) >= 0:
+            return True
     return False

@@ -14,7 +14,6 @@ from onnxscript import GraphBuilder
 from edgelora_tools.frozen import is_frozen
 from edgelora_tools.gradients.nodes import operand
 
-
 _MOVING = {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Expand", "Identity"}
 
 
