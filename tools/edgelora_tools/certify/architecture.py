@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 TRAINS, IN_PART, REFUSED, WRONG, CRASHED = "trains", "trains in part", "refused", "wrong", "crashed"
 TOLERANCE = 1e-4
-_KINK = 3.0
+_KINK, _FAR = 3.0, 1e9
 _EVERYWHERE = ".*"  # all-linear, and convolutions too
 _POINTS, _RANK, _HALVINGS, _SHOWN = 6, 2, 6, 3
 
@@ -255,13 +255,13 @@ def _sizes(value: Any, inputs: Feeds) -> list[tuple[Any, int]]:
 
 
 def relative(got: np.ndarray, wanted: np.ndarray) -> float:
-    """The norm of the difference relative to that of what is wanted; inf where shapes or NaNs differ."""
+    """The norm of the difference relative to that of what is wanted; `_FAR` where shapes or what is infinite differ."""
     if got.shape != wanted.shape:
-        return math.inf
+        return _FAR
     same = ~(np.isfinite(got) | np.isfinite(wanted))
     a, b = (np.where(same, 0, np.asarray(x, np.float64)) for x in (got, wanted))
     gap = float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(b)), 1e-12)
-    return gap if math.isfinite(gap) else math.inf
+    return gap if gap < _FAR else _FAR
 
 
 def step(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from edgelora_tools.passes.spell_out_pads import spell_out_pads
+
 
 def tidy(model: ir.Model) -> ir.Model:
     """Remove duplicates, dead nodes, metadata and intermediate shapes. Outputs are unchanged."""
+    spell_out_pads(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.ClearMetadataAndDocStringPass()(model)

@@ -91,12 +91,15 @@ def module_source(
         raise ConversionError(f"unknown exporter {exporter!r}; one of {', '.join(EXPORTERS)}")
     module = module.eval()
     axes = dict(dynamic) if dynamic is not None else _default_axes(inputs)
-    with warnings.catch_warnings(), onnx_errors(f"{name}: the {exporter} exporter failed; try --exporter"):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         export = _export_dynamo if exporter == "dynamo" else _export_torchscript
-        model = export(module, dict(inputs), axes, dict(extra or {}), outputs)
-        _name_axes(model, axes)
+        try:
+            model = export(module, dict(inputs), axes, dict(extra or {}), outputs)
+            _name_axes(model, axes)
+        except Exception as error:
+            raise ConversionError(f"{name}: the {exporter} exporter failed; try --exporter ({_root(error)})") from error
     names = tuple(str(v.name) for v in model.graph.outputs)
     original = Original(module, {k: x.dtype for k, x in inputs.items()}, names, dict(extra or {}))
 
@@ -107,6 +110,14 @@ def module_source(
             return {name: t.numpy() for name, t in original(feeds).items()}
 
     return Source("torch", name, model, run, files or {}, facts or {}, original)
+
+
+def _root(error: BaseException) -> str:
+    """The first line of what an exporter's exception came from: its own message tells the stage alone."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def require_torch() -> None:

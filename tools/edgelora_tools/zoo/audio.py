@@ -68,8 +68,8 @@ def wav2vec2_conformer() -> Made:
 def wav2vec2_bert() -> Made:
     """W2v-BERT 2.0 on filter banks, arXiv:2312.05187."""
     config = hf.Wav2Vec2BertConfig(
-        **SMALL, vocab_size=VOCABULARY, feature_projection_input_dim=20, conv_depthwise_kernel_size=3, mask_time_prob=0.0,
-        left_max_position_embeddings=4, right_max_position_embeddings=4,
+        **SMALL, vocab_size=VOCABULARY, feature_projection_input_dim=20, conv_depthwise_kernel_size=3,
+        mask_time_prob=0.0, left_max_position_embeddings=4, right_max_position_embeddings=4,
     )  # fmt: skip
     module = build(hf.Wav2Vec2BertModel, config, attention=None)
     return floats(module, 24, 20, name="input_features", dynamic={1: "frames"})
@@ -155,8 +155,9 @@ def encodec_decoder() -> Made:
 def univnet() -> Made:
     """UnivNet, a vocoder of predicted kernels, arXiv:2106.07889."""
     config = hf.UnivNetConfig(
-        model_in_channels=8, model_hidden_channels=8, num_mel_bins=8, resblock_kernel_sizes=[3], resblock_stride_sizes=[4],
-        resblock_dilation_sizes=[[1, 3]], kernel_predictor_num_blocks=1, kernel_predictor_hidden_channels=8,
+        model_in_channels=8, model_hidden_channels=8, num_mel_bins=8, resblock_kernel_sizes=[3],
+        resblock_stride_sizes=[4], resblock_dilation_sizes=[[1, 3]], kernel_predictor_num_blocks=1,
+        kernel_predictor_hidden_channels=8,
         kernel_predictor_conv_size=3,
     )  # fmt: skip
     module, inputs, axes = floats(build(hf.UnivNetModel, config, attention=None), 12, 8, name="input_features")

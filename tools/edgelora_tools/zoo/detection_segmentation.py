@@ -50,8 +50,9 @@ def mobilevit_deeplab() -> Made:
 def dpt() -> Made:
     """DPT, depth from a ViT, arXiv:2103.13413."""
     config = hf.DPTConfig(
-        **SMALL | {"num_hidden_layers": 4}, image_size=32, patch_size=8, is_hybrid=False, backbone_out_indices=[0, 1, 2, 3],
-        neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16, use_auxiliary_head=False,
+        **SMALL | {"num_hidden_layers": 4}, image_size=32, patch_size=8, is_hybrid=False,
+        backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=16, use_auxiliary_head=False,
     )  # fmt: skip
     return pixels(build(hf.DPTForDepthEstimation, config), 32)
 

@@ -63,9 +63,9 @@ def clipseg() -> Made:
 def align() -> Made:
     """ALIGN, EfficientNet and BERT, arXiv:2102.05918."""
     vision = {
-        "image_size": 32, "width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 128, "in_channels": [32, 16],
-        "out_channels": [16, 24], "kernel_sizes": [3, 5], "strides": [1, 2], "num_block_repeats": [1, 1],
-        "expand_ratios": [1, 6], "depthwise_padding": [],
+        "image_size": 32, "width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 128,
+        "in_channels": [32, 16], "out_channels": [16, 24], "kernel_sizes": [3, 5],
+        "strides": [1, 2], "num_block_repeats": [1, 1], "expand_ratios": [1, 6], "depthwise_padding": [],
     }  # fmt: skip
     config = hf.AlignConfig(text_config=_WORDS, vision_config=vision, projection_dim=8)
     return _both(build(hf.AlignModel, config), 32, types=True)
@@ -130,7 +130,8 @@ def bridgetower() -> Made:
     """BridgeTower, arXiv:2206.08657."""
     config = hf.BridgeTowerConfig(
         **{k: v for k, v in SMALL.items() if k != "intermediate_size"},
-        text_config={**_WORDS}, vision_config={"hidden_size": 64, "num_hidden_layers": 2, "image_size": 16, "patch_size": 4},
+        text_config={**_WORDS},
+        vision_config={"hidden_size": 64, "num_hidden_layers": 2, "image_size": 16, "patch_size": 4},
     )  # fmt: skip
     return _both(build(hf.BridgeTowerModel, config, attention=None))
 

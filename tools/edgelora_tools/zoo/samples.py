@@ -70,10 +70,12 @@ def translation(module: torch.nn.Module) -> Made:
     return module, inputs, axes
 
 
-def floats(module: torch.nn.Module, *shape: int, name: str = "pixel_values", dynamic: Mapping[int, str] = {}) -> Made:  # noqa: B006
+def floats(
+    module: torch.nn.Module, *shape: int, name: str = "pixel_values", dynamic: Mapping[int, str] | None = None
+) -> Made:
     """One input of floats `[batch, *shape]`; `dynamic` names more dimensions that may change."""
     x = torch.randn(ROWS, *shape, generator=torch.Generator().manual_seed(2))
-    return module, {name: x}, {name: {0: "batch", **dynamic}}
+    return module, {name: x}, {name: {0: "batch", **(dynamic or {})}}
 
 
 def pixels(module: torch.nn.Module, size: int = 32, channels: int = 3) -> Made:
