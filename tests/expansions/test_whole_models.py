@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper
 
@@ -124,3 +125,30 @@ def test_a_form_that_is_not_covered_is_named_with_its_reason(tmp_path):
     (lost,) = bundle.manifest.lost
     assert lost.id == "first"
     assert lost.blocked_by.startswith("com.microsoft::RotaryEmbedding (node odd): has a scale")
+
+
+def test_inside_a_branch(tmp_path):
+    """An operator in the body of an If is written out there."""
+    net = Net(21)
+    x = net.linear("x", "first", WIDTH, WIDTH)
+    bias = net.weight("inner", WIDTH)
+    bodies = [
+        helper.make_graph(
+            [helper.make_node(op_type, [x, bias], [f"{branch}_y"], f"{branch}_{op_type}", domain=domain)],
+            branch, [], [helper.make_tensor_value_info(f"{branch}_y", FLOAT, ["batch", WIDTH])],
+        )
+        for branch, op_type, domain in (("then", "BiasGelu", MS), ("else", "Add", ""))
+    ]  # fmt: skip
+    condition = net("Greater", net("Squeeze", net("Shape", "x", start=0, end=1)), net.const(2, np.int64))
+    y = net("If", condition, then_branch=bodies[0], else_branch=bodies[1])
+    net.output(net.linear(y, "last", WIDTH, 5), "y")
+    model = net.model([("x", FLOAT, ["batch", WIDTH])], [("y", FLOAT, ["batch", 5])], check=False)
+    source = save(with_contributed(model), tmp_path)
+    bundle = to_bundle(source, tmp_path)
+    kept = {n.op_type for n in ir.load(bundle.path / bundle.manifest.forward).graph.all_nodes()}
+    assert "Gelu" in kept
+    assert "BiasGelu" not in kept
+    for rows in (1, 2, 3, 9):
+        x = np.random.default_rng(rows).standard_normal((rows, WIDTH)).astype(np.float32)
+        assert_same_outputs(bundle, source, {"x": x})
+    assert_checked(bundle)

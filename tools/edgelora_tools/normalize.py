@@ -21,10 +21,10 @@ from edgelora.errors import ConversionError
 from edgelora_tools.frozen import decodes
 from edgelora_tools.passes.expand import expand, foreign, learn_types
 from edgelora_tools.passes.fuse_patterns import fuse_patterns
-from edgelora_tools.passes.rotary_tables import repeat_rotary_tables
 from edgelora_tools.passes.keep_codes import keep_codes
-from edgelora_tools.passes.unsigned_codes import unsigned_codes
 from edgelora_tools.passes.own_outputs import own_outputs
+from edgelora_tools.passes.rotary_tables import repeat_rotary_tables
+from edgelora_tools.passes.unsigned_codes import unsigned_codes
 
 OLDEST_OPSET, OPSET, NEWEST_OPSET = 11, 21, 23
 _FOLD_LIMIT = 1 << 40

@@ -16,7 +16,9 @@ def embed_layer_normalization(op: OpBuilder, node: ir.Node) -> tuple[ir.Value, .
     p is 0, 1, … unless given; segments may be absent. The length of a row of the mask is its sum (int32); without
     mask, 0.
     """
-    ids, segment_ids, words, positions, segments, scale, shift, mask, position_ids = (operand(node, i) for i in range(9))
+    ids, segment_ids, words, positions, segments, scale, shift, mask, position_ids = (
+        operand(node, i) for i in range(9)
+    )
     length = op.Shape(ids, start=1, end=2)
     zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
     p = position_ids if position_ids is not None else op.Range(zero, op.Squeeze(length, [0]), one)

@@ -60,4 +60,3 @@ def _by_root_mean_square(
 def _sum(op: OpBuilder, x: ir.Value | None, skip: ir.Value | None, bias: ir.Value | None) -> ir.Value:
     s = op.Add(x, skip)
     return s if bias is None else op.Add(s, bias)
-

@@ -16,7 +16,7 @@ _CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 
 @expansion("FusedMatMul", "TransposeMatMul")
 def fused_matmul(op: OpBuilder, node: ir.Node) -> ir.Value:
-    """Y = α·A·B, either factor transposed first: its matrices (transA), its leading axis moved inwards (transBatchA)."""
+    """Y = α·A·B, either factor transposed first: its matrices (transA), or its first axis moved inwards."""
     a, b = (_arranged(op, node, x, side) for x, side in zip(operands(node), "AB", strict=True))
     y = called(op.MatMul(a, b), node.name)
     alpha = node.attributes.get_float("alpha", 1.0)

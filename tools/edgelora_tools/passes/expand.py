@@ -6,20 +6,18 @@ expansion does not cover stays; the node then carries the reason, which the miss
 
 from __future__ import annotations
 
-import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript import GraphBuilder
 
-from edgelora_tools.expansions import EXPANSIONS, NotCovered
+from edgelora_tools.expansions import EXPANSIONS
 from edgelora_tools.expansions.registry import REASON
 from edgelora_tools.gradients import NON_DIFFERENTIABLE, RULES, key_of
+from edgelora_tools.passes.free_names import free_names
+from edgelora_tools.passes.function_bodies import call_body, has_body
 from edgelora_tools.runner import open_session
 
 _STANDARD = ("", "ai.onnx")
-_WHOLE = {"DynamicQuantizeLinear", "SequenceMap"}
-"""Operators that stay whole: integers that stand for real numbers, whose written-out steps would end the gradient;
-sequences, whose operators carry none."""
 _TYPES = {f"tensor({name})": dtype for name, dtype in {
     "float": ir.DataType.FLOAT, "double": ir.DataType.DOUBLE, "float16": ir.DataType.FLOAT16,
     "bfloat16": ir.DataType.BFLOAT16, "int64": ir.DataType.INT64, "int32": ir.DataType.INT32,
@@ -32,9 +30,11 @@ _TYPES = {f"tensor({name})": dtype for name, dtype in {
 def expand(model: ir.Model) -> ir.Model:
     """Replace every node that has an expansion and no rule, until none is left. The opset must be at least 21."""
     refused: set[ir.Node] = set()
+    for body in model.graphs():
+        body.opset_imports.setdefault("", model.graph.opset_imports[""])
     while any(_expands(node, refused) for node in model.graph.all_nodes()):
         learn_types(model)
-        root = GraphBuilder(model.graph)
+        root = GraphBuilder(free_names(model.graph))
         for graph in list(model.graphs()):
             builder = root if graph is model.graph else GraphBuilder(graph, parent=root)
             for node in list(graph):
@@ -73,7 +73,8 @@ def learn_types(model: ir.Model) -> None:
         known = found.get(value.name)
         if known is not None and known.type in _TYPES:
             value.dtype = _TYPES[known.type]
-            value.shape = ir.Shape(known.shape)
+            if known.shape:  # none is a scalar's, or an unknown one
+                value.shape = ir.Shape(known.shape)
 
 
 def _expands(node: ir.Node, refused: set[ir.Node]) -> bool:
@@ -83,27 +84,16 @@ def _expands(node: ir.Node, refused: set[ir.Node]) -> bool:
     return key in EXPANSIONS or has_body(node)
 
 
-def has_body(node: ir.Node) -> bool:
-    """Whether ONNX defines the operator by a function of other operators."""
-    opset = node.graph.opset_imports.get("") if node.graph is not None else None
-    if node.domain not in _STANDARD or node.op_type in _WHOLE or opset is None or not onnx.defs.has(node.op_type, ""):
-        return False
-    try:
-        schema = onnx.defs.get_schema(node.op_type, opset, "")
-    except onnx.defs.SchemaError:
-        return False
-    return schema.has_function or schema.has_context_dependent_function
-
-
 def _replace(model: ir.Model, builder: GraphBuilder, node: ir.Node) -> bool:
     """Put the expansion in the node's place; returns whether there is one for this form."""
-    if key_of(node) not in EXPANSIONS:
-        return _call_body(model, node)
     graph, initializers = builder.graph, model.graph.initializers
     before, constants = len(graph), set(initializers)
     try:
+        if key_of(node) not in EXPANSIONS:
+            call_body(model, node)
+            return True
         made = EXPANSIONS[key_of(node)](builder.op, node)
-    except NotCovered as reason:
+    except ValueError as reason:  # NotCovered, or a rank or type that is not known
         node.metadata_props[REASON] = str(reason)
         return False
     for new in list(graph)[before:]:
@@ -127,52 +117,3 @@ def _take_place(builder: GraphBuilder, old: ir.Value, new: ir.Value) -> None:
     new.shape = old.shape or new.shape
     new.name, old.name = old.name, None
     old.replace_all_uses_with(new, replace_graph_outputs=True)
-
-
-def _call_body(model: ir.Model, node: ir.Node) -> bool:
-    """Make the node a call of its definition, which is then inlined; returns whether it has one for these types."""
-    opset = model.graph.opset_imports[""]
-    schema = onnx.defs.get_schema(node.op_type, opset, "")
-    for name, attribute in schema.attributes.items():  # the body refers to its attributes, absent or not
-        if name not in node.attributes and attribute.default_value.type:
-            node.attributes[name] = ir.from_proto(attribute.default_value)
-    if schema.has_function:
-        versions = [v for v in schema.function_opset_versions if v <= opset]
-        body = schema.get_function_with_opset_version(max(versions)) if versions else None
-    else:
-        versions = [v for v in schema.context_dependent_function_opset_versions if v <= opset]
-        types = [onnx.TypeProto() if x is None else _type_proto(x) for x in node.inputs]
-        body = versions and schema.get_context_dependent_function_with_opset_version(
-            max(versions),
-            ir.to_proto(node).SerializeToString(),
-            [t.SerializeToString() for t in types],
-        )
-    if not body:
-        node.metadata_props[REASON] = "ONNX defines no function for this form of it"
-        return False
-    proto = onnx.FunctionProto()
-    proto.ParseFromString(body)
-    proto.domain, proto.name = "edgelora.bodies", f"{node.op_type}_{len(model.functions)}"
-    del proto.output[len(node.outputs) :]  # the definition need not compute what the node does not ask for
-    del proto.output[len(node.outputs) :]
-    for used in proto.opset_import:  # of an older version; the checker refuses what has changed its form since
-        used.version = opset if used.domain in _STANDARD else used.version
-    onnx.checker.check_function(proto, _context(opset))
-    function = ir.from_proto(proto)
-    model.functions[function.identifier()] = function
-    model.graph.opset_imports.setdefault(proto.domain, 1)
-    node.domain, node.op_type = proto.domain, proto.name
-    return True
-
-
-def _context(opset: int) -> onnx.checker.C.CheckerContext:
-    context = onnx.checker.C.CheckerContext()
-    context.ir_version, context.opset_imports = onnx.IR_VERSION, {"": opset}
-    return context
-
-
-def _type_proto(x: ir.Value) -> onnx.TypeProto:
-    proto = ir.to_proto(x).type
-    if x.dtype is None:
-        raise ValueError(f"the type of {x.name!r} is not known")
-    return proto
