@@ -56,13 +56,14 @@ def transposed_convolutions(draw) -> Case:
     how["output_padding"] = [draw(st.integers(0, max(s, d) - 1)) for _, _, s, d in steps]
     if draw(st.booleans()):
         full = [(n - 1) * s + d * (k - 1) + 1 for n, k, s, d in steps]
-        how["output_shape"] = [max(1, n - draw(st.integers(0, 2))) for n in full]
+        how["output_shape"] = [max(1, n - draw(st.integers(-2, 2))) for n in full]
         how.pop("pads", None)
     elif "pads" in how:
         how["pads"] = [min(p, 1) for p in how["pads"]]
         if any((n - 1) * s + d * (k - 1) + 1 <= 2 for n, k, s, d in steps):
             how.pop("pads")
-    shapes = [(2, group * inside, *sizes), (group * inside, outside, *how["kernel_shape"]), (group * outside,)]
+    kernel = (group * inside, outside, *how["kernel_shape"])
+    shapes = [(2, group * inside, *sizes), kernel, (group * outside,)]
     return Case("ConvTranspose", shapes, {**how, "group": group})
 
 
@@ -95,11 +96,25 @@ def test_pools(case, symbolic):
     check(case, symbolic)
 
 
+@pytest.mark.parametrize("symbolic", [False, True], ids=["static", "symbolic"])
+@pytest.mark.parametrize("how", [{"dilations": [2], "output_padding": [1]}, {"output_shape": [9]}], ids=str)
+def test_a_transposed_convolution_longer_than_its_places_need(how, symbolic):
+    check(Case("ConvTranspose", [(2, 2, 5), (2, 4, 3)], {"kernel_shape": [3], **how}), symbolic)
+
+
 def _beyond_onnxruntime(case: Case) -> bool:
     """Whether its kernels refuse the case or leave the specification."""
     how = case.attributes
     if case.op == "ConvTranspose":
-        return any(p >= s for p, s in zip(how["output_padding"], how["strides"], strict=True))
+        if any(p >= s for p, s in zip(how["output_padding"], how["strides"], strict=True)):
+            return True
+        image, given = case.inputs[0], how.get("output_shape", [])
+        assert isinstance(image, tuple)
+        places = zip(
+            image[2:], how["kernel_shape"], how["strides"], how["dilations"], how["output_padding"], strict=True
+        )
+        lengths = ((n - 1) * s + d * (k - 1) + 1 + p for n, k, s, d, p in places)
+        return any(m > n for m, n in zip(given, lengths, strict=False))
     if not how.get("auto_pad", "").startswith("SAME"):
         return False
     dilated = any(d > 1 for d in how["dilations"])  # forgotten by pools, refused by Conv

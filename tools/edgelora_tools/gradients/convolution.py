@@ -48,7 +48,7 @@ def conv(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
 
     return (
         dx,
-        lambda: _weight_gradient(op, dy, x, w, window, group),
+        lambda: _weight_gradient(op, dy, x, w, window, window.adjoint_pads, group),
         lambda: _bias_gradient(op, dy, *b),
     )
 
@@ -79,7 +79,11 @@ def conv_transpose(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
         )
         return crop(op, places, [0] * len(window.kernel), x) if more else annotate(places, x)
 
-    return dx, lambda: _weight_gradient(op, x, dy, w, window, group), lambda: _bias_gradient(op, dy, *b)
+    return (
+        dx,
+        lambda: _weight_gradient(op, x, dy, w, window, None if more else window.adjoint_pads, group),
+        lambda: _bias_gradient(op, dy, *b),
+    )
 
 
 def _transposed_window(op: OpBuilder, node: ir.Node, x: ir.Value, w: ir.Value) -> Window:
@@ -142,13 +146,16 @@ def _transposed(op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: W
     return crop(op, wide, window.before, x)
 
 
-def _weight_gradient(op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: Window, group: int) -> ir.Value:
+def _weight_gradient(
+    op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: Window, pads: list[int] | None, group: int
+) -> ir.Value:
     """dW at a tap of the kernel = dY·Xᵀ, with the pixels of X that the tap saw: a product a tap.
 
     The fewer channels are moved the better: those of dY go to the pixels of X where they are known to be fewer, as
-    in a low-rank adapter. A kernel of many taps, or of one channel, is better convolved.
+    in a low-rank adapter; `pads` are the window's adjoint_pads, or None where Y is longer than its places need. A
+    kernel of many taps, or of one channel, is better convolved.
     """
-    taps, pads, many, few = prod(window.kernel), window.adjoint_pads, dims(x)[1], dims(dy)[1]
+    taps, many, few = prod(window.kernel), dims(x)[1], dims(dy)[1]
     if (
         pads is not None
         and isinstance(few, int)
