@@ -215,7 +215,8 @@ def _against_torch(
     except Exception as error:
         where = max(errors, key=lambda n: errors[n])
         return errors, [f"{where} is {errors[where]:.1e} from torch, whose float64 fails: {first_line(error)}"]
-    got, single, double = ours | made, torch32.gradients | torch32.outputs, torch64.gradients | torch64.outputs
+    got = {**ours, **made}
+    single, double = ({**t.gradients, **t.outputs} for t in (torch32, torch64))
     exact = {n: relative(got[n], double[n]) for n in errors}
     theirs = {n: relative(single[n], double[n]) for n in errors}
     limit = max(TOLERANCE, _KINK * max(theirs.values()))

@@ -10,10 +10,11 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from edgelora.errors import DataError
 from edgelora_tools.certify.architecture import CRASHED, IN_PART, REFUSED, TRAINS, WRONG, Certificate, certify
@@ -30,17 +31,17 @@ def run(
     exporters: Sequence[str],
     results: Path | None,
     limit: float = TIME_LIMIT,
-    again: Callable[[Certificate], bool] = lambda _: False,
+    retry: bool = False,
 ) -> Iterator[Certificate]:
     """Certify each source with the exporters in turn, until all of its points train; yields as it goes.
 
-    What `results` holds is not done a second time, except for those that `again` picks.
+    What `results` holds is not done a second time, except for what does not train if `retry`.
     """
     known = {} if results is None else {(c.source, c.exporter): c for c in read(results)}
     for source in sources:
         for exporter in exporters if ":" in source or Path(source).is_dir() else exporters[:1]:
             found = known.get((source, exporter))
-            if found is None or again(found):
+            if found is None or (retry and found.verdict != TRAINS):
                 found = in_process(source, exporter, limit)
                 if results is not None:
                     with results.open("a", encoding="utf-8") as file:
@@ -81,7 +82,7 @@ def best(certificates: Sequence[Certificate]) -> Rows:
 def in_process(source: str, exporter: str, limit: float) -> Certificate:
     """The certificate, from a process that may crash or hang without harm."""
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context.set_forkserver_preload(["edgelora_tools.certify.preloaded"])
     receiver, sender = context.Pipe(duplex=False)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import transformers as hf
 
-from edgelora_tools.zoo.samples import ROWS, SMALL, SPECIAL, VOCABULARY, Made, build, floats, ids
+from edgelora_tools.zoo.samples import ROWS, SMALL, SPECIAL, VOCABULARY, Made, build, floats, hf, ids
 
 _WAVE: dict[str, Any] = {
     **SMALL, "vocab_size": VOCABULARY, "conv_dim": (16, 16, 16), "conv_kernel": (10, 3, 2), "conv_stride": (5, 2, 2),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import transformers as hf
-
-from edgelora_tools.zoo.samples import SMALL, SPECIAL, TEXT, VOCABULARY, Made, build, text
+from edgelora_tools.zoo.samples import SMALL, SPECIAL, TEXT, VOCABULARY, Made, build, hf, text
 
 _GROUPED: dict[str, Any] = {**SMALL, **TEXT, **SPECIAL, "num_key_value_heads": 2}
 _EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2}
@@ -233,9 +231,9 @@ def biogpt() -> Made:
 
 
 def mamba() -> Made:
-    """Mamba, a selective state space, arXiv:2312.00752."""
+    """Mamba, a selective state space, arXiv:2312.00752; sequences of one length."""
     config = hf.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4)
-    return text(build(hf.MambaModel, config, attention=None), mask=False)
+    return text(build(hf.MambaModel, config, attention=None), mask=False, length=8)
 
 
 def rwkv() -> Made:

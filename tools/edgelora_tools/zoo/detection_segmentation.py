@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import transformers as hf
-
-from edgelora_tools.zoo.samples import SMALL, Made, build, pixels
+from edgelora_tools.zoo.samples import SMALL, Made, build, hf, pixels
 
 _RESNET: dict[str, Any] = {
     "embedding_size": 16, "hidden_sizes": [16, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_type": "basic",

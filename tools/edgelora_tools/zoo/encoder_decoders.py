@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import transformers as hf
-
-from edgelora_tools.zoo.samples import SPECIAL, TEXT, VOCABULARY, Made, build, translation
+from edgelora_tools.zoo.samples import SPECIAL, TEXT, VOCABULARY, Made, build, hf, translation
 
 _BART: dict[str, Any] = {
     **TEXT, **SPECIAL, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,

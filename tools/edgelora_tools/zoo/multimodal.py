@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import transformers as hf
 
-from edgelora_tools.zoo.samples import ROWS, SMALL, SPECIAL, TEXT, Axes, Made, build, ids
+from edgelora_tools.zoo.samples import ROWS, SMALL, SPECIAL, TEXT, Axes, Made, build, hf, ids
 
 _WORDS: dict[str, Any] = {**SMALL, **TEXT}
 _PATCHES: dict[str, Any] = {**SMALL, "image_size": 16, "patch_size": 4}
@@ -217,7 +216,7 @@ def trocr() -> Made:
         return hf.VisionEncoderDecoderModel(encoder=encoder, decoder=hf.TrOCRForCausalLM(decoder))
 
     module = build(make)
-    module.config.use_cache = False  # pyright: ignore[reportAttributeAccessIssue]
+    module.config.use_cache = False
     inputs = {"pixel_values": _image(), "decoder_input_ids": ids(length=6)}
     return module, inputs, {"pixel_values": {0: "batch"}, "decoder_input_ids": {0: "batch", 1: "target"}}
 
@@ -236,7 +235,7 @@ def donut() -> Made:
         return hf.VisionEncoderDecoderModel(encoder=hf.DonutSwinModel(vision), decoder=hf.MBartForCausalLM(decoder))
 
     module = build(make)
-    module.config.use_cache = False  # pyright: ignore[reportAttributeAccessIssue]
+    module.config.use_cache = False
     inputs = {"pixel_values": _image(32), "decoder_input_ids": ids(length=6)}
     return module, inputs, {"pixel_values": {0: "batch"}, "decoder_input_ids": {0: "batch", 1: "target"}}
 

@@ -189,7 +189,8 @@ def wavenet() -> Made:
             self.end = nn.Conv1d(16, 8, 1)
 
         def forward(self, wave: Tensor) -> Tensor:
-            x, skips = self.start(wave), 0
+            x = self.start(wave)
+            skips = torch.zeros_like(x)
             for n, (gate, mix, skip) in enumerate(zip(self.gates, self.mix, self.skip, strict=True)):
                 a, b = gate(F.pad(x, (2**n, 0))).chunk(2, 1)
                 z = torch.tanh(a) * torch.sigmoid(b)

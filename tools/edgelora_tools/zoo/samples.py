@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers
+
+hf: Any = transformers  # its configuration classes take more than their types tell
 
 Axes = dict[str, dict[int, str]]
 Made = tuple[torch.nn.Module, dict[str, torch.Tensor], Axes]
@@ -22,7 +25,7 @@ TEXT: dict[str, Any] = {"vocab_size": VOCABULARY, "max_position_embeddings": 64}
 SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def build(make: Any, config: Any = None, attention: str | None = "eager") -> torch.nn.Module:
+def build(make: Any, config: Any = None, attention: str | None = "eager") -> Any:
     """The module with fixed random weights; norms and biases are random too, so that all of them count.
 
     `make` is a transformers model class, built from `config`, or a function without arguments.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import transformers as hf
+from typing import Any
 
-from edgelora_tools.zoo.samples import SMALL, TEXT, VOCABULARY, Made, build, text
+from edgelora_tools.zoo.samples import SMALL, TEXT, VOCABULARY, Made, build, hf, text
 
 
 def bert() -> Made:
@@ -202,7 +202,7 @@ def perceiver() -> Made:
         num_self_attention_heads=4, num_cross_attention_heads=4, vocab_size=VOCABULARY, max_position_embeddings=16,
     )  # fmt: skip
 
-    def make() -> hf.PerceiverModel:
+    def make() -> Any:
         return hf.PerceiverModel(config, input_preprocessor=PerceiverTextPreprocessor(config))
 
     module, inputs, axes = text(build(make), length=16)

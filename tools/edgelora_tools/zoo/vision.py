@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import transformers as hf
-
-from edgelora_tools.zoo.samples import SMALL, Made, build, floats, pixels
+from edgelora_tools.zoo.samples import SMALL, Made, build, floats, hf, pixels
 
 _VIT: dict[str, Any] = {**SMALL, "image_size": 16, "patch_size": 4}
 
