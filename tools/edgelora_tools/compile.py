@@ -17,6 +17,7 @@ from edgelora.manifest import InsertionPoint, LostPoint, Manifest, TensorSpec, T
 from edgelora.targets import select_points
 from edgelora_tools.backward import values_read, walk_back
 from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_weights, write_bundle
+from edgelora_tools.composites import COMPOSITES, recognise_composites
 from edgelora_tools.frozen import rounds_activations
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.heads import TaskOutput, attach_task
@@ -25,15 +26,18 @@ from edgelora_tools.losses import LOSSES, Loss, loss_inputs
 from edgelora_tools.lost_points import lost_points
 from edgelora_tools.measure_shapes import Sizes, dimension_names, measure_shapes
 from edgelora_tools.methods import LORA, AdapterMethod
-from edgelora_tools.methods.base import lower_methods
-from edgelora_tools.methods.lora import DOMAIN, OP_TYPE
+from edgelora_tools.methods.base import Lowered, lower_methods
+from edgelora_tools.methods.lora import OP_TYPE
 from edgelora_tools.normalize import computes_in_half, normalize, onnx_errors
+from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.tidy import tidy
 from edgelora_tools.runner import sample_inputs
 from edgelora_tools.sources.base import Source
 
 # PEFT's defaults for the encoders and decoders that it knows (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING).
 USUAL_TARGETS = ("query", "value", "q_lin", "v_lin", "q_proj", "v_proj", "c_attn", "query_key_value", "q", "v")
+
+LOWERED: dict[str, Lowered] = {OP_TYPE: LORA, **{composite.op_type: composite for composite in COMPOSITES}}
 
 Feeds = dict[str, np.ndarray]
 
@@ -80,6 +84,7 @@ def convert(
     model = normalize(source.model.clone())
     precision = "int8" if rounds_activations(model) else "float16" if half else "float32"
     sizes = measure_shapes(model)
+    recognise_composites(model)
     base = prune(model, options)
     sites = find_sites(base)
     if not sites:
@@ -136,7 +141,9 @@ def prune(model: ir.Model, options: ConvertOptions) -> ir.Model:
     base = model.clone()
     marked = base.clone()
     outputs = set(marked.graph.outputs)
-    task = attach_task(GraphBuilder(marked.graph).op, marked.graph, options.task, options.pooling, options.output)
+    task = attach_task(
+        GraphBuilder(free_names(marked.graph)).op, marked.graph, options.task, options.pooling, options.output
+    )
     read = {v.name for v in _upstream(task.outputs.values(), stop=outputs) & outputs}
     needed = {v.name for v in _upstream(task.outputs.values())}
     base.graph.outputs[:] = [v for v in base.graph.outputs if v.name in read]
@@ -176,7 +183,7 @@ def adapt(
     model = base.clone()
     wanted = {point.id for point in points}
     sites = [site for site in find_sites(model) if site.point.id in wanted]
-    op = GraphBuilder(model.graph).op
+    op = GraphBuilder(free_names(model.graph)).op
     inputs: list[ir.Value] = []
     for site in sites:
         inputs += _insert(op, site, method, dropout)
@@ -217,7 +224,7 @@ def forward_graph(base: ir.Model, points: Sequence[InsertionPoint], options: Con
     """The inference graph: adapter tensors are inputs of symbolic rank."""
     adapted = adapt(base, points, options, LORA, dropout=False)
     _set_outputs(adapted, adapted.task.outputs)
-    lower_methods(adapted.model.graph, adapted.op, {(DOMAIN, OP_TYPE): LORA})
+    lower_methods(adapted.model.graph, adapted.op, LOWERED)
     tidy(adapted.model)
     return adapted
 
@@ -252,7 +259,7 @@ def training_graph(
     if not gradients:
         return adapted.model, None, lost
     _set_outputs(adapted, outputs | gradients)
-    lower_methods(graph, op, {(DOMAIN, OP_TYPE): LORA})
+    lower_methods(graph, op, LOWERED)
     tidy(adapted.model)
     reached = tuple(p.id for p in points if f"grad.{p.input_b}" in gradients)
     return adapted.model, TrainingGraph(file, loss.name, dropout, reached, extra, tuple(outputs)), lost

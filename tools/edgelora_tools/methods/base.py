@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Protocol
 
@@ -10,6 +10,8 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from edgelora.manifest import InsertionPoint, TensorSpec
+
+DOMAIN = "edgelora"
 
 
 class AdapterMethod(Protocol):
@@ -33,12 +35,21 @@ class AdapterMethod(Protocol):
         ...
 
 
-def lower_methods(graph: ir.Graph, op: OpBuilder, methods: Mapping[tuple[str, str], AdapterMethod]) -> None:
-    """Replace every method node, keyed by (domain, operator), by its body in standard ONNX."""
+class Lowered(Protocol):
+    """What stands for standard ONNX in a node of the domain `edgelora`: a method or a composite."""
+
+    @property
+    def lower(self) -> Callable[[OpBuilder, ir.Node], Sequence[ir.Value]]:
+        """Emit the node's body: replacements for its outputs."""
+        ...
+
+
+def lower_methods(graph: ir.Graph, op: OpBuilder, methods: Mapping[str, Lowered]) -> None:
+    """Replace every node of the domain `edgelora`, by operator, by its body in standard ONNX."""
     for node in list(graph):
-        method = methods.get((node.domain, node.op_type))
-        if method is None:
+        if node.domain != DOMAIN:
             continue
+        method = methods[node.op_type]
         last = graph[-1]
         replacements = method.lower(op, node)
         emitted = list(takewhile(lambda n: n is not last, reversed(graph)))[::-1]  # noqa: B023
@@ -46,5 +57,7 @@ def lower_methods(graph: ir.Graph, op: OpBuilder, methods: Mapping[tuple[str, st
         graph.insert_before(node, emitted)
         for old, new in zip(node.outputs, replacements, strict=True):
             new.shape, new.type = old.shape, old.type
+            if old.is_graph_output():
+                new.name = old.name
             old.replace_all_uses_with(new, replace_graph_outputs=True)
         graph.remove(node, safe=True)

@@ -15,9 +15,9 @@ from onnxscript import OpBuilder
 from edgelora.manifest import InsertionPoint, TensorSpec
 from edgelora_tools.gradients import Thunk, gradient_rule
 from edgelora_tools.gradients.shapes import flatten_rows, reshape_like
-from edgelora_tools.methods.base import AdapterMethod
+from edgelora_tools.methods.base import DOMAIN, AdapterMethod
 
-DOMAIN, OP_TYPE = "edgelora", "Lora"
+OP_TYPE = "Lora"
 
 
 class Lora:

@@ -16,6 +16,7 @@ import onnx_ir.passes.common as common
 from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora_tools.frozen import decodes
+from edgelora_tools.passes.free_names import free_names
 
 _SIGNED = {
     ir.DataType.INT4,
@@ -29,7 +30,7 @@ _SIGNED = {
 
 def keep_codes(model: ir.Model) -> ir.Model:
     """Rewrite s·Cast(Q), the transpose and the Gather of a dequantized initializer, in place."""
-    op = GraphBuilder(model.graph).op
+    op = GraphBuilder(free_names(model.graph)).op
     for node in list(model.graph):
         made = _dequantized(op, node) or _transposed(op, node) or _gathered(op, node)
         if made is not None:

@@ -13,13 +13,14 @@ from onnxscript import GraphBuilder
 
 from edgelora_tools.frozen import is_frozen
 from edgelora_tools.gradients.nodes import operand
+from edgelora_tools.passes.free_names import free_names
 
 _MOVING = {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Expand", "Identity"}
 
 
 def unsigned_codes(model: ir.Model) -> ir.Model:
     """Shift the zero points of every QuantizeLinear to int8 whose codes are moved and dequantized alone, in place."""
-    op = GraphBuilder(model.graph).op
+    op = GraphBuilder(free_names(model.graph)).op
     raised: dict[ir.Value, ir.Value] = {}
     for node in model.graph:
         if node.op_type != "QuantizeLinear" or is_frozen(node.inputs[0]) or not _shiftable(node):

@@ -1,0 +1,46 @@
+"""SiLU (Swish): Y = X∘σ(X) (Elfwing et al. 2017; Ramachandran et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from edgelora_tools.composites.registry import DOMAIN, Composite, composite_node
+from edgelora_tools.gradients.nodes import operands
+from edgelora_tools.gradients.registry import Thunks, gradient_rule
+from edgelora_tools.passes.matching import both_orders, in_order
+
+
+def recognise(node: ir.Node) -> ir.Node | None:
+    """X∘Sigmoid(X)."""
+    for x, gate in both_orders(node.outputs[0], "Mul"):
+        if any(argument is x for (argument,) in in_order(gate, "Sigmoid")):
+            return composite_node("Silu", [x])
+    return None
+
+
+@gradient_rule("Silu", domain=DOMAIN)
+def silu(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
+    """Y = X∘s, s = σ(X); dX = dY∘s∘(1 + X∘(1 − s)).
+
+    s is computed again, so that X alone is kept, and two passes over memory fewer are made than by the
+    rules of Mul and Sigmoid.
+    """
+    (x,) = operands(node)
+
+    def dx() -> ir.Value:
+        s = op.Sigmoid(x)
+        return op.Mul(dy, op.Mul(s, op.Add(op.Mul(x, op.Sub(1.0, s)), 1.0)))
+
+    return (dx,)
+
+
+def lower(op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
+    """X∘Sigmoid(X)."""
+    (x,) = operands(node)
+    return (op.Mul(x, op.Sigmoid(x)),)
+
+
+SILU = Composite("Silu", recognise, lower)
