@@ -17,7 +17,7 @@ from edgelora.cli import main
 from tests.device import tiny
 
 VERBS = (
-    "convert points info check bench demo train eval predict adapters export import".split()  # noqa: SIM905
+    "convert points info check bench demo train eval predict adapters export import rules".split()  # noqa: SIM905
 )
 QUICK = ("--epochs", "2", "--batch-size", "8", "--lr", "0.02")
 

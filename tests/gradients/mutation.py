@@ -70,8 +70,22 @@ EQUIVALENT: tuple[tuple[str | None, str | None, str, str], ...] = (
     ("Softsign", "sign flipped", "d = op.Add(op.Abs(x), 1.0)", "d is squared"),
     *(
         (op, "sign flipped", "return op.Cast(condition, to=like.dtype)", "a mask over its own sum, or a guard at zero")
-        for op in ("Max", "Min", "ReduceMax", "ReduceMin", "GlobalMaxPool", "GlobalLpPool")
+        for op in (
+            "Max",
+            "Min",
+            "ReduceMax",
+            "ReduceMin",
+            "ReduceL2",
+            "GlobalMaxPool",
+            "GlobalLpPool",
+            "ScatterElements",
+            "ScatterND",
+        )
     ),
+    ("CumProd", "sign flipped", "return op.Cast(condition", "−1 for the first zero: a sign twice"),
+    (None, "Sub instead", "safe = op.Add(y, indicator(op, op.Equal(y, 0.0), y))", "a guard: Y is not 0"),
+    ("CumProd", "sign flipped", "first = op.Mul(zero,", "−1 for the first zero: a sign twice"),
+    ("Det", "Sub instead", "parity = op.Mod(op.Add(", "modulo 2"),
     ("MeanVarianceNormalization", "Sub instead", "sigma = op.Add(sigma, indicator(", "a guard: σ is not 0"),
     *(
         (op, mutation, "axes_at_run, keepdims=1", "what bodies broadcast is proven by their operators' own cases")
@@ -171,9 +185,17 @@ def _mutations(name: str, inputs: tuple, made: Any) -> dict[str, Mutate]:
     found = dict(_BY_OPERATOR.get(name, {}))
     if first.dtype in _REAL and name not in _VOID:
         found |= _SIGN
-    if name in _AXES and len(inputs) > 1 and inputs[1] is not None and rank(inputs[0]) > 1:
+    if name in _AXES and len(inputs) > 1 and inputs[1] is not None and not _covers(inputs[1], inputs[0]):
         found |= _AXES[name]
     return found
+
+
+def _covers(axes: ir.Value | Sequence[int], x: ir.Value) -> bool:
+    """Whether the axes are known to be all those of x, so that shifting changes nothing; or nothing is known."""
+    if x.shape is None:
+        return True
+    count = rank(x)
+    return count <= 1 or (not isinstance(axes, ir.Value) and len(axes) == count)
 
 
 def _site(frame: FrameType | None) -> Site:
@@ -221,15 +243,30 @@ def _emitting(watch: Callable[[Emit, OpBuilder, Site, str, tuple, dict], Any]) -
 def sites_of(trial: Trial, symbolic: bool) -> dict[tuple[Site, str], dict[str, Mutate]]:
     """What can be made wrong in the rule, as far as this case takes it: (site, operator) -> mutations."""
     found: dict[tuple[Site, str], dict[str, Mutate]] = {}
+    made: dict[tuple[Site, str], list[ir.Value]] = {}
 
     def watch(emit: Emit, op: OpBuilder, site: Site, name: str, inputs: tuple, attributes: dict) -> Any:
-        made = emit(name, inputs, attributes)
-        found.setdefault((site, name), {}).update(_mutations(name, inputs, made))
-        return made
+        result = emit(name, inputs, attributes)
+        found.setdefault((site, name), {}).update(_mutations(name, inputs, result))
+        made.setdefault((site, name), []).extend([result] if isinstance(result, ir.Value) else result)
+        return result
 
     with _emitting(watch):
         compare(trial, symbolic)
-    return found
+    return {key: mutations for key, mutations in found.items() if any(map(_is_read, made[key]))}
+
+
+def _is_read(value: ir.Value) -> bool:
+    """Whether an output of the model, or of a body in it, depends on the value."""
+    seen, ahead = set(), [value]
+    while ahead:
+        here = ahead.pop()
+        if here.is_graph_output():
+            return True
+        if here not in seen:
+            seen.add(here)
+            ahead.extend(y for use in here.uses() for y in use.node.outputs)
+    return False
 
 
 def is_killed(trial: Trial, symbolic: bool, site: Site, mutate: Mutate) -> bool:

@@ -57,6 +57,10 @@ CASES = [
         ]
     ),
     *(
+        Case("ScatterND", [(3, 4), np.array([[1], [1]]), (2, 4)], {"reduction": how}, within={2: (u, u)}, label="ties")
+        for how, u in (("max", 9), ("min", -9))
+    ),
+    *(
         Case("ScatterND", [(3, 4), np.array([[1], [-2]]), (2, 4)], {"reduction": how}, label="repeated")
         for how in ("add", "mul", "max", "min")
     ),

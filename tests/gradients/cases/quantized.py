@@ -122,6 +122,8 @@ CASES += [
     multiply((2, 3, 4), codes(UINT8, 4, 5), one(UINT8, 130), np.array([128], UINT8)),
     multiply((2, 3, 4), codes(INT8, 4, 5), None, one(INT8, 1)),
     multiply((2, 3, 4), (4, 5), one(UINT8, 130), one(INT8, 1)),
+    multiply((1, 3, 4), (2, 4, 5), one(UINT8, 130), one(UINT8, 9), kinds=(UINT8, UINT8)),
+    multiply((2, 3, 4), (1, 4, 5), one(UINT8, 130), one(UINT8, 9), kinds=(UINT8, UINT8)),
     multiply((2, 3, 4), (2, 4, 5), one(UINT8, 130), one(UINT8, 9), kinds=(UINT8, UINT8)),
     multiply((2, 2, 3, 4), (2, 4, 5), one(UINT8, 130), one(INT8, 1)),
     multiply((3, 4), (4, 5), kinds=(INT8, INT8)),
@@ -136,5 +138,12 @@ CASES += [
     ),
     convolve((1, 2, 5, 6), codes(UINT8, 4, 1, 3, 3), attributes={"group": 2, "pads": [1, 1, 1, 1], "strides": [2, 2]}),
     convolve((1, 2, 5, 6), codes(UINT8, 4, 2, 1, 1), one(UINT8, 7)),
+    convolve(
+        (1, 2, 5, 6),
+        (4, 1, 3, 3),
+        one(UINT8, 130),
+        kinds=(UINT8, UINT8),
+        attributes={"kernel_shape": [3, 3], "group": 2},
+    ),
     convolve((1, 2, 5), codes(UINT8, 3, 2, 2), one(UINT8, 7), codes(UINT8, 3), not_run=PER_KERNEL),
 ]

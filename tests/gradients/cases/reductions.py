@@ -42,6 +42,7 @@ CASES = [
         for op in ("ReduceSum", "ReduceMean")
         for keep in (0, 1)
     ),
+    *(Case(op, [(3, 2), axes(1)], within={0: (1, 1)}, label="ties") for op in ("ReduceMax", "ReduceMin")),
     Case(
         "ReduceProd", [np.array([[1.0, 0.0, 2.0], [0.0, 0.0, 3.0], [1.0, 2.0, 3.0]]), axes(1)], wrt=(0,), label="zeros"
     ),

@@ -67,14 +67,14 @@ class Operator:
 
 
 def operators(outcomes: Sequence[Outcome] = ()) -> list[Operator]:
-    """All operators that have a rule, an expansion or none, and all others of ONNX; differentiable ones first."""
+    """The operators of the opsets that EdgeLoRA reads, with a rule, an expansion or none; differentiable ones first."""
     tested, proven = by_operator(outcomes), cases()
     standard = {
         ("", s.name) for s in onnx.defs.get_all_schemas_with_history() if s.domain == "" and opsets_of("", s.name)
     }
     ours = {key for key in (*RULES, *EXPANSIONS, *NON_DIFFERENTIABLE) if key[0] != _ADAPTERS}
     found = []
-    for domain, op in sorted(standard | ours):
+    for domain, op in sorted(key for key in standard | ours if opsets_of(*key)):
         key = (domain, op)
         how = how_of(key)
         count = None if proven is None or how == MISSING else proven[key]

@@ -151,7 +151,7 @@ def cum_prod(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
         before = op.CumSum(zero, axis, exclusive=1, reverse=reverse)
         first = op.Mul(zero, indicator(op, op.Equal(before, 0.0), x))
         without = op.CumProd(op.Add(x, first), axis, exclusive=exclusive, reverse=reverse)
-        others = op.Mul(op.Div(back(op.Mul(dy, y)), op.Add(x, zero)), op.Sub(1.0, first))
+        others = op.Div(back(op.Mul(dy, y)), op.Add(x, zero))
         return op.Add(others, op.Mul(first, back(op.Mul(dy, without))))
 
     return (dx,)
