@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import clinc, report
+from benchmarks import clinc, conversion, report
 from benchmarks.measure import BenchmarkError
 
 ALL_LINEAR = "all-linear"
@@ -16,14 +16,17 @@ ALL_LINEAR = "all-linear"
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        body = clinc.run(clinc_options(options), progress)
+        if options.case == "conversion":
+            body = conversion.run(options.layers, options.size, progress)
+        else:
+            body = clinc.run(clinc_options(options), progress)
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(report.markdown(body))
+    print((conversion if options.case == "conversion" else report).markdown(body))
     if options.json is not None:
         options.json.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-    if options.plot is not None:
+    if options.case != "conversion" and options.plot is not None:
         report.plot(body, options.plot)
     return 0
 
@@ -51,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     case.add_argument("--plot", type=Path, metavar="FILE", help="write accuracy and loss curves")
     case.add_argument("--quick", action="store_true", help="a smoke run of a few steps; its figures mean nothing")
+    case = cases.add_parser(
+        "conversion", help="conversion time and memory by the size of the graph", description=conversion.__doc__
+    )
+    case.add_argument("--layers", nargs="+", type=positive, default=[2, 4, 8, 16, 30], metavar="N")
+    case.add_argument("--size", choices=list(conversion.SIZES), default="thin", help="width of the decoder (thin)")
+    case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     return root
 
 

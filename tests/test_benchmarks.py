@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("peft", reason="PEFT is not installed")
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 
-from benchmarks import clinc, report
+from benchmarks import clinc, conversion, report
 from benchmarks.job import Job, Settings, Texts
 from benchmarks.measure import ROOT, BenchmarkError, Run, agreement, relative_error, seconds_to, summarize
 from edgelora.errors import EdgeLoraError
@@ -134,3 +134,13 @@ def test_missing_data_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setenv("EDGELORA_DATA", str(tmp_path))
     with pytest.raises(BenchmarkError, match=r"clinc150\.zip is missing; say where"):
         clinc.find_data()
+
+
+def test_conversion_reports_nodes_seconds_and_memory():
+    body = conversion.run([1, 2], "thin", lambda _: None)
+    first, second = body["conversions"]
+    assert 0 < first["nodes"] < second["nodes"]
+    assert first["seconds"] > 0
+    assert first["peak_bytes"] is None or first["peak_bytes"] > 1e7
+    table = conversion.markdown(body)
+    assert f"| 2 | {second['nodes']:,} |" in table

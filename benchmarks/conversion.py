@@ -1,0 +1,140 @@
+"""Conversion time and memory against the size of the graph: Llama decoders of growing depth, each in a fresh process.
+
+What is timed is everything after torch's export: normal form, measured shapes, insertion points, two backward
+passes, parity samples, writing; not the check of the finished bundle. Seconds are of processor time, which
+other work on the machine disturbs less than the clock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import ROOT, THREAD_VARIABLES, BenchmarkError
+
+SIZES: dict[str, dict[str, Any]] = {
+    "thin": {"hidden_size": 48, "intermediate_size": 96, "vocab_size": 99, "num_attention_heads": 3},
+    "smollm2-135m": {"hidden_size": 576, "intermediate_size": 1536, "vocab_size": 49152, "num_attention_heads": 9},
+}
+KEY_HEADS = 3
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One conversion: nodes of the exported graph, seconds of processor time, peak resident bytes."""
+
+    layers: int
+    nodes: int
+    export_seconds: float
+    seconds: float
+    peak_bytes: int | None
+
+    @property
+    def per_thousand(self) -> float:
+        """Seconds for 1,000 nodes."""
+        return 1000 * self.seconds / self.nodes
+
+
+def run(layers: Sequence[int], size: str, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Convert a decoder of each depth; the body of the report.
+
+    Raises:
+        BenchmarkError: a conversion failed; its last line is in the message.
+    """
+    made = []
+    for depth in layers:
+        progress(f"{size}, {depth} layers")
+        made.append(_in_fresh_process(depth, size))
+    return {"case": "conversion", "size": size, "conversions": [asdict(c) for c in made]}
+
+
+def markdown(body: Mapping[str, Any]) -> str:
+    """The table: cost by depth, and the cost of 1,000 nodes, which is constant where growth is linear."""
+    rows = [Conversion(**c) for c in body["conversions"]]
+    lines = [
+        f"Conversion of Llama decoders ({body['size']}), adapters on q and v",
+        "",
+        "| layers | nodes | torch's export, s | conversion, s | s per 1,000 nodes | peak memory, MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for c in rows:
+        peak = "—" if c.peak_bytes is None else f"{c.peak_bytes / 1e6:,.0f}"
+        lines.append(
+            f"| {c.layers} | {c.nodes:,} | {c.export_seconds:.1f} | {c.seconds:.1f} | {c.per_thousand:.2f} | {peak} |"
+        )
+    return "\n".join(lines)
+
+
+def _in_fresh_process(layers: int, size: str) -> Conversion:
+    with tempfile.TemporaryDirectory(prefix="edgelora-conversion-") as folder:
+        exported = Path(folder) / "decoder.onnx"
+        _worker("export", exported, layers, size)
+        report = json.loads((Path(folder) / "export.json").read_text())
+        _worker("convert", exported, layers, size)
+        return Conversion(layers, **report, **json.loads((Path(folder) / "convert.json").read_text()))
+
+
+def _worker(step: str, exported: Path, layers: int, size: str) -> None:
+    paths = [str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")]
+    environment = (
+        os.environ | dict.fromkeys(THREAD_VARIABLES, "1") | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    )
+    command = [sys.executable, "-m", "benchmarks.conversion", step, str(exported), str(layers), size]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise BenchmarkError(f"{step} of {layers} layers failed: {last[0]}")
+
+
+def _export(exported: Path, layers: int, size: str) -> None:
+    """The decoder with random weights, as an ONNX file."""
+    import onnx_ir as ir
+    import torch
+    import transformers
+
+    from edgelora_tools.sources.torch_export import module_source
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        **SIZES[size], num_hidden_layers=layers, num_key_value_heads=KEY_HEADS, tie_word_embeddings=True
+    )
+    module = transformers.LlamaForCausalLM(config).eval()
+    ids = torch.ones(2, 8, dtype=torch.long)
+    started = time.process_time()
+    inputs = {"input_ids": ids, "attention_mask": ids}
+    source = module_source(module, inputs, "decoder", extra={"use_cache": False}, outputs=["logits"])
+    seconds = time.process_time() - started
+    ir.save(source.model, exported, external_data="decoder.data")
+    report = {"nodes": len(source.model.graph), "export_seconds": seconds}
+    exported.with_name("export.json").write_text(json.dumps(report))
+
+
+def _convert(exported: Path) -> None:
+    from edgelora.memory import peak_memory
+    from edgelora_tools.compile import ConvertOptions, convert
+    from edgelora_tools.sources import open_source
+
+    started = time.process_time()
+    options = ConvertOptions(task="feature-extraction", target_modules=("q_proj", "v_proj"))
+    convert(open_source(str(exported)), exported.with_name("decoder.edgelora"), options)
+    report = {"seconds": time.process_time() - started, "peak_bytes": peak_memory()}
+    exported.with_name("convert.json").write_text(json.dumps(report))
+
+
+def _main(step: str, exported: str, layers: str, size: str) -> None:
+    if step == "export":
+        _export(Path(exported), int(layers), size)
+    else:
+        _convert(Path(exported))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
