@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
-from edgelora.adapter import new_adapter, read_adapter, write_adapter
+from edgelora.adapter import absent_adapter, new_adapter, read_adapter, write_adapter
 from edgelora.bundle import Bundle
 from edgelora.config import LoraConfig
 from edgelora.errors import ConfigError
@@ -137,6 +137,25 @@ def test_an_absent_adapter_is_the_base(tmp_path):
     with torch.no_grad():
         np.testing.assert_allclose(absent, module(torch.from_numpy(x)).numpy(), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(absent, bundle.forward.run({"x": x, **zero.feeds(bundle.manifest)})["y"])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_points_without_an_adapter_leave_the_gradients_of_the_others(name, tmp_path):
+    """Rank 0 at all points but one is the same as a B of zeros there."""
+    module, sample = network(name)
+    bundle, rng = to_bundle(module, sample, tmp_path), np.random.default_rng(1)
+    zero = new_adapter(bundle.manifest, LoraConfig(r=4)).tensors
+    x = rng.standard_normal(sample.shape).astype(np.float32)
+    shape = bundle.forward.run({"x": x, **absent_adapter(bundle.manifest)})["y"].shape
+    feeds = {"x": x, "cotangent.y": rng.standard_normal(shape).astype(np.float32)}
+    graph = bundle.graph(bundle.training("cotangent", dropout=False).file)
+    for point in bundle.manifest.points:
+        names = (point.input_a, point.input_b)
+        own = {n: rng.standard_normal(zero[n].shape).astype(np.float32) for n in names}
+        wanted = graph.run({**feeds, **zero, **own})
+        got = graph.run({**feeds, **absent_adapter(bundle.manifest), **own})
+        for n in names:
+            np.testing.assert_allclose(got[f"grad.{n}"], wanted[f"grad.{n}"], rtol=1e-4, atol=1e-5)
 
 
 def test_a_rank_that_does_not_suit_the_groups_is_refused_by_name(tmp_path):

@@ -180,7 +180,8 @@ def _from_taps_of_y(
         taps.append(_by_group(op, moved, dy, group))
     images = op.Transpose(_by_group(op, x, x, group), perm=[0, 1, 3, 2])
     dw = op.ReduceSum(op.MatMul(op.Concat(*taps, axis=2), images), [0], keepdims=0)
-    apart = op.Reshape(dw, op.Concat([group, len(taps), -1], size_of(op, w, 1), axis=0))
+    out = op.Div(size_of(op, w, 0), [group])
+    apart = op.Reshape(dw, op.Concat([group, len(taps)], out, size_of(op, w, 1), axis=0), allowzero=1)
     return reshape_like(op, op.Transpose(apart, perm=[0, 2, 3, 1]), w)
 
 
@@ -204,7 +205,9 @@ def _by_group(op: OpBuilder, image: ir.Value, like: ir.Value, group: int) -> ir.
     channels = dims(like)[1]
     if isinstance(channels, int):
         return op.Reshape(image, [0, group, channels // group, -1])
-    return op.Reshape(image, op.Concat([0, group], op.Div(size_of(op, like, 1), [group]), [-1], axis=0))
+    pixels = op.ReduceProd(sizes_of(op, image))  # no -1: an adapter of rank 0 has no channels
+    shape = op.Concat(size_of(op, image, 0), [group], op.Div(size_of(op, like, 1), [group]), pixels, axis=0)
+    return op.Reshape(image, shape, allowzero=1)
 
 
 def _swapped(op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: Window, group: int) -> ir.Value:
@@ -215,9 +218,10 @@ def _swapped(op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: Wind
     axes = image_axes(x)
     image, pads = with_padding(op, x, window)
     sizes = sizes_of(op, image)
-    apart = op.Reshape(image, op.Concat([0, group, -1], sizes, axis=0))
+    rows, channels = size_of(op, x, 0), op.Div(size_of(op, x, 1), [group])
+    apart = op.Reshape(image, op.Concat(rows, [group], channels, sizes, axis=0), allowzero=1)
     turned = op.Transpose(apart, perm=[2, 1, 0, *(a + 1 for a in axes)])
-    images = op.Reshape(turned, op.Concat([0, -1], sizes, axis=0))
+    images = op.Reshape(turned, op.Concat(channels, op.Mul(rows, [group]), sizes, axis=0), allowzero=1)
     kernels = op.Transpose(dy, perm=[1, 0, *axes])
     dw = op.Conv(images, kernels, pads=pads, strides=window.dilations, dilations=window.strides, group=group)
     dw = op.Slice(dw, [0] * len(axes), window.kernel, axes)
