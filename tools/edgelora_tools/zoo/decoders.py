@@ -7,7 +7,7 @@ from typing import Any
 from edgelora_tools.zoo.samples import SMALL, SPECIAL, TEXT, VOCABULARY, Made, build, hf, text
 
 _GROUPED: dict[str, Any] = {**SMALL, **TEXT, **SPECIAL, "num_key_value_heads": 2}
-_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2}
+_EXPERTS = "batched_mm"  # each token gathers its experts: the exporters know no grouped products
 
 
 def gpt2() -> Made:
@@ -89,7 +89,13 @@ def mistral() -> Made:
 
 def mixtral() -> Made:
     """Mixtral, a mixture of experts, arXiv:2401.04088."""
-    return text(build(hf.MixtralModel, hf.MixtralConfig(**_GROUPED, num_local_experts=4, **_EXPERTS)))
+    return text(
+        build(
+            hf.MixtralModel,
+            hf.MixtralConfig(**_GROUPED, num_local_experts=4, num_experts_per_tok=2),
+            experts_implementation=_EXPERTS,
+        )
+    )
 
 
 def qwen2() -> Made:
@@ -100,9 +106,9 @@ def qwen2() -> Made:
 def qwen2_moe() -> Made:
     """Qwen 2, a mixture of experts with a shared one, arXiv:2407.10671."""
     config = hf.Qwen2MoeConfig(
-        **_GROUPED, num_experts=4, **_EXPERTS, moe_intermediate_size=32, shared_expert_intermediate_size=32
+        **_GROUPED, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=32
     )
-    return text(build(hf.Qwen2MoeModel, config))
+    return text(build(hf.Qwen2MoeModel, config, experts_implementation=_EXPERTS))
 
 
 def qwen3() -> Made:

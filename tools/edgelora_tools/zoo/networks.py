@@ -320,7 +320,7 @@ def torch_encoder_decoder() -> Made:
         def forward(self, tokens: Tensor, previous: Tensor) -> Tensor:
             length = previous.shape[1]
             mask = torch.ones(length, length, dtype=torch.bool, device=previous.device).triu(1)
-            made = self.transformer(self.embedding(tokens), self.embedding(previous), tgt_mask=mask)
+            made = self.transformer(self.embedding(tokens), self.embedding(previous), tgt_mask=mask, tgt_is_causal=True)
             return self.out(made)
 
     inputs = {"tokens": ids(), "previous": ids(length=5)}

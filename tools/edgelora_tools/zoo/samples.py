@@ -25,17 +25,18 @@ TEXT: dict[str, Any] = {"vocab_size": VOCABULARY, "max_position_embeddings": 64}
 SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def build(make: Any, config: Any = None, attention: str | None = "eager") -> Any:
+def build(make: Any, config: Any = None, attention: str | None = "eager", **options: str) -> Any:
     """The module with fixed random weights; norms and biases are random too, so that all of them count.
 
-    `make` is a transformers model class, built from `config`, or a function without arguments.
+    `make` is a transformers model class, built from `config` with these `options`, or a function without arguments.
     """
     torch.manual_seed(0)
     if config is None:
         module = make()
     else:
         config.use_cache = False
-        module = make._from_config(config, attn_implementation=attention) if attention else make._from_config(config)
+        options |= {"attn_implementation": attention} if attention else {}
+        module = make._from_config(config, **options)
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.ndim == 1:

@@ -80,11 +80,11 @@ def squeezebert() -> Made:
 
 
 def funnel() -> Made:
-    """Funnel Transformer, pooled sequences, arXiv:2006.03236."""
+    """Funnel Transformer, pooled sequences, arXiv:2006.03236; sequences of one length."""
     config = hf.FunnelConfig(
         vocab_size=VOCABULARY, block_sizes=[1, 1], num_decoder_layers=1, d_model=32, n_head=4, d_head=8, d_inner=64
     )
-    return text(build(hf.FunnelModel, config), types=True)
+    return text(build(hf.FunnelModel, config), types=True, length=8)
 
 
 def convbert() -> Made:
@@ -94,9 +94,9 @@ def convbert() -> Made:
 
 
 def nystromformer() -> Made:
-    """Nyströmformer, landmark attention, arXiv:2102.03902; sequences of one length."""
+    """Nyströmformer, landmark attention, arXiv:2102.03902; full sequences of one length."""
     config = hf.NystromformerConfig(**SMALL, **TEXT, segment_means_seq_len=16, num_landmarks=4, conv_kernel_size=3)
-    return text(build(hf.NystromformerModel, config), length=16)
+    return text(build(hf.NystromformerModel, config), mask=False, length=16)
 
 
 def fnet() -> Made:
