@@ -50,6 +50,7 @@ CASES = [
     Case("Clip", [(3, 4), None, ()]),
     Case("Clip", [(3, 4), (), None]),
     Case("Clip", [(2, 5), np.array(0.3), np.array(-0.3)], label="crossed"),
+    Case("Clip", [(3, 4), (), ()], within={1: (0.2, 1.0), 2: (-1.0, -0.2)}, label="crossed limits"),
     Case("Identity", [(2, 3)]),
     Case("Dropout", [(2, 3)]),
     Case("Dropout", [(2, 3), np.array(0.3), np.array(False)]),

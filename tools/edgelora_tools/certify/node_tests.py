@@ -161,7 +161,7 @@ def _compare(proto: onnx.ModelProto, feeds: Feeds, rng: np.random.Generator) -> 
         seeded, differentiable = _differentiated(backward)
         plain = evaluator(forward)
         base = _values(plain, None, feeds)
-        cs = {name: rng.standard_normal(np.shape(base[names.index(name)])) for name in seeded}
+        cs = {name: _cotangent(base[names.index(name)], rng) for name in seeded}
         graded = evaluator(backward)
     except Exception as error:
         return _Mismatch(f"the reference evaluator does not run: {_brief(error)}")
@@ -190,6 +190,11 @@ def _compare(proto: onnx.ModelProto, feeds: Feeds, rng: np.random.Generator) -> 
         if mismatch is not None:
             return mismatch
     return None
+
+
+def _cotangent(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random cotangent; 0 where the output is not finite, for nothing has a derivative there."""
+    return np.where(np.isfinite(y), rng.standard_normal(np.shape(y)), 0.0)
 
 
 def _values(model: ReferenceEvaluator, names: list[str] | None, feeds: Feeds) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ non_differentiable("And", "Or", "Xor", "Not")
 non_differentiable("BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitwiseNot", "BitCast")
 # steps: constant almost everywhere
 non_differentiable("Ceil", "Floor", "Round", "Sign", "Hardmax")
+non_differentiable("Binarizer", "TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor", domain="ai.onnx.ml")
 # texts, and what is made of them or of a file
 non_differentiable("StringConcat", "StringNormalizer", "StringSplit", "RegexFullMatch", "TfIdfVectorizer")
 non_differentiable("ImageDecoder")

@@ -136,8 +136,8 @@ def clip(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = min(max(X, L), H).
 
     dX = dY∘[L < Y]∘[Y < H]
-    dL = Σ dY∘[X < L]
-    dH = Σ dY∘[X > H]
+    dL = Σ dY∘[X < L]∘[L < H]
+    dH = Σ dY∘[max(X, L) > H]
 
     The limits are scalars, or broadcast to X, and either may be absent. Y stands for X, which need not be kept then.
     """
@@ -160,7 +160,11 @@ def clip(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
         assert of is not None
         return unbroadcast(op, op.Mul(dy, indicator(op, cut, dy)), of)
 
-    return dx, lambda: limit(op.Less(x, low), low), lambda: limit(op.Greater(x, high), high)
+    def dlow() -> ir.Value:
+        below = op.Less(x, low)
+        return limit(below if high is None else op.And(below, op.Less(low, high)), low)
+
+    return dx, dlow, lambda: limit(op.Greater(x if low is None else op.Max(x, low), high), high)
 
 
 # --- one operand
