@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from edgelora_tools.zoo.samples import SMALL, Made, build, hf, pixels
 
 _RESNET: dict[str, Any] = {
@@ -52,7 +54,9 @@ def dpt() -> Made:
         backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 16, 16],
         fusion_hidden_size=16, use_auxiliary_head=False,
     )  # fmt: skip
-    return pixels(build(hf.DPTForDepthEstimation, config), 32)
+    module = build(hf.DPTForDepthEstimation, config)
+    torch.nn.init.ones_(module.head.head[4].bias)  # its last ReLU is open
+    return pixels(module, 32)
 
 
 def depth_anything() -> Made:
