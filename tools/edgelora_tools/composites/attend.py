@@ -52,8 +52,9 @@ def attend(op: OpBuilder, node: ir.Node, dy: ir.Value, dp: None = None) -> Thunk
     dV = Pᵀ·dY
     dS = P∘(dY·Vᵀ − Σ dY∘Y), the sum over the head: it is the row's Σ dP∘P (Dao et al. 2022)
 
-    P is the largest tensor of a transformer, and the sum is taken over one as small as Y instead. A row of
-    P that was NaN is 0, and so is its gradient: no mask is needed.
+    P is the largest tensor of a transformer, and the sum is taken over one as small as Y instead: a temporary of
+    the size of P fewer. A row of P that was NaN is 0, and so is its gradient, without the mask and the passes that
+    the rule of Where would need.
     """
     scores, v = operands(node)
     y, p = node.outputs

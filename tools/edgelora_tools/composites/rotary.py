@@ -78,8 +78,8 @@ def rotary(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     dcos = Σ dY∘X
     dsin = Σ dY∘rotate(X)
 
-    The rules of the parts would pad each half with zeros and add; this makes three passes fewer, and
-    what is kept is X alone.
+    The rules of the parts would pad each half with zeros and add the two to the rest: temporaries of the size of
+    X that this does without.
     """
     x, cos, sin = operands(node)
     return (

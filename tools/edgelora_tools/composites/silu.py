@@ -25,7 +25,7 @@ def recognise(node: ir.Node) -> ir.Node | None:
 def silu(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = X∘s, s = σ(X); dX = dY∘s∘(1 + X∘(1 − s)).
 
-    s is computed again, so that X alone is kept, and two passes over memory fewer are made than by the
+    s is computed again, so that X alone is kept of the two, and one pass over memory fewer is made than by the
     rules of Mul and Sigmoid.
     """
     (x,) = operands(node)
