@@ -158,7 +158,7 @@ def run_train(options: argparse.Namespace) -> None:
     emit(
         options,
         {**report.to_dict(), "peak_memory_bytes": peak_memory()},
-        report_text(report, len(samples), time.monotonic() - started, options.keep),
+        report_text(report, len(samples), time.monotonic() - started, config),
     )
 
 
@@ -266,8 +266,8 @@ class EpochLines:
         )
 
 
-def report_text(report: TrainingReport, samples: int, seconds: float, keep: str) -> str:
-    """The report for people; `keep` says which epoch's adapter was saved, "best" or "last"."""
+def report_text(report: TrainingReport, samples: int, seconds: float, config: TrainingConfig) -> str:
+    """The report for people: of the epoch whose adapter was saved."""
     if report.already_done:
         return (
             f"{report.adapter}: version {report.version} already holds this run ({report.steps} steps); nothing was "
@@ -281,9 +281,13 @@ def report_text(report: TrainingReport, samples: int, seconds: float, keep: str)
     if report.labels:
         rows.append(("classes", len(report.labels)))
     if report.history:
-        best = report.best_epoch if keep == "best" else None
+        best = report.best_epoch if config.load_best_model_at_end else None
         kept = report.history[(best or len(report.history)) - 1]
         rows += [(name.replace("eval_", "validation ").replace("_", " "), value) for name, value in kept.items()]
     rows.append(("seconds", seconds))
     stopped = " (stopped early)" if report.stopped_early else ""
-    return f"{report.adapter}: version {report.version} saved{stopped}\n" + table(rows, ("", ""))
+    text = f"{report.adapter}: version {report.version} saved{stopped}\n" + table(rows, ("", ""))
+    if config.gradient == "spsa":
+        passes = 2 * config.spsa_directions
+        text += f"\ngradients were zeroth-order estimates (SPSA), {passes} forward passes a step"
+    return text

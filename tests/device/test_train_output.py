@@ -19,9 +19,9 @@ def shown(text: str) -> dict[str, str]:
 
 
 def test_the_report_shows_the_epoch_that_is_kept():
-    assert shown(report_text(report(1), 4, 1.0, "best"))["epoch"] == "1"
-    assert shown(report_text(report(1), 4, 1.0, "last"))["epoch"] == "2"
-    assert shown(report_text(report(None), 4, 1.0, "best"))["epoch"] == "2"
+    assert shown(report_text(report(1), 4, 1.0, TrainingConfig()))["epoch"] == "1"
+    assert shown(report_text(report(1), 4, 1.0, TrainingConfig(load_best_model_at_end=False)))["epoch"] == "2"
+    assert shown(report_text(report(None), 4, 1.0, TrainingConfig()))["epoch"] == "2"
 
 
 def lines(capsys, first_step: int, losses_left: int) -> str:

@@ -254,7 +254,7 @@ def training_graph(
     outputs: dict[str, ir.Value] = {} if isinstance(built, dict) else {"loss": built}
     seeds = built if isinstance(built, dict) else {built: op.Constant(value_float=1.0)}
     walked = walk_back(op, list(graph), seeds, adapted.adapter_inputs)
-    lost = lost_points(graph, points, adapted.adapter_inputs, walked)
+    lost = lost_points(base.graph, graph, points, adapted.adapter_inputs, walked)
     gradients = {f"grad.{x.name}": walked.of[x] for x in adapted.adapter_inputs if x in walked.of}
     if not gradients:
         return adapted.model, None, lost

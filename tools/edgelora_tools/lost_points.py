@@ -12,9 +12,16 @@ from edgelora_tools.backward import Gradients, MissingRule, values_read
 
 
 def lost_points(
-    graph: ir.Graph, points: Sequence[InsertionPoint], inputs: Sequence[ir.Value], gradients: Gradients
+    base: ir.Graph,
+    graph: ir.Graph,
+    points: Sequence[InsertionPoint],
+    inputs: Sequence[ir.Value],
+    gradients: Gradients,
 ) -> tuple[LostPoint, ...]:
-    """The points among `points` whose adapter inputs have lost their gradient, each with its shortest way there."""
+    """The points among `points` whose adapter inputs have lost their gradient, each with its shortest way there.
+
+    `graph` is `base` with adapters in it; the way is told in the nodes of the base.
+    """
     lost = {str(x.name): x for x in inputs if x in gradients.lost}
     if not lost:
         return ()
@@ -22,11 +29,12 @@ def lost_points(
     for node in graph:
         for x in dict.fromkeys(values_read(node)):
             readers.setdefault(x, []).append(node)
-    found = []
+    found, known = [], {node.name for node in base}
     for point in points:
         if point.input_a in lost:
             way = _way(lost[point.input_a], gradients.blocked, readers)
-            found.append(LostPoint(point.id, str(gradients.blocked[way[-1]]), tuple(map(_label, way))))
+            path = tuple(_label(node) for node in way if node.name in known)
+            found.append(LostPoint(point.id, str(gradients.blocked[way[-1]]), path))
     return tuple(found)
 
 
@@ -42,7 +50,7 @@ def _way(
             way = [node]
             while (before := came_from[way[-1]]) is not None:
                 way.append(before)
-            return [n for n in way[::-1] if n.domain != "edgelora"]
+            return way[::-1]
         for reader in (r for y in node.outputs for r in readers.get(y, ()) if r not in came_from):
             came_from[reader] = node
             front.append(reader)
