@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from edgelora.bundle import Bundle
+from edgelora.check import parity_error, parity_samples
+from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.sources.torch_export import EXPORTERS, module_source
 
 
@@ -28,3 +33,40 @@ def test_the_source_runs_without_dropout_after_the_export(exporter: str):
     assert not module.training
     (ran,) = source.run({"x": x.numpy()}).values()
     np.testing.assert_allclose(ran, module.linear(x).detach().numpy(), rtol=1e-6)
+
+
+class Scalars(torch.nn.Module):
+    """A module with a weight of no axes, and an output of none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.scale = torch.nn.Linear(8, 8), torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        y = self.linear(x)
+        return y, y.max() * self.scale, self.scale * 2
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_what_has_no_axes_keeps_none(exporter: str, tmp_path: Path):
+    source = module_source(Scalars(), {"x": torch.randn(2, 8)}, "scalars", exporter)
+    convert(source, tmp_path / "out.edgelora", ConvertOptions(task="feature-extraction"))
+    bundle = Bundle.open(tmp_path / "out.edgelora")
+    for inputs, outputs in parity_samples(bundle):
+        assert sorted(y.ndim for y in outputs.values()) == [0, 0, 2]
+        assert parity_error(bundle, inputs, outputs, np.random.default_rng(0)) < 1e-5
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_a_normalization_stays_apart_from_its_convolution(exporter: str):
+    """An adapter of the convolution stands between the two, as PEFT's does."""
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    with torch.no_grad():
+        module[1].weight.mul_(3.0)
+    source = module_source(module, {"input": torch.randn(2, 3, 8, 8)}, "normalized", exporter)
+    assert [node.op_type for node in source.model.graph].count("BatchNormalization") == 1
+    weights = source.model.graph.initializers.values()
+    (kernel,) = (
+        w.const_value.numpy() for w in weights if w.const_value is not None and w.const_value.shape.rank() == 4
+    )
+    np.testing.assert_array_equal(kernel, module[0].weight.detach().numpy())

@@ -135,8 +135,8 @@ def _write_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
 def _write_samples(path: Path, samples: Samples) -> None:
     arrays = {}
     for number, (inputs, outputs) in enumerate(samples):
-        arrays |= {f"{number}/in/{name}": np.ascontiguousarray(x) for name, x in inputs.items()}
-        arrays |= {f"{number}/out/{name}": np.ascontiguousarray(x) for name, x in outputs.items()}
+        arrays |= {f"{number}/in/{name}": np.asarray(x, order="C") for name, x in inputs.items()}
+        arrays |= {f"{number}/out/{name}": np.asarray(x, order="C") for name, x in outputs.items()}
     save_file(arrays, path)
 
 

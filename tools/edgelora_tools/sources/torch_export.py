@@ -194,7 +194,7 @@ def _forget_tensors_of_torch(model: ir.Model) -> None:
     """Weights as plain numpy tensors, detached from the module."""
     for value in model.graph.initializers.values():
         if value.const_value is not None:
-            value.const_value = ir.tensor(np.ascontiguousarray(value.const_value.numpy()), name=value.name)
+            value.const_value = ir.tensor(np.asarray(value.const_value.numpy(), order="C"), name=value.name)
 
 
 def _export_torchscript(
@@ -234,6 +234,7 @@ def _export_torchscript(
             n: {k: v if isinstance(v, str) else f"{n}_{k}" for k, v in (axes.get(n) or {}).items()} for n in names
         },
         opset_version=OPSET["torchscript"],
+        training=torch.onnx.TrainingMode.PRESERVE,  # else it folds a BatchNorm into its convolution
         dynamo=False,
         verbose=False,
     )
