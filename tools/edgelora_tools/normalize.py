@@ -197,6 +197,7 @@ def _simplify(model: ir.Model) -> None:
                 should_fold=lambda node: False if decodes(node) else None,
             )
             rewriter.rewrite(model, _REWRITES)
+            _adopt_constants(model)
             if not folded.modified:
                 break
     _remove_dropout(model)
@@ -207,6 +208,20 @@ def _simplify(model: ir.Model) -> None:
     own_outputs(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
+
+
+def _adopt_constants(model: ir.Model) -> None:
+    """Constants that a rewrite made and, having named several alike, left outside the graph become initializers."""
+    known = model.graph.initializers
+    for node in model.graph.all_nodes():
+        for value in node.inputs:
+            if value is None or value.const_value is None or value.producer() is not None or value.graph is not None:
+                continue
+            name, n = str(value.name), 1
+            while value.name in known:
+                n += 1
+                value.name = f"{name}_{n}"
+            model.graph.register_initializer(value)
 
 
 def _share_small_constants(model: ir.Model) -> None:

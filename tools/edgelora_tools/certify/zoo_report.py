@@ -72,9 +72,10 @@ Made by `edgelora zoo --markdown docs/zoo.md`; do not edit. Every architecture h
 through the real pipeline: exported, converted with an insertion point at every linear layer and convolution,
 written as a bundle, and run by the device's runtime. *Trained* are the points that have a gradient. *Parity* is
 the largest difference from the source, relative to its largest value, at sizes other than the export's.
-*Gradient* is the largest relative difference from torch autograd (float32; where a kink makes float32 jump,
-float64) over points spread over the depth, the first and the last among them, with the same A and B added by
-hooks; points whose modules torch does not call are held against finite differences. *Loss* is the mean square
+*Gradient* is the largest relative difference from torch autograd over points spread over the depth, the first and
+the last among them, with the same A and B added by hooks; above 1e-4 it is held against torch in float64 too, and
+must be no farther from that than three times torch's own float32; points whose modules torch does not call are held
+against finite differences. *Loss* is the mean square
 to a random target before and after one step along the gradient. The exporters are tried in turn, dynamo first;
 the row shows the one that goes farthest. Try your own: `edgelora zoo model.onnx`, or `edgelora zoo module:factory`.
 """

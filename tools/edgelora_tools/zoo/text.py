@@ -107,7 +107,9 @@ def fnet() -> Made:
 
 def longformer() -> Made:
     """Longformer, sliding windows, arXiv:2004.05150; sequences of one length."""
-    return text(build(hf.LongformerModel, hf.LongformerConfig(**SMALL, **TEXT, attention_window=4)), length=16)
+    return text(
+        build(hf.LongformerModel, hf.LongformerConfig(**SMALL, **TEXT, attention_window=4, onnx_export=True)), length=16
+    )
 
 
 def big_bird() -> Made:
@@ -129,7 +131,7 @@ def modernbert() -> Made:
 
 def xlnet() -> Made:
     """XLNet, relative positions by a shift, arXiv:1906.08237."""
-    config = hf.XLNetConfig(vocab_size=VOCABULARY, d_model=32, n_layer=2, n_head=4, d_inner=64)
+    config = hf.XLNetConfig(vocab_size=VOCABULARY, d_model=32, n_layer=2, n_head=4, d_inner=64, use_mems_eval=False)
     return text(build(hf.XLNetModel, config))
 
 
