@@ -73,7 +73,8 @@ class Graph:
         Runtime refuses with an exception of its own: callers check first.
         """
         names = list(outputs) if outputs is not None else list(self.outputs)
-        wanted = {name: feeds[name] for name in self.inputs if name in feeds}
+        # numpy's arithmetic turns an array without axes into a number, which ONNX Runtime does not take
+        wanted = {name: np.asarray(feeds[name]) for name in self.inputs if name in feeds}
         return dict(zip(names, self._session.run(names, wanted), strict=True))
 
 

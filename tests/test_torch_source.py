@@ -10,6 +10,7 @@ import torch
 
 from edgelora.bundle import Bundle
 from edgelora.check import parity_error, parity_samples
+from edgelora_tools.certify.architecture import TRAINS, certify
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.sources.torch_export import EXPORTERS, module_source
 
@@ -60,13 +61,33 @@ def test_what_has_no_axes_keeps_none(exporter: str, tmp_path: Path):
 @pytest.mark.parametrize("exporter", EXPORTERS)
 def test_a_normalization_stays_apart_from_its_convolution(exporter: str):
     """An adapter of the convolution stands between the two, as PEFT's does."""
-    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    with torch.no_grad():
-        module[1].weight.mul_(3.0)
+    convolution, normalization = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+    torch.nn.init.constant_(normalization.weight, 3.0)
+    module = torch.nn.Sequential(convolution, normalization)
     source = module_source(module, {"input": torch.randn(2, 3, 8, 8)}, "normalized", exporter)
     assert [node.op_type for node in source.model.graph].count("BatchNormalization") == 1
-    weights = source.model.graph.initializers.values()
-    (kernel,) = (
-        w.const_value.numpy() for w in weights if w.const_value is not None and w.const_value.shape.rank() == 4
-    )
-    np.testing.assert_array_equal(kernel, module[0].weight.detach().numpy())
+    weights = [w.const_value for w in source.model.graph.initializers.values() if w.const_value is not None]
+    (kernel,) = (w.numpy() for w in weights if w.shape.rank() == 4)
+    np.testing.assert_array_equal(kernel, convolution.weight.detach().numpy())
+
+
+class Counting(torch.nn.Module):
+    """Its loss has no axes, and passes a function that torch has no derivative of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        return (y**2).mean() + (y // 50.0).sum()
+
+
+def counting() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    return Counting(), {"x": torch.randn(2, 6)}
+
+
+def test_what_torch_cannot_differentiate_is_held_against_differences():
+    found = certify("tests.test_torch_source:counting", "dynamo")
+    assert (found.verdict, found.compared, found.by_torch) == (TRAINS, 1, 0)

@@ -20,9 +20,9 @@ from edgelora_tools.runner import open_session, sample_inputs
 
 _PRIMES = ((3, 5, 7, 11, 13, 17), (7, 11, 17, 19, 29, 31))  # no two grow by the same
 _SCALES = (1, 32)
-
-
 _LARGE, _UNKNOWN = 130, "measured_"
+_OF_SEQUENCES = {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap",
+                 "SplitToSequence", "Optional"}  # fmt: skip
 
 Sizes = dict[str, int]
 Shapes = dict[str, list[int]]
@@ -93,21 +93,22 @@ def _measure(model: ir.Model) -> list[tuple[Sizes, Shapes]]:
         ]
         with open_session(probed, optimize=False) as session:
             try:
-                measured = [(run, _shapes_at(session, model, run)) for run in sizes]
+                measured = [(run, _shapes_at(session, model, run, seed)) for seed, run in enumerate(sizes)]
             except Exception as error:  # ONNX Runtime raises a class of its own per status
                 failure = str(error).splitlines()[0]
                 continue
             smallest = dict.fromkeys(names, 1)
             large = {name: 2 if axis == 0 else _LARGE for axis, name in enumerate(names)}
-            for run in (smallest, large) if scale == 1 and names else ():
+            for run in (smallest, large) if scale == 1 else ():
                 with contextlib.suppress(Exception):
-                    measured.append((run, _shapes_at(session, model, run)))
+                    measured.append((run, _shapes_at(session, model, run, seed=len(measured))))
             return measured
     raise ConversionError(f"the model does not run at the sizes tried ({sizes}): {failure}")
 
 
-def _shapes_at(session: ort.InferenceSession, model: ir.Model, sizes: Sizes) -> Shapes:
-    feeds = sample_inputs(model, sizes, np.random.default_rng(0))
+def _shapes_at(session: ort.InferenceSession, model: ir.Model, sizes: Sizes, seed: int) -> Shapes:
+    """Shapes for other values each time: a size that depends on values is then no constant."""
+    feeds = sample_inputs(model, sizes, np.random.default_rng(seed))
     known = {x.name for x in session.get_inputs()}
     names = [y.name for y in session.get_outputs()]
     results = session.run(names, {k: v for k, v in feeds.items() if k in known})
@@ -120,7 +121,7 @@ def _with_shape_outputs(model: ir.Model) -> ir.Model:
     graph.outputs.clear()
     for node in list(graph):
         for value in node.outputs:
-            if value.name and not isinstance(value.type, ir.SequenceType | ir.OptionalType):
+            if value.name and _is_tensor(value):
                 shape = ir.node("Shape", [value])
                 shape.outputs[0].name = f"{value.name}::shape"
                 shape.outputs[0].dtype = ir.DataType.INT64
@@ -128,6 +129,21 @@ def _with_shape_outputs(model: ir.Model) -> ir.Model:
                 graph.append(shape)
                 graph.outputs.append(shape.outputs[0])
     return probed
+
+
+def _is_tensor(value: ir.Value) -> bool:
+    """Whether the value has a shape to ask for: not if it is a sequence or optional, which exporters rarely say."""
+    if isinstance(value.type, ir.SequenceType | ir.OptionalType):
+        return False
+    node = value.producer()
+    if node is None:
+        return True
+    if node.op_type in _OF_SEQUENCES:
+        return False
+    bodies = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+    if bodies:  # a Loop's body has its condition before the others
+        return _is_tensor(bodies[0].outputs[node.outputs.index(value) - len(node.outputs)])
+    return node.op_type != "Identity" or node.inputs[0] is None or _is_tensor(node.inputs[0])
 
 
 def _share_names_by_axis(model: ir.Model) -> bool:

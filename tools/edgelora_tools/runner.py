@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ import onnxruntime as ort
 
 _PASS_THROUGH = {"Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Expand", "Slice", "Transpose"}
 _NO_BOUND = 2
+_LENGTHS = re.compile(r"len(gth)?s?(_|$)", re.IGNORECASE)
 
 
 @contextlib.contextmanager
@@ -39,8 +41,8 @@ def session_on(path: Path, optimize: bool = True) -> ort.InferenceSession:
 def sample_inputs(model: ir.Model, sizes: Mapping[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Inputs of the model for these sizes of its named dimensions.
 
-    Floats are standard normal; integers that index a table stay inside it; masks keep all of the first
-    row and, as padding on the right would, ever less of the next ones.
+    Floats are standard normal; integers that index a table stay inside it; masks and lengths keep all of
+    the first row and, as padding on the right would, ever less of the next ones.
     """
     feeds = {}
     for value in model.graph.inputs:
@@ -49,6 +51,8 @@ def sample_inputs(model: ir.Model, sizes: Mapping[str, int], rng: np.random.Gene
         dtype = value.dtype.numpy()
         if value.dtype == ir.DataType.BOOL or "mask" in value.name:
             feeds[value.name] = _mask(shape).astype(dtype)
+        elif _LENGTHS.search(value.name) and value.dtype.is_integer() and len(shape) <= 1:
+            feeds[value.name] = _lengths(shape, _longest(value, model, sizes)).astype(dtype)
         elif value.dtype.is_floating_point():
             feeds[value.name] = rng.standard_normal(shape).astype(dtype)
         else:
@@ -62,6 +66,31 @@ def _mask(shape: list[int]) -> np.ndarray:
         for row, kept in enumerate(mask):
             kept[max(1, len(kept) - row) :] = 0
     return mask
+
+
+def _lengths(shape: list[int], longest: int) -> np.ndarray:
+    """What a mask's rows would sum to."""
+    return np.maximum(longest - np.arange(shape[0]) if shape else np.array(longest), 1)
+
+
+def _longest(lengths: ir.Value, model: ir.Model, sizes: Mapping[str, int]) -> int:
+    """The size along which the rows that `lengths` tells of are padded: the last of another input that is dynamic.
+
+    Of several such inputs, the one whose name begins most like that of `lengths`; 1 where there is none.
+    """
+    others = [x for x in model.graph.inputs if x is not lengths and x.shape is not None and len(x.shape) > 1]
+    if not others:
+        return 1
+    padded = max(others, key=lambda x: _shared(str(x.name), str(lengths.name)))
+    assert padded.shape is not None
+    dynamic = [sizes[str(d.value)] for d in list(padded.shape)[1:] if not isinstance(d, int)]
+    fixed = padded.shape[1]
+    return dynamic[-1] if dynamic else fixed if isinstance(fixed, int) else 1
+
+
+def _shared(a: str, b: str) -> int:
+    """How many letters two names begin with alike."""
+    return next((n for n, (p, q) in enumerate(zip(a, b, strict=False)) if p != q), min(len(a), len(b)))
 
 
 def _index_bound(value: ir.Value) -> int:

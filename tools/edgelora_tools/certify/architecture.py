@@ -164,19 +164,23 @@ def _compare(
 ) -> tuple[Certificate, str]:
     """The certificate with the gradients' largest error, and what is wrong with them, if anything is.
 
-    Points that torch reaches are compared together, each of the others with finite differences.
+    Points that torch reaches are compared together, each of the others with finite differences; all of
+    them where torch has no derivative of something that the graph has one of.
     """
     errors: dict[str, float] = {}
     problems: list[str] = []
     reached: list[InsertionPoint] = []
     if source.original is not None:
-        from edgelora_tools.certify.torch_oracle import reachable
+        from edgelora_tools.certify.torch_oracle import NoDerivative, reachable
 
         given = _all_inputs(source, inputs)
         called = reachable(source.original, points, given)
         reached = [p for p in points if p.id in called]
         if reached:
-            errors, problems = _against_torch(source.original, bundle, reached, given, rng)
+            try:
+                errors, problems = _against_torch(source.original, bundle, reached, given, rng)
+            except NoDerivative:
+                reached = []
     for point in (p for p in points if p not in reached):
         verdict = check_point(bundle, point, inputs, rng)
         if not verdict.passed:

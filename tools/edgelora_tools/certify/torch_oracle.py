@@ -20,6 +20,10 @@ _CONVOLUTIONS = {
 }
 
 
+class NoDerivative(Exception):
+    """Torch differentiates all but a few of its functions (floor_divide), and cannot pass these."""
+
+
 @dataclass(frozen=True)
 class Traced:
     """What torch made of an adapter: the outputs and the gradients by name."""
@@ -56,7 +60,11 @@ def differentiate(
     feeds: Mapping[str, np.ndarray],
     cotangents: Mapping[str, np.ndarray],
 ) -> Traced:
-    """d Σ <cotangent, output> / d(A, B) of `points`, all reachable; tensors have the graph's orientation."""
+    """d Σ <cotangent, output> / d(A, B) of `points`, all reachable; tensors have the graph's orientation.
+
+    Raises:
+        NoDerivative: of one of torch's functions on the way.
+    """
     modules = dict(original.module.named_modules())
     dtype = next(original.module.parameters()).dtype
     leaves = {n: torch.from_numpy(np.array(x)).to(dtype).requires_grad_() for n, x in adapter.items()}
@@ -68,7 +76,7 @@ def differentiate(
         with torch.enable_grad():
             made = original(feeds)
             terms = [torch.where(c != 0, made[n] * c, 0).sum().to(dtype) for n, c in _tensors(cotangents, dtype)]
-            found = torch.autograd.grad(torch.stack(terms).sum(), list(leaves.values()), allow_unused=True)
+            found = _differentiated(torch.stack(terms).sum(), list(leaves.values()))
     finally:
         for hook in hooks:
             hook.remove()
@@ -77,6 +85,15 @@ def differentiate(
         for (n, x), g in zip(adapter.items(), found, strict=True)
     }
     return Traced({n: y.detach().numpy() for n, y in made.items()}, gradients)
+
+
+def _differentiated(loss: torch.Tensor, leaves: list[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(loss, leaves, allow_unused=True)
+    except RuntimeError as error:
+        if "is not implemented" in str(error):
+            raise NoDerivative(str(error)) from error
+        raise
 
 
 def _tensors(arrays: Mapping[str, np.ndarray], dtype: torch.dtype) -> list[tuple[str, torch.Tensor]]:

@@ -1,0 +1,78 @@
+"""Shapes by measurement: what has none is not asked, and what depends on values is not taken for a constant."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper
+
+from edgelora_tools.gradients.shapes import dims
+from edgelora_tools.measure_shapes import measure_shapes
+from edgelora_tools.normalize import normalize
+from edgelora_tools.runner import sample_inputs
+from tests.convert.bundles import assert_checked, assert_same_outputs, to_bundle
+from tests.convert.networks import FLOAT, INT64, Net
+
+WIDTH = 6
+
+
+def between(build, rows: int | str = "batch"):
+    """x `[rows, 6]` -> first -> `build` -> second -> y `[..., 3]`, without types inside."""
+    net = Net(18)
+    net.output(net.linear(build(net, net.linear("x", "first", WIDTH, WIDTH)), "second", WIDTH, 3), "y")
+    return net.model([("x", FLOAT, [rows, WIDTH])], [("y", FLOAT, None)], check=False)
+
+
+def taken_apart(net: Net, x: str) -> str:
+    parts = net("SplitToSequence", x, axis=0, keepdims=1)
+    return net("SequenceAt", net("Identity", parts), net.const(0, np.int64))
+
+
+def grown_in_a_loop(net: Net, x: str) -> str:
+    carried = [
+        helper.make_tensor_value_info("step", INT64, []),
+        helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+        helper.make_tensor_sequence_value_info("before", FLOAT, None),
+    ]
+    nodes = [
+        helper.make_node("SequenceInsert", ["before", x], ["after"]),
+        helper.make_node("Identity", ["go"], ["go_on"]),
+    ]
+    made = [
+        helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+        helper.make_tensor_sequence_value_info("after", FLOAT, None),
+    ]
+    body = helper.make_graph(nodes, "body", carried, made)
+    return net("ConcatFromSequence", net("Loop", net.const(2, np.int64), "", net("SequenceEmpty"), body=body), axis=0)
+
+
+@pytest.mark.parametrize("build", [taken_apart, grown_in_a_loop])
+def test_sequences_have_no_shape(build, tmp_path):
+    bundle = to_bundle(between(build), tmp_path)
+    assert_same_outputs(bundle, tmp_path / "out.onnx", {"x": np.ones((3, WIDTH), np.float32)})
+    assert_checked(bundle)
+
+
+@pytest.mark.parametrize("rows", [4, "batch"])
+def test_a_size_that_depends_on_values_is_unknown(rows):
+    def chosen(net: Net, x: str) -> str:
+        positive = net("Greater", net.reduce_sum(x, [1], keepdims=0), net.const(0.0))
+        return net("Compress", x, positive, axis=0)
+
+    model = normalize(ir.from_proto(between(chosen, rows)))
+    measure_shapes(model)
+    (kept,) = (y for node in model.graph for y in node.outputs if node.op_type == "Compress")
+    assert str(dims(kept)[0]).startswith("measured_")
+
+
+@pytest.mark.parametrize(
+    ("padded", "longest"), [(["batch", "time"], 5), (["batch", "time", 8], 5), (["batch", 8, "time"], 5), ([2, 8], 8)]
+)
+def test_lengths_stay_within_what_they_tell_of(padded, longest):
+    net = Net(18)
+    net.output(net("Identity", "sound"), "y")
+    inputs = [("text", FLOAT, ["batch", "words"]), ("sound", FLOAT, padded), ("sound_lengths", INT64, [padded[0]])]
+    model = ir.from_proto(net.model(inputs, [("y", FLOAT, None)], check=False))
+    feeds = sample_inputs(model, {"batch": 2, "time": 5, "words": 3}, np.random.default_rng(0))
+    assert feeds["sound_lengths"].tolist() == [longest, longest - 1]
