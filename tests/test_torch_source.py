@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 
+from edgelora.adapter import absent_adapter
 from edgelora.bundle import Bundle
 from edgelora.check import parity_error, parity_samples
 from edgelora_tools.certify.architecture import TRAINS, certify
@@ -91,3 +93,61 @@ def counting() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
 def test_what_torch_cannot_differentiate_is_held_against_differences():
     found = certify("tests.test_torch_source:counting", "dynamo")
     assert (found.verdict, found.compared, found.by_torch) == (TRAINS, 1, 0)
+
+
+class Deviations(torch.nn.Module):
+    """The deviation of channels of which some are zero throughout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(6, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        channels = torch.arange(8) < 3
+        return torch.where(channels, 0.0 * self.linear(x), self.linear(x)).std(1)
+
+
+def deviations() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    return Deviations(), {"x": torch.randn(2, 5, 6)}
+
+
+def test_a_deviation_of_zero_has_a_gradient_of_zero():
+    found = certify("tests.test_torch_source:deviations", "dynamo")
+    assert (found.verdict, found.compared, found.by_torch) == (TRAINS, 1, 1)
+
+
+def test_a_decoder_is_exported_without_its_cache():
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, use_cache=True
+    )
+    tokens = torch.arange(10).view(2, 5)
+    source = module_source(transformers.LlamaModel(config), {"input_ids": tokens}, "llama")
+    assert len(source.model.graph.outputs) == 1
+    (made,) = source.run({"input_ids": tokens.numpy()}).values()
+    assert made.shape == (2, 5, 16)
+
+
+class Twice(torch.nn.Module):
+    """A module that returns a tensor twice, once within a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        y = self.linear(x)
+        return y, (torch.tanh(y), y)
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_a_tensor_that_is_returned_twice_has_two_names(exporter: str, tmp_path):
+    x = torch.randn(2, 8)
+    source = module_source(Twice(), {"x": x}, "twice", exporter)
+    ran = list(source.run({"x": x.numpy()}).values())
+    assert len(ran) == 3
+    manifest = convert(source, tmp_path / "bundle", ConvertOptions(task="feature-extraction"))
+    bundle = Bundle.open(tmp_path / "bundle")
+    made = bundle.forward.run({"x": x.numpy(), **absent_adapter(manifest)})
+    for got, wanted in zip(made.values(), ran, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)

@@ -185,9 +185,12 @@ def abs_(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
 
 @gradient_rule("Sqrt")
 def sqrt(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
-    """Y = √X; dX = ½dY/Y."""
+    """Y = √X; dX = ½dY/Y, and 0 where Y = 0.
+
+    There the derivative is infinite; but a deviation is the root of a variance whose own derivative is 0.
+    """
     (y,) = node.outputs
-    return (lambda: op.Div(op.Mul(dy, 0.5), y),)
+    return (lambda: op.Div(op.Mul(dy, 0.5), op.Where(op.Equal(y, 0.0), math.inf, y)),)
 
 
 @gradient_rule("Reciprocal")

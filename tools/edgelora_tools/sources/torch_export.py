@@ -81,7 +81,7 @@ def module_source(
     extra: Mapping[str, Any] | None = None,
     outputs: Sequence[str] | None = None,
 ) -> Source:
-    """Export `module` in evaluation mode. `extra` are constant keyword arguments (use_cache=False).
+    """Export `module` in evaluation mode, without caches. `extra` are constant keyword arguments (use_cache=False).
 
     Raises:
         ConversionError: unknown exporter, or the exporter fails; its first line is shown.
@@ -90,6 +90,7 @@ def module_source(
     if exporter not in EXPORTERS:
         raise ConversionError(f"unknown exporter {exporter!r}; one of {', '.join(EXPORTERS)}")
     module = module.eval()
+    _leave_out_caches(module)
     axes = dict(dynamic) if dynamic is not None else _default_axes(inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -98,6 +99,7 @@ def module_source(
         try:
             model = export(module, dict(inputs), axes, dict(extra or {}), outputs)
             _name_axes(model, axes)
+            _tell_outputs_apart(model)
         except Exception as error:
             raise ConversionError(f"{name}: the {exporter} exporter failed; try --exporter ({_root(error)})") from error
     names = tuple(str(v.name) for v in model.graph.outputs)
@@ -110,6 +112,14 @@ def module_source(
             return {name: t.numpy() for name, t in original(feeds).items()}
 
     return Source("torch", name, model, run, files or {}, facts or {}, original)
+
+
+def _leave_out_caches(module: torch.nn.Module) -> None:
+    """transformers' decoders return the keys and values of all tokens if their configurations say no more."""
+    for part in module.modules():
+        config = getattr(part, "config", None)
+        if getattr(config, "use_cache", None) is True:
+            config.use_cache = False  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def _root(error: BaseException) -> str:
@@ -188,6 +198,22 @@ def _name_axes(model: ir.Model, axes: Mapping[str, Any]) -> None:
         names = axes.get(str(value.name)) or {}
         assert value.shape is not None
         value.shape = ir.Shape([names[i] if isinstance(names.get(i), str) else d for i, d in enumerate(value.shape)])
+
+
+def _tell_outputs_apart(model: ir.Model) -> None:
+    """A tensor that the module returns more than once has a name for each time."""
+    outputs = model.graph.outputs
+    taken = {str(value.name) for value in outputs}
+    for position, value in enumerate(list(outputs)):
+        if value in outputs[:position]:
+            node, n = ir.node("Identity", [value]), 2
+            while f"{value.name}_{n}" in taken:
+                n += 1
+            again = node.outputs[0]
+            again.name, again.shape, again.type = f"{value.name}_{n}", value.shape, value.type
+            taken.add(str(again.name))
+            model.graph.append(node)
+            outputs[position] = again
 
 
 def _forget_tensors_of_torch(model: ir.Model) -> None:
