@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 TRAINS, IN_PART, REFUSED, WRONG, CRASHED = "trains", "trains in part", "refused", "wrong", "crashed"
 TOLERANCE = 1e-4
 _KINK, _FAR = 3.0, 1e9
+_PROMISE, _STRIDE = 0.01, 0.1
 _EVERYWHERE = ".*"  # all-linear, and convolutions too
 _POINTS, _RANK, _HALVINGS, _SHOWN = 6, 2, 6, 3
 
@@ -275,7 +276,7 @@ def step(
     """The loss before and after one step along the gradient of a fresh adapter (A random, B zero) at every point.
 
     The loss is the mean square to a random target, over all outputs of floats. The step first promises a
-    hundredth of the loss, and is halved a few times at most.
+    hundredth of the loss, but is no longer than a tenth of the adapter, and is halved a few times at most.
     """
     adapter = random_adapter(points, rng)
     for point in points:
@@ -296,7 +297,8 @@ def step(
     gradients = {n: g.astype(np.float64) for n, g in found.items()}
     before = after = loss(first)
     square = sum(float((g**2).sum()) for g in gradients.values())
-    rate = 0.01 * before / square if square else 0.0
+    size = sum(float((x.astype(np.float64) ** 2).sum()) for x in adapter.values())
+    rate = min(_PROMISE * before / square, _STRIDE * (size / square) ** 0.5) if square else 0.0
     for _ in range(_HALVINGS):
         moved = {n: (adapter[n] - rate * g).astype(np.float32) for n, g in gradients.items()}
         after = loss(bundle.forward.run({**feeds, **adapter, **moved}))

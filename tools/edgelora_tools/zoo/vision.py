@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgelora_tools.zoo.samples import SMALL, Made, build, floats, hf, pixels
+import torch
+
+from edgelora_tools.zoo.samples import ROWS, SMALL, Made, build, floats, hf, pixels
 
 _VIT: dict[str, Any] = {**SMALL, "image_size": 16, "patch_size": 4}
 
@@ -230,8 +232,9 @@ def dinov3_convnext() -> Made:
 
 def vit_mae() -> Made:
     """ViT-MAE's encoder with nothing masked, arXiv:2111.06377."""
-    config = hf.ViTMAEConfig(**_VIT, mask_ratio=0.0)
-    return pixels(build(hf.ViTMAEModel, config), 16)
+    module, inputs, axes = pixels(build(hf.ViTMAEModel, hf.ViTMAEConfig(**_VIT, mask_ratio=0.0)), 16)
+    noise = torch.rand(ROWS, 16, generator=torch.Generator().manual_seed(3))  # it orders the patches
+    return module, inputs | {"noise": noise}, axes | {"noise": {0: "batch"}}
 
 
 def timesformer() -> Made:
