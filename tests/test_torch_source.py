@@ -151,3 +151,17 @@ def test_a_tensor_that_is_returned_twice_has_two_names(exporter: str, tmp_path):
     made = bundle.forward.run({"x": x.numpy(), **absent_adapter(manifest)})
     for got, wanted in zip(made.values(), ran, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def experts() -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+    )  # fmt: skip
+    return transformers.Qwen3MoeModel(config), {"input_ids": torch.arange(10).view(2, 5)}
+
+
+def test_experts_are_exported_as_transformers_builds_them():
+    found = certify("tests.test_torch_source:experts", "dynamo")
+    assert found.verdict == TRAINS

@@ -90,7 +90,7 @@ def module_source(
     if exporter not in EXPORTERS:
         raise ConversionError(f"unknown exporter {exporter!r}; one of {', '.join(EXPORTERS)}")
     module = module.eval()
-    _leave_out_caches(module)
+    _configure(module)
     axes = dict(dynamic) if dynamic is not None else _default_axes(inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -114,12 +114,18 @@ def module_source(
     return Source("torch", name, model, run, files or {}, facts or {}, original)
 
 
-def _leave_out_caches(module: torch.nn.Module) -> None:
-    """transformers' decoders return the keys and values of all tokens if their configurations say no more."""
+def _configure(module: torch.nn.Module) -> None:
+    """What transformers' defaults do that no exporter takes.
+
+    Decoders return the keys and values of all tokens; experts are computed by a grouped product, where
+    `batched_mm`, the same in other words, gathers the experts of each token.
+    """
     for part in module.modules():
-        config = getattr(part, "config", None)
+        config: Any = getattr(part, "config", None)
         if getattr(config, "use_cache", None) is True:
-            config.use_cache = False  # pyright: ignore[reportOptionalMemberAccess]
+            config.use_cache = False
+        if getattr(config, "_experts_implementation", None) == "grouped_mm":
+            config._experts_implementation = "batched_mm"
 
 
 def _root(error: BaseException) -> str:
