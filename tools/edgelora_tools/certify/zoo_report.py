@@ -35,7 +35,7 @@ def summary(rows: Rows) -> str:
     verdicts = [found[0].verdict for found in rows.values()]
     whole, part = verdicts.count(TRAINS), verdicts.count(IN_PART)
     points = sum(found[0].points for found in rows.values())
-    trained = sum(found[0].trained for found in rows.values())
+    trained = sum(found[0].trained for found in rows.values() if found[0].verdict in (TRAINS, IN_PART))
     return (
         f"{len(rows)} architectures: {whole} train at every point, {part} at some, {len(rows) - whole - part} do not; "
         f"{trained:,} of {points:,} points train"

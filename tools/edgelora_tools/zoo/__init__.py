@@ -19,6 +19,7 @@ FAMILIES = (
     "multimodal",
     "convnets",
     "networks",
+    "further",
 )
 
 
