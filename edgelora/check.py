@@ -35,7 +35,8 @@ GRADIENT_TOLERANCE = 2e-2
 SAME_TOLERANCE = 1e-3
 ROUNDED_TOLERANCE = 0.25
 _RANK, _OUTPUTS = 4, 3
-_STEPS = (4e-2, 1e-2, 2.5e-3)
+_STEP, _SMOOTH = 4e-2, 5e-3
+_STRETCHES, _PARTS = (1e-2, 2.5e-3), 16
 _WIDE_STEPS, _PLACES, _SPREAD = (0.32, 0.64, 0.16), 12, 0.3
 _CHANGE, _LOUDEST = 0.1, 64.0
 _LARGEST = 1e9
@@ -213,22 +214,29 @@ def _against_differences(
     here: Feeds = bundle.forward.run({**base, **values})
     cotangents: Feeds = {f"cotangent.{n}": rng.standard_normal(y.shape).astype(np.float32) for n, y in here.items()}
     wanted = [f"grad.{n}" for n in values if f"grad.{n}" in graph.outputs]
-    grads: Feeds = graph.run({**base, **cotangents, **values}, wanted) if wanted else {}
+
+    def gradient_at(at: Feeds, tensor: str) -> NDArray[np.float64]:
+        key = f"grad.{tensor}"
+        found = graph.run({**base, **cotangents, **at}, [key]) if key in wanted else {}
+        return np.asarray(found.get(key, np.zeros(at[tensor].shape)), np.float64)
 
     def along(tensor: str) -> PointVerdict:
-        absent = np.zeros(values[tensor].shape, np.float32)
-        gradient = np.asarray(grads.get(f"grad.{tensor}", absent), np.float64)
+        gradient = gradient_at(values, tensor)
         direction = _direction(values[tensor], gradient, rng)
-        part = gradient * direction
+
+        def moved(step: float) -> Feeds:
+            return {**values, tensor: values[tensor] + np.float32(step) * direction}
 
         def value(step: float) -> float:
-            moved = bundle.forward.run({**base, **values, tensor: values[tensor] + np.float32(step) * direction})
+            there = bundle.forward.run({**base, **moved(step)})
             return sum(
-                float(np.sum((moved[n] - here[n]) * cotangents[f"cotangent.{n}"].astype(np.float64))) for n in here
+                float(np.sum((there[n] - here[n]) * cotangents[f"cotangent.{n}"].astype(np.float64))) for n in here
             )
 
-        analytic = float(part.sum())
-        numeric, error = _slope(value, analytic, [part])
+        def slope(step: float) -> float:
+            return float((gradient_at(moved(step), tensor) * direction).sum())
+
+        analytic, numeric, error = _slope(value, slope, [gradient * direction])
         return PointVerdict(name, _finite(analytic), _finite(numeric), error, error <= GRADIENT_TOLERANCE)
 
     return max((along(tensor) for tensor in values), key=lambda verdict: verdict.error)
@@ -325,22 +333,29 @@ def _slope_error(
     """The gradients of `names` in a loss graph along one direction, against differences of the graph's own loss."""
     graph = bundle.graph(record.file)
 
-    def place(at: Feeds) -> tuple[list[NDArray[Any]], Callable[[float], float]]:
-        grads = graph.run({**feeds, **at}, [f"grad.{n}" for n in names])
+    def place(at: Feeds) -> tuple[list[NDArray[Any]], Callable[[float], float], Callable[[float], float]]:
+        wanted = [f"grad.{n}" for n in names]
+        grads = graph.run({**feeds, **at}, wanted)
         directions = {n: _direction(at[n], grads[f"grad.{n}"], rng) for n in names}
 
-        def loss(step: float) -> float:
-            moved = {n: at[n] + np.float32(step) * directions[n] for n in names}
-            return float(graph.run({**feeds, **moved}, ["loss"])["loss"])
+        def moved(step: float) -> Feeds:
+            return {**feeds, **{n: at[n] + np.float32(step) * directions[n] for n in names}}
 
-        return [grads[f"grad.{n}"].astype(np.float64) * directions[n] for n in names], loss
+        def loss(step: float) -> float:
+            return float(graph.run(moved(step), ["loss"])["loss"])
+
+        def slope(step: float) -> float:
+            there = graph.run(moved(step), wanted)
+            return float(sum((there[f"grad.{n}"].astype(np.float64) * directions[n]).sum() for n in names))
+
+        return [grads[f"grad.{n}"].astype(np.float64) * directions[n] for n in names], loss, slope
 
     values = {n: feeds[n] for n in names}
     if _rounds(bundle):
         places = [place(_nearby(values, rng)) for _ in range(_PLACES)]
-        return _fit([(float(sum(p.sum() for p in parts)), loss) for parts, loss in places])[2]
-    parts, loss = place(values)
-    return _slope(loss, float(sum(p.sum() for p in parts)), parts)[1]
+        return _fit([(float(sum(p.sum() for p in parts)), loss) for parts, loss, _ in places])[2]
+    parts, loss, slope = place(values)
+    return _slope(loss, slope, parts)[2]
 
 
 def whole_adapter(bundle: Bundle, inputs: Feeds, rng: np.random.Generator) -> Feeds:
@@ -396,19 +411,29 @@ def _direction(x: NDArray[Any], gradient: NDArray[Any], rng: np.random.Generator
     return ((rng.standard_normal(x.shape) + own) * max(float(x.std()), 1e-3)).astype(np.float32)
 
 
-def _slope(value: Callable[[float], float], analytic: float, parts: list[NDArray[Any]]) -> tuple[float, float]:
-    """The derivative of `value` at 0 by differences, and its relative gap to `analytic`.
+def _slope(
+    value: Callable[[float], float], slope: Callable[[float], float], parts: list[NDArray[Any]]
+) -> tuple[float, float, float]:
+    """The gradient along a direction, the derivative of `value` by differences, and their relative gap.
 
-    Central differences at two steps, extrapolated (Richardson), so that the float32 forward pass and the
-    curvature leave about 1e-3. Where they do not agree with `analytic`, smaller steps are tried: a large
-    one may cross the kink of a ReLU. A wrong sign, factor or transpose is off by order one at every step.
+    `parts` are the gradient's terms at 0, `slope` is their sum at any place. Central differences at two steps
+    are extrapolated (Richardson): where the function is smooth, curvature and the float32 forward pass leave
+    about 1e-3. Where it bends, at a ReLU or a maximum, differences tell no slope of a place, but the mean of a
+    stretch: (f(h) − f(−h))/2h = mean of f′ over [−h, h], whatever kinks there are. The gradient's mean is taken
+    at the middles of equal parts, so that a kink is misplaced by a part at most; a step of that size would drown
+    in rounding.
     """
-    best = (0.0, _LARGEST)
-    for step in _STEPS:
-        coarse, fine = ((value(h) - value(-h)) / (2 * h) for h in (step, step / 2))
-        numeric = (4 * fine - coarse) / 3
-        best = min(best, (numeric, _relative(analytic, numeric, parts)), key=lambda found: found[1])
-        if best[1] <= GRADIENT_TOLERANCE:
+    analytic = float(sum(p.sum() for p in parts))
+    coarse, fine = ((value(h) - value(-h)) / (2 * h) for h in (_STEP, _STEP / 2))
+    numeric = (4 * fine - coarse) / 3
+    best = (analytic, numeric, _relative(analytic, numeric, parts))
+    for stretch in _STRETCHES if best[2] > _SMOOTH else ():
+        middles = stretch * ((2 * np.arange(_PARTS) + 1) / _PARTS - 1)
+        mean = float(np.mean([slope(float(middle)) for middle in middles]))
+        numeric = (value(stretch) - value(-stretch)) / (2 * stretch)
+        found = (mean, numeric, _relative(mean, numeric, parts))
+        best = found if stretch == _STRETCHES[0] else min(best, found, key=lambda one: one[2])
+        if best[2] <= GRADIENT_TOLERANCE:
             break
     return best
 

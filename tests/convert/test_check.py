@@ -260,3 +260,26 @@ def test_the_check_reads_a_bundle_of_a_folder_that_moved(bundle_copy, tmp_path):
     moved.parent.mkdir()
     shutil.move(bundle, moved)
     assert check(Bundle.open(moved)).passed
+
+
+def bent(folder) -> Bundle:
+    """Six linear layers with Abs between them: a kink wherever differences look."""
+    net, x, width = Net(18), "x", 64
+    for layer in range(6):
+        x = net.linear(net("Abs", x) if layer else x, f"layer.{layer}", width, width)
+    net.output(x, "y")
+    rows = ["batch", width]
+    return to_bundle(net.model([("x", FLOAT, rows)], [("y", FLOAT, rows)], check=False), folder)
+
+
+def test_kinks_do_not_fail_a_right_gradient(tmp_path):
+    verdict = check(bent(tmp_path))
+    assert verdict.passed, [(p.id, p.error) for p in verdict.points if not p.passed]
+
+
+@pytest.mark.parametrize("factor", [-1.0, 0.9, 1.1])
+def test_a_wrong_gradient_fails_among_kinks(factor, tmp_path):
+    bundle = bent(tmp_path)
+    edit(bundle.path, "train-cotangent.onnx", insert_after("grad.layer.1.lora_B", "Mul", factor))
+    wrong = [p.id for p in check(Bundle.open(bundle.path)).points if not p.passed]
+    assert wrong == ["layer.1"]
