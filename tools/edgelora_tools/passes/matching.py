@@ -79,7 +79,7 @@ def in_order(value: Value, op_type: str) -> list[tuple[ir.Value, ...]]:
 
 def both_orders(value: Value, op_type: str, inverse: bool = False) -> list[tuple[ir.Value, ...]]:
     """The two operands in both orders; with `inverse`, where the second is a Reciprocal, what it is of."""
-    pairs = [order for a, b in in_order(value, op_type) for order in ((a, b), (b, a))]
+    pairs = [order for pair in in_order(value, op_type) if len(pair) == 2 for order in (pair, pair[::-1])]
     return [(a, x) for a, b in pairs for (x,) in in_order(b, "Reciprocal")] if inverse else pairs
 
 
