@@ -151,9 +151,9 @@ def test_the_mapping_that_left_the_standard_is_transposed(nearest, by, symbolic)
     arrays = [np.float32(rng.standard_normal((1, 2, 5, 6))), None, case.inputs[2]]
     builder, _, (y,) = forward(case, arrays, opset=21)
     builder.add_output(y, "y")
-    (y,) = run_single(ir.Model(builder.graph, ir_version=10), {"x0": arrays[0]})
-    c = rng.standard_normal(np.shape(y))
-    outputs = run_single(build(case, arrays, [np.asarray(y)], symbolic, 21), {"x0": arrays[0], "c0": c})
+    (y,) = map(np.asarray, run_single(ir.Model(builder.graph, ir_version=10), {"x0": arrays[0]}))
+    c = rng.standard_normal(y.shape)
+    outputs = run_single(build(case, arrays, [y], symbolic, 21), {"x0": arrays[0], "c0": c})
     np.testing.assert_allclose(np.sum(np.asarray(outputs[1]) * arrays[0]), np.sum(c * y), rtol=1e-4)
 
 
@@ -164,7 +164,7 @@ def test_the_reference_computes_what_onnx_runtime_does(case):
     arrays = sample_inputs(case, np.random.default_rng(0))
     xs = {f"x{i}": x for i in wrt_of(case) if (x := arrays[i]) is not None}
     (expected,) = run_forward(case, arrays, 21)(xs)
-    narrow = [np.float32(x) if x is not None and x.dtype == np.float64 else x for x in arrays]
+    narrow = [np.asarray(x, np.float32) if x is not None and x.dtype == np.float64 else x for x in arrays]
     builder, _, (y,) = forward(case, narrow, opset=21)
     builder.add_output(y, "y")
     (y,) = run_single(ir.Model(builder.graph, ir_version=10), xs)
