@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 TRAINS, IN_PART, REFUSED, WRONG, CRASHED = "trains", "trains in part", "refused", "wrong", "crashed"
 TOLERANCE = 1e-4
 _KINK, _FAR = 3.0, 1e9
-_PROMISE, _STRIDE = 0.01, 0.1
+_PROMISE, _STRIDE = 0.01, 0.01
 _EVERYWHERE = ".*"  # all-linear, and convolutions too
 _POINTS, _RANK, _HALVINGS, _SHOWN = 6, 2, 6, 3
 
@@ -276,7 +276,7 @@ def step(
     """The loss before and after one step along the gradient of a fresh adapter (A random, B zero) at every point.
 
     The loss is the mean square to a random target, over all outputs of floats. The step first promises a
-    hundredth of the loss, but is no longer than a tenth of the adapter, and is halved a few times at most.
+    hundredth of the loss, but is no longer than a hundredth of the adapter, and is halved a few times at most.
     """
     adapter = random_adapter(points, rng)
     for point in points:

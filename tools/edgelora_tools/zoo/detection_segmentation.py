@@ -52,7 +52,7 @@ def dpt() -> Made:
     config = hf.DPTConfig(
         **SMALL | {"num_hidden_layers": 4}, image_size=32, patch_size=8, is_hybrid=False,
         backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8, 8, 16, 16],
-        fusion_hidden_size=16, use_auxiliary_head=False,
+        fusion_hidden_size=16, use_auxiliary_head=False, initializer_range=0.1,
     )  # fmt: skip
     module = build(hf.DPTForDepthEstimation, config)
     torch.nn.init.ones_(module.head.head[4].bias)  # its last ReLU is open
