@@ -65,6 +65,14 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json (default: beside the source)")
     parser.add_argument("--max-length", type=int, metavar="N", help="tokens at most (default: the tokenizer's)")
     parser.add_argument("--exporter", default="dynamo", help="for torch sources: dynamo (default) or torchscript")
+    parser.add_argument(
+        "--fix",
+        nargs="+",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="the only size of a dynamic dimension, or the only value of an input (a sample rate), which is then none "
+        "of the bundle's",
+    )
     parser.add_argument("--name", help="the base's name in the manifest (default: the source's)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.add_argument("--no-check", action="store_true", help="do not verify the bundle after writing it")
@@ -136,7 +144,7 @@ def run_convert(options: argparse.Namespace) -> int:
             "target_modules": recipe.target_modules,
             "name": recipe.name,
         }
-    source = sources.open_source(spec, options.exporter, options.tokenizer)
+    source = sources.fixed(sources.open_source(spec, options.exporter, options.tokenizer), numbers(options.fix))
     chosen = compiler.ConvertOptions(
         task=options.task or defaults.get("task", "sequence-classification"),
         pooling=options.pooling or defaults.get("pooling", "mean"),
@@ -196,6 +204,24 @@ def patterns(given: list[str] | None) -> str | tuple[str, ...] | None:
     if given == ["none"]:
         return ()
     return "all-linear" if given == ["all-linear"] else tuple(given)
+
+
+def numbers(given: list[str]) -> dict[str, float]:
+    """NAME=NUMBER, as `--fix` takes them.
+
+    Raises:
+        DataError: one is of another form.
+    """
+    found: dict[str, float] = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            name = ""
+        if not name:
+            raise DataError(f"--fix {text}: it takes NAME=NUMBER, as in --fix sequence=512")
+    return found
 
 
 def summary(manifest: Manifest, path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
@@ -76,3 +77,36 @@ def test_lengths_stay_within_what_they_tell_of(padded, longest):
     model = ir.from_proto(net.model(inputs, [("y", FLOAT, None)], check=False))
     feeds = sample_inputs(model, {"batch": 2, "time": 5, "words": 3}, np.random.default_rng(0))
     assert feeds["sound_lengths"].tolist() == [longest, longest - 1]
+
+
+def pictures(size: list) -> onnx.ModelProto:
+    """x `[batch, 3, height, width]` -> a convolution -> one number per kernel."""
+    net = Net(18)
+    kernel = net.weight("stem.weight", 4, 3, 3, 3)
+    net.output(net("GlobalAveragePool", net("Conv", "x", kernel, pads=[1, 1, 1, 1])), "y")
+    return net.model([("x", FLOAT, size)], [("y", FLOAT, None)], check=False)
+
+
+@pytest.mark.parametrize("size", [[-1, 3, "?", "?"], ["", 3, "", ""], [None, 3, None, None]])
+def test_placeholders_are_no_names(size, tmp_path):
+    bundle = to_bundle(pictures(size), tmp_path, target_modules=".*")
+    assert bundle.manifest.inputs[0].shape == ("x_dim_0", 3, "x_dim_2", "x_dim_3")
+    assert_checked(bundle)
+
+
+@pytest.mark.parametrize("batch", ["batch", 1])
+def test_a_sound_has_some_hundred_samples(batch, tmp_path):
+    net = Net(18)
+    frames = net("Conv", net.unsqueeze("x", [1]), net.weight("frames.weight", 4, 1, 400), strides=[160])
+    net.output(net("Tanh", frames), "y")
+    model = net.model([("x", FLOAT, [batch, "samples"])], [("y", FLOAT, None)], check=False)
+    assert_checked(to_bundle(model, tmp_path, target_modules=".*"))
+
+
+def test_small_sizes_that_leave_nothing_are_passed_over(tmp_path):
+    """At three rows, nothing comes after the tenth: the means over nothing are no numbers."""
+    net = Net(18)
+    later = net("Slice", net.linear("x", "up", WIDTH, WIDTH), *(net.const([n], np.int64) for n in (10, 9999, 1)))
+    net.output(net.reduce_mean(later, [1]), "y")
+    bundle = to_bundle(net.model([("x", FLOAT, ["batch", "time", WIDTH])], [("y", FLOAT, None)], check=False), tmp_path)
+    assert_checked(bundle)

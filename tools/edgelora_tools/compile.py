@@ -24,7 +24,7 @@ from edgelora_tools.heads import TaskOutput, attach_task
 from edgelora_tools.insertion import Site, find_sites
 from edgelora_tools.losses import LOSSES, Loss, loss_inputs
 from edgelora_tools.lost_points import lost_points
-from edgelora_tools.measure_shapes import Sizes, dimension_names, measure_shapes
+from edgelora_tools.measure_shapes import Sizes, batch_name, measure_shapes
 from edgelora_tools.methods import LORA, AdapterMethod
 from edgelora_tools.methods.base import Lowered, lower_methods
 from edgelora_tools.methods.lora import OP_TYPE
@@ -33,6 +33,7 @@ from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.tidy import tidy
 from edgelora_tools.runner import sample_inputs
 from edgelora_tools.sources.base import Source
+from edgelora_tools.sources.fixed import fixed
 
 # PEFT's defaults for the encoders and decoders that it knows (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING).
 USUAL_TARGETS = ("query", "value", "q_lin", "v_lin", "q_proj", "v_proj", "c_attn", "query_key_value", "q", "v")
@@ -286,8 +287,8 @@ def parity_samples(
     Raises:
         ConversionError: the source does not run.
     """
-    names = dimension_names(model)
-    alone = sizes[0] | dict.fromkeys(names[:1], 1)
+    batch = batch_name(model)
+    alone = sizes[0] | ({batch: 1} if batch is not None else {})
     taken = {str(v.name) for v in base.graph.inputs}
     samples = []
     for seed, tried in enumerate((alone, *sizes)):
@@ -306,7 +307,7 @@ def source_outputs(source: Source, manifest: Manifest, feeds: Feeds) -> Feeds:
         ConversionError: the source does not run on them, or is not the one of the bundle.
     """
     with onnx_errors("the source does not run on these inputs"):
-        outputs = source.run(feeds)
+        outputs = fixed(source, manifest.source.get("fixed", {})).run(feeds)
     missing = [name for name in manifest.source["outputs"] if name not in outputs]
     if missing:
         raise ConversionError(f"the source has no output {', '.join(missing)}: the bundle was made from another one")

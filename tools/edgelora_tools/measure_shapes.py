@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -16,10 +17,12 @@ import onnxruntime as ort
 
 from edgelora.errors import ConversionError
 from edgelora.trainer import evaluate_dimension
+from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.runner import open_session, sample_inputs
 
 _PRIMES = ((3, 5, 7, 11, 13, 17), (7, 11, 17, 19, 29, 31))  # no two grow by the same
-_SCALES = (1, 32)
+_SCALES, _LONG = (1, 32), 256  # a sound may need some hundred samples, images of that size too much memory
+_PLACEHOLDERS = {None, "", "?"}  # exporters write these for a size that they do not know
 _LARGE, _UNKNOWN = 130, "measured_"
 _OF_SEQUENCES = {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap",
                  "SplitToSequence", "Optional"}  # fmt: skip
@@ -37,12 +40,7 @@ def measure_shapes(model: ir.Model) -> list[Sizes]:
         ConversionError: the graph does not run at any of the tried sizes.
     """
     name_dimensions(model)
-    try:
-        measured = _measure(model)
-    except ConversionError:
-        if not _share_names_by_axis(model):
-            raise
-        measured = _measure(model)
+    measured = _measure_sharing(model, [_share_names_by_axis, _share_the_batch])
     sizes = [run for run, _ in measured]
     words = _vocabulary(sizes[:2])
     for node in model.graph:
@@ -55,14 +53,14 @@ def measure_shapes(model: ir.Model) -> list[Sizes]:
 
 
 def name_dimensions(model: ir.Model) -> None:
-    """Name the dynamic dimensions of the inputs that the source left without one."""
+    """Name the dynamic dimensions of the inputs that the source left without one, or gave a negative size."""
     for value in model.graph.inputs:
         if value.shape is None:
             raise ConversionError(f"input {value.name!r} has no shape, not even a rank: export the model with one")
         value.shape = ir.Shape(
             [
-                d if isinstance(d, int) or d.value is not None else f"{value.name}_dim_{axis}"
-                for axis, d in enumerate(value.shape)
+                f"{value.name}_dim_{axis}" if d in _PLACEHOLDERS or (isinstance(d, int) and d < 0) else d
+                for axis, d in enumerate(dims(value))
             ]
         )
 
@@ -76,19 +74,28 @@ def dimension_names(model: ir.Model) -> list[str]:
     return list(found)
 
 
+def batch_name(model: ir.Model) -> str | None:
+    """The first dynamic dimension that comes first in an input of several: that of a batch's rows."""
+    for value in model.graph.inputs:
+        shape = dims(value)
+        if len(shape) > 1 and isinstance(shape[0], str):
+            return shape[0]
+    return None
+
+
 def _measure(model: ir.Model) -> list[tuple[Sizes, Shapes]]:
-    """Two runs at prime sizes that must succeed, and those that do of one at the smallest sizes and one at large."""
-    names = dimension_names(model)
+    """Two runs at prime sizes that must succeed, and those that do of one at the smallest sizes and one at large.
+
+    Small sizes at which something inside is empty tell nothing of it: the first scale with the least of that is taken.
+    """
+    names, batch = dimension_names(model), batch_name(model)
     if len(names) > len(_PRIMES[0]):
         raise ConversionError(f"the inputs have {len(names)} dynamic dimensions; {len(_PRIMES[0])} is the most")
     probed = _with_shape_outputs(model)
-    failure = "nothing was tried"
-    for scale in _SCALES:
+    failure, best = "nothing was tried", None
+    for scale in (*_SCALES, _LONG) if len(set(names) - {batch}) == 1 else _SCALES:
         sizes = [
-            {
-                name: prime * (1 if axis == 0 else scale)
-                for axis, (name, prime) in enumerate(zip(names, primes, strict=False))
-            }
+            {name: prime * (1 if name == batch else scale) for name, prime in zip(names, primes, strict=False)}
             for primes in _PRIMES
         ]
         with open_session(probed, optimize=False) as session:
@@ -98,12 +105,18 @@ def _measure(model: ir.Model) -> list[tuple[Sizes, Shapes]]:
                 failure = str(error).splitlines()[0]
                 continue
             smallest = dict.fromkeys(names, 1)
-            large = {name: 2 if axis == 0 else _LARGE for axis, name in enumerate(names)}
+            large = {name: 2 if name == batch else _LARGE for name in names}
             for run in (smallest, large) if scale == 1 else ():
                 with contextlib.suppress(Exception):
                     measured.append((run, _shapes_at(session, model, run, seed=len(measured))))
-            return measured
-    raise ConversionError(f"the model does not run at the sizes tried ({sizes}): {failure}")
+        empty = sum(0 in shape for _, made in measured[:2] for shape in made.values())
+        best = min(best or (empty, measured), (empty, measured), key=lambda found: found[0])
+        if not empty or not names:
+            break
+    if best is None:
+        remedy = f"; where {' or '.join(names)} takes one size only, fix it: --fix {names[-1]}=SIZE" if names else ""
+        raise ConversionError(f"the model does not run at the sizes tried ({sizes}): {failure}{remedy}")
+    return best[1]
 
 
 def _shapes_at(session: ort.InferenceSession, model: ir.Model, sizes: Sizes, seed: int) -> Shapes:
@@ -146,6 +159,17 @@ def _is_tensor(value: ir.Value) -> bool:
     return node.op_type != "Identity" or node.inputs[0] is None or _is_tensor(node.inputs[0])
 
 
+def _measure_sharing(model: ir.Model, shares: Sequence[Callable[[ir.Model], bool]]) -> list[tuple[Sizes, Shapes]]:
+    """Measure; if the model does not run, with names that the `shares` one after another make the same."""
+    try:
+        return _measure(model)
+    except ConversionError:
+        for position, share in enumerate(shares):
+            if share(model):
+                return _measure_sharing(model, shares[position + 1 :])
+        raise
+
+
 def _share_names_by_axis(model: ir.Model) -> bool:
     """Inputs whose dimensions were named apart usually agree axis by axis; returns whether any changed."""
     changed, first = False, {}
@@ -160,6 +184,18 @@ def _share_names_by_axis(model: ir.Model) -> bool:
             changed |= name != d.value
             dims.append(name)
         value.shape = ir.Shape(dims)
+    return changed
+
+
+def _share_the_batch(model: ir.Model) -> bool:
+    """An input with one dynamic dimension, as a state has, has the batch's; returns whether any changed."""
+    batch, changed = batch_name(model), False
+    for value in model.graph.inputs:
+        shape = dims(value)
+        names = {d for d in shape if isinstance(d, str)}
+        if batch is not None and len(names) == 1 and names != {batch}:
+            value.shape = ir.Shape([batch if isinstance(d, str) else d for d in shape])
+            changed = True
     return changed
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgelora.errors import ConversionError
 from edgelora_tools.sources.base import Source
+from edgelora_tools.sources.fixed import fixed
 
 
 def open_source(spec: str, exporter: str = "dynamo", tokenizer: Path | None = None) -> Source:
@@ -32,4 +33,4 @@ def open_source(spec: str, exporter: str = "dynamo", tokenizer: Path | None = No
     raise ConversionError(f"{spec}: no such file or directory")
 
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "fixed", "open_source"]
