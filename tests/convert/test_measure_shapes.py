@@ -110,3 +110,15 @@ def test_small_sizes_that_leave_nothing_are_passed_over(tmp_path):
     net.output(net.reduce_mean(later, [1]), "y")
     bundle = to_bundle(net.model([("x", FLOAT, ["batch", "time", WIDTH])], [("y", FLOAT, None)], check=False), tmp_path)
     assert_checked(bundle)
+
+
+def test_a_window_larger_than_its_input_is_passed_over(tmp_path):
+    """ONNX Runtime pools it, though the window reaches beyond: ONNX says that nothing comes out."""
+    net = Net(18)
+    seen = net("Conv", "x", net.weight("stem.weight", 4, 3, 3, 3), strides=[2, 2], pads=[1, 1, 1, 1])
+    pooled = net(
+        "MaxPool", net("MaxPool", seen, kernel_shape=[2, 2], strides=[2, 2]), kernel_shape=[2, 2], strides=[2, 2]
+    )
+    net.output(net("GlobalAveragePool", pooled), "y")
+    model = net.model([("x", FLOAT, ["batch", 3, "height", "width"])], [("y", FLOAT, None)], check=False)
+    assert_checked(to_bundle(model, tmp_path, target_modules=".*"))

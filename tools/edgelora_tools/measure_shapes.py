@@ -109,7 +109,7 @@ def _measure(model: ir.Model) -> list[tuple[Sizes, Shapes]]:
             for run in (smallest, large) if scale == 1 else ():
                 with contextlib.suppress(Exception):
                     measured.append((run, _shapes_at(session, model, run, seed=len(measured))))
-        empty = sum(0 in shape for _, made in measured[:2] for shape in made.values())
+        empty = sum(_empty(model, made) for _, made in measured[:2])
         best = min(best or (empty, measured), (empty, measured), key=lambda found: found[0])
         if not empty or not names:
             break
@@ -117,6 +117,19 @@ def _measure(model: ir.Model) -> list[tuple[Sizes, Shapes]]:
         remedy = f"; where {' or '.join(names)} takes one size only, fix it: --fix {names[-1]}=SIZE" if names else ""
         raise ConversionError(f"the model does not run at the sizes tried ({sizes}): {failure}{remedy}")
     return best[1]
+
+
+def _empty(model: ir.Model, made: Shapes) -> int:
+    """How many values are empty, or ought to be: ONNX Runtime pools an input that is smaller than its window."""
+    count = sum(0 in shape for shape in made.values())
+    for node in model.graph:
+        x = node.inputs[0] if node.inputs else None
+        window, shape = node.attributes.get_ints("kernel_shape", None), None if x is None else made.get(str(x.name))
+        if "Pool" in node.op_type and window and shape and node.attributes.get_string("auto_pad", "NOTSET") == "NOTSET":
+            pads = node.attributes.get_ints("pads", None) or [0] * (2 * len(window))
+            sides = zip(shape[2:], pads, pads[len(window) :], window, strict=False)
+            count += any(n + before + after < k for n, before, after, k in sides)
+    return count
 
 
 def _shapes_at(session: ort.InferenceSession, model: ir.Model, sizes: Sizes, seed: int) -> Shapes:
