@@ -96,6 +96,11 @@ class Bundle:
                 f"{self.path}: no gradient reaches any insertion point (`edgelora points --explain` shows why); "
                 'train by forward passes alone: gradient "spsa"'
             )
+        if loss in available:
+            raise ConfigError(
+                f"{self.path}: it cannot train with LoRA dropout: sizes inside do not follow from those of inputs; "
+                "set lora_dropout to 0, or convert with these sizes fixed (--fix)"
+            )
         raise ConfigError(f"{self.path}: no training graph for the loss {loss!r}; it has {', '.join(available)}")
 
 

@@ -37,7 +37,7 @@ ROUNDED_TOLERANCE = 0.25
 _RANK, _OUTPUTS = 4, 3
 _STEP, _SMOOTH = 4e-2, 5e-3
 _STRETCHES, _PARTS = (1e-2, 2.5e-3, 2.5e-4), 16
-_WIDE_STEPS, _PLACES, _SPREAD = (0.32, 0.64, 0.16), 12, 0.3
+_WIDE_STEPS, _PLACES, _SPOTS, _SPREAD = (0.32, 0.64, 0.16), 12, 8, 0.3
 _CHANGE, _LOUDEST = 0.1, 64.0
 _LARGEST = 1e9
 _ALONG = "loss along a direction"
@@ -250,25 +250,39 @@ def _rounds(bundle: Bundle) -> bool:
 def _on_average(
     bundle: Bundle, graph: Graph, base: Feeds, values: Feeds, tensor: str, rng: np.random.Generator
 ) -> tuple[float, float, float]:
-    """The gradient of one tensor and the slope of the outputs, at places around `values`; see `_fit`."""
+    """The gradient of one tensor and the slope of the outputs, at places around `values`; see `_fit`.
 
-    def place() -> tuple[float, Callable[[float], float]]:
+    Where noise leaves that open, a gradient and its differences are means over spots around each place.
+    """
+    name = f"grad.{tensor}"
+
+    def gradient_at(at: Feeds, weights: Feeds) -> NDArray[np.float64]:
+        cotangents = {f"cotangent.{n}": w for n, w in weights.items()}
+        taken = graph.run({**base, **cotangents, **at}, [name]) if name in graph.outputs else {}
+        return np.asarray(taken.get(name, np.zeros(at[tensor].shape)), np.float64)
+
+    def place() -> tuple[Feeds, Feeds, NDArray[np.float32]]:
         at = _nearby(values, rng)
         here: Feeds = bundle.forward.run({**base, **at})
         weights: Feeds = {n: rng.standard_normal(y.shape).astype(np.float32) for n, y in here.items()}
-        cotangents = {f"cotangent.{n}": w for n, w in weights.items()}
-        name = f"grad.{tensor}"
-        taken = graph.run({**base, **cotangents, **at}, [name]) if name in graph.outputs else {}
-        gradient = np.asarray(taken.get(name, np.zeros(at[tensor].shape)), np.float64)
-        direction = _direction(at[tensor], gradient, rng)
+        return at, weights, _direction(at[tensor], gradient_at(at, weights), rng)
+
+    def spot(at: Feeds, weights: Feeds, direction: NDArray[np.float32]) -> tuple[float, Callable[[float], float]]:
+        here: Feeds = bundle.forward.run({**base, **at})
 
         def value(step: float) -> float:
             moved = bundle.forward.run({**base, **at, tensor: at[tensor] + np.float32(step) * direction})
             return sum(float(np.sum((moved[n] - here[n]) * w.astype(np.float64))) for n, w in weights.items())
 
-        return float((gradient * direction).sum()), value
+        return float((gradient_at(at, weights) * direction).sum()), value
 
-    return _fit([place() for _ in range(_PLACES)])
+    def around(at: Feeds, weights: Feeds, direction: NDArray[np.float32]) -> tuple[float, Callable[[float], float]]:
+        spots = [spot(_nearby(at, rng), weights, direction) for _ in range(_SPOTS)]
+        return sum(a for a, _ in spots) / _SPOTS, lambda step: sum(value(step) for _, value in spots) / _SPOTS
+
+    places = [place() for _ in range(_PLACES)]
+    found = _fit([spot(*one) for one in places])
+    return found if found[2] <= ROUNDED_TOLERANCE else _fit([around(*one) for one in places])
 
 
 def _nearby(values: Feeds, rng: np.random.Generator) -> Feeds:

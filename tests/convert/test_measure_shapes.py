@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from edgelora.errors import ConfigError
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.measure_shapes import measure_shapes
 from edgelora_tools.normalize import normalize
@@ -122,3 +123,19 @@ def test_a_window_larger_than_its_input_is_passed_over(tmp_path):
     net.output(net("GlobalAveragePool", pooled), "y")
     model = net.model([("x", FLOAT, ["batch", 3, "height", "width"])], [("y", FLOAT, None)], check=False)
     assert_checked(to_bundle(model, tmp_path, target_modules=".*"))
+
+
+def test_masks_of_sizes_that_do_not_follow(tmp_path):
+    """Half of a height, rounded up, is no size that a manifest can tell: there is no dropout then, and no crash."""
+    net = Net(18)
+    seen = net("Conv", "x", net.weight("stem.weight", 4, 3, 3, 3), strides=[2, 2], pads=[1, 1, 1, 1])
+    net.output(net("Conv", net("Tanh", seen), net.weight("end.weight", 4, 4, 3, 3)), "y")
+    for size in (["height", "width"], [9, 8]):
+        model = net.model([("x", FLOAT, ["batch", 3, *size])], [("y", FLOAT, None)], check=False)
+        bundle = to_bundle(model, tmp_path, str(size[0]), target_modules=".*")
+        assert_checked(bundle)
+        if size == [9, 8]:
+            assert bundle.training("cotangent", dropout=True).dropout
+        else:
+            with pytest.raises(ConfigError, match="lora_dropout to 0"):
+                bundle.training("cotangent", dropout=True)

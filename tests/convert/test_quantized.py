@@ -215,3 +215,67 @@ def test_rows_of_codes_are_gathered_exactly(scale):
     assert not any(x is not None and x.dtype == ir.DataType.FLOAT and x.name != "q.scales" for x in tables)
     with open_session(ir.from_proto(proto)) as before, open_session(model) as after:
         np.testing.assert_array_equal(before.run(None, {"ids": ids})[0], after.run(None, {"ids": ids})[0])
+
+
+class Pictures(Calibration):
+    """A few batches of noise."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.batches = iter([{"x": rng.standard_normal((4, 3, 9, 9)).astype(np.float32)} for _ in range(6)])
+
+
+@pytest.fixture(scope="module", params=["dynamic", "static-qdq", "static-qoperator"])
+def convolutions(request, tmp_path_factory):
+    """Three convolutions, the second in groups, with a LeakyRelu between them, as ONNX Runtime quantizes them."""
+    folder, net, x = tmp_path_factory.mktemp("convolutions"), Net(17), "x"
+    layers: list[tuple[str, int, int, dict[str, Any]]] = [
+        ("stem", 3, 8, {"strides": [2, 2]}),
+        ("depth", 1, 8, {"group": 8}),
+        ("end", 8, 6, {}),
+    ]
+    for name, inner, outer, rest in layers:
+        weights = net.weight(f"{name}.weight", outer, inner, 3, 3, scale=0.3), net.weight(f"{name}.bias", outer)
+        x = net("LeakyRelu", net("Conv", x, *weights, name=name, pads=[1, 1, 1, 1], **rest), alpha=0.3)
+    net.output(net("GlobalAveragePool", x), "y")
+    made = net.model([("x", FLOAT, ["batch", 3, "height", "width"])], [("y", FLOAT, None)], check=False)
+    source, target = save(made, folder, "real.onnx"), folder / "quantized.onnx"
+    options: dict[str, Any] = {"weight_type": QInt8, "reduce_range": True}
+    if request.param == "dynamic":
+        quantization.quantize_dynamic(source, target, op_types_to_quantize=["Conv"], **options)
+    else:
+        chosen = QDQ if request.param == "static-qdq" else QOPERATOR
+        quantization.quantize_static(source, target, Pictures(), quant_format=chosen, **options)
+    return request.param, target, to_bundle(target, folder, "out", target_modules=".*")
+
+
+def test_quantized_convolutions_are_points(convolutions):
+    way, source, bundle = convolutions
+    points = {(p.op, p.in_features, p.out_features, p.groups) for p in bundle.manifest.points}
+    op = "ConvInteger" if way == "dynamic" else "Conv"
+    assert points == {(op, 3, 8, 1), (op, 8, 8, 8), (op, 8, 6, 1)}
+    for shape in ((1, 3, 9, 9), (3, 3, 12, 7)):
+        x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+        assert_same_outputs(bundle, source, {"x": x}, PARITY.get(way, checks.PARITY_TOLERANCE["int8"]))
+
+
+def test_quantized_convolutions_have_right_gradients(convolutions):
+    verdict = checks.check(convolutions[2])
+    assert verdict.passed, verdict
+    assert len(verdict.points) == 3
+
+
+@pytest.mark.parametrize("factor", [-1.0, 0.5, 2.0])
+def test_check_finds_wrong_gradients_of_quantized_convolutions(convolutions, factor, monkeypatch):
+    _, _, bundle = convolutions
+    point = bundle.manifest.points[0]
+    graph = bundle.graph(bundle.training("cotangent", dropout=False).file)
+    run = type(graph).run
+
+    def wrong(self, feeds, outputs=None):
+        made = run(self, feeds, outputs)
+        return {n: y * np.float32(factor) if n == f"grad.{point.input_a}" else y for n, y in made.items()}
+
+    monkeypatch.setattr(type(graph), "run", wrong)
+    inputs = checks.parity_samples(bundle)[1][0]
+    assert not checks.check_point(bundle, point, inputs, np.random.default_rng(0)).passed

@@ -12,9 +12,10 @@ import onnx_ir.passes.common as common
 from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora.config import LoraConfig
-from edgelora.errors import ConversionError
+from edgelora.errors import ConfigError, ConversionError
 from edgelora.manifest import InsertionPoint, LostPoint, Manifest, TensorSpec, TrainingGraph
 from edgelora.targets import select_points
+from edgelora.trainer import evaluate_dimension
 from edgelora_tools.backward import values_read, walk_back
 from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_weights, write_bundle
 from edgelora_tools.composites import COMPOSITES, recognise_composites
@@ -103,7 +104,7 @@ def convert(
             file = f"train-{loss.name}{'-dropout' if dropout else ''}.onnx"
             trained, record, cut_off = training_graph(base, chosen, options, loss, dropout, file)
             lost |= {point.id: point for point in cut_off}
-            if record is not None:
+            if record is not None and _masks_follow(record, sizes[0]):
                 graphs[file], training = trained, [*training, record]
     progress("parity samples from the source")
     samples = parity_samples(source, model, base, sizes)
@@ -199,8 +200,9 @@ def adapt(
 def _insert(op: OpBuilder, site: Site, method: AdapterMethod, dropout: bool) -> list[ir.Value]:
     """y = base(x) becomes y' = y + delta(x ∘ mask); everything that read y reads y'."""
     tensors = [op.builder.input(s.name, ir.DataType.FLOAT, list(s.shape)) for s in method.tensors(site.point)]
-    for call, (product, y) in enumerate(site.uses):
-        x = product.inputs[0]  # as it is now: an earlier site may have put its delta there
+    for call, use in enumerate(site.uses):
+        y = use.output
+        x = use.reader.inputs[0]  # as it is now: an earlier site may have put its delta there
         assert x is not None
         readers, is_output = list(y.uses()), y in op.builder.graph.outputs
         seen = x
@@ -209,7 +211,7 @@ def _insert(op: OpBuilder, site: Site, method: AdapterMethod, dropout: bool) -> 
             mask = op.builder.input(name, ir.DataType.UINT8, list(dims(x)))
             seen = op.Mul(x, op.Cast(mask, to=ir.DataType.FLOAT))
             seen.shape, seen.type = x.shape, x.type
-        adapted = op.Add(y, method.delta(op, product, seen, tensors))
+        adapted = op.Add(y, method.delta(op, use.product, seen, tensors))
         adapted.shape, adapted.type = y.shape, y.type
         for node, position in readers:
             node.replace_input_with(position, adapted)
@@ -264,6 +266,14 @@ def training_graph(
     tidy(adapted.model)
     reached = tuple(p.id for p in points if f"grad.{p.input_b}" in gradients)
     return adapted.model, TrainingGraph(file, loss.name, dropout, reached, extra, tuple(outputs)), lost
+
+
+def _masks_follow(record: TrainingGraph, sizes: Sizes) -> bool:
+    """Whether the sizes of all dropout masks follow from those of the inputs, so that a trainer can draw them."""
+    try:
+        return all(evaluate_dimension(d, sizes) >= 0 for s in record.inputs if s.dtype == "uint8" for d in s.shape)
+    except ConfigError:
+        return False
 
 
 def _set_outputs(adapted: Adapted, outputs: dict[str, ir.Value]) -> None:

@@ -15,15 +15,29 @@ from edgelora_tools.gradients.shapes import dims
 _LAYER = re.compile(r"(?:.*\.)?[^.]+\.(\d+)\.")
 _CALL = re.compile(r"_\d+$")  # TorchScript counts the calls of a module
 _CODES = re.compile(r"(_quantized|_q|_Q\d\w*)?(\.transposed|\.codes)?$")  # what quantization appends to a name
+_CONVOLUTIONS = ("Conv", "ConvInteger")
+_INTEGER = ("MatMulInteger", "ConvInteger")
 _ANONYMOUS = re.compile(r"onnx::|val_\d|v_\d|/|_|\d+$")
 
 
 @dataclass(frozen=True)
+class Use:
+    """A product of real numbers: the node that takes the left factor, the product itself, its (biased) output.
+
+    An integer product has a quantizer before it; any other takes its factor itself.
+    """
+
+    reader: ir.Node
+    product: ir.Node
+    output: ir.Value
+
+
+@dataclass(frozen=True)
 class Site:
-    """Where a point sits in the graph: for each use of its weight, the product and its (biased) output."""
+    """Where a point sits in the graph: for each use of its weight, a `Use`."""
 
     point: InsertionPoint
-    uses: tuple[tuple[ir.Node, ir.Value], ...]
+    uses: tuple[Use, ...]
 
 
 def find_sites(model: ir.Model) -> list[Site]:
@@ -31,18 +45,18 @@ def find_sites(model: ir.Model) -> list[Site]:
 
     A weight that several nodes use under one id (a module called more than once) is one site.
     """
-    found: list[tuple[str, ir.Value, ir.Node, list[tuple[ir.Node, ir.Value]]]] = []
+    found: list[tuple[str, ir.Value, ir.Node, list[Use]]] = []
     for node in model.graph:
         weight = _frozen_matrix(node) or _frozen_kernel(node)
         if weight is not None:
-            reader, output = _ends(node)
-            path = _module_path(node, weight, output)
+            use = _use(node)
+            path = _module_path(node, weight, use.output)
             names = (path, _CALL.sub("", path)) if _has_scopes(node) else (path,)
             calls = next((uses for p, w, _, uses in found if p in names and same_frozen(w, weight)), None)
             if calls is None:
                 calls = []
                 found.append((path, weight, node, calls))
-            calls.append((reader, output))
+            calls.append(use)
     sites, taken = [], set()
     for path, weight, node, uses in found:
         unique, n = path, 1
@@ -58,9 +72,9 @@ def find_sites(model: ir.Model) -> list[Site]:
 
 def _point(name: str, node: ir.Node, weight: ir.Value, layer: int | None) -> InsertionPoint:
     shape = [d for d in dims(weight) if isinstance(d, int)]
-    if node.op_type == "Conv":
+    if node.op_type in _CONVOLUTIONS:
         groups = node.attributes.get_int("group", 1)
-        return InsertionPoint(name, "Conv", shape[1] * groups, shape[0], layer, tuple(shape[2:]), groups)
+        return InsertionPoint(name, node.op_type, shape[1] * groups, shape[0], layer, tuple(shape[2:]), groups)
     rows, columns = reversed(shape) if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) else shape
     return InsertionPoint(name, node.op_type, rows, columns, layer)
 
@@ -71,25 +85,29 @@ def _frozen_matrix(node: ir.Node) -> ir.Value | None:
     x, weight = node.inputs[:2]
     if x is None or is_frozen(x) or weight is None or not is_frozen(weight) or node.attributes.get_int("transA", 0):
         return None
-    if node.op_type == "MatMulInteger" and not _quantizes_dynamically(x.producer()):
+    if node.op_type in _INTEGER and not _quantizes_dynamically(x.producer()):
         return None
     return weight if weight.shape is not None and len(weight.shape) == 2 and weight.shape.is_static() else None
 
 
 def _frozen_kernel(node: ir.Node) -> ir.Value | None:
-    if node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):
+    if node.op_type not in _CONVOLUTIONS or node.domain not in ("", "ai.onnx"):
         return None
     x, kernel = node.inputs[:2]
     if x is None or is_frozen(x) or kernel is None or not is_frozen(kernel):
         return None
+    if node.op_type in _INTEGER and not _quantizes_dynamically(x.producer()):
+        return None
     return kernel if kernel.shape is not None and kernel.shape.is_static() else None
 
 
-def _ends(node: ir.Node) -> tuple[ir.Node, ir.Value]:
-    """The node that takes a product's real input, and its real output, which is that of its bias if it has one."""
+def _use(node: ir.Node) -> Use:
+    """Where a product's real input is taken, and its real output, which is that of its bias if it has one."""
     x, y = node.inputs[0], node.outputs[0]
-    quantizer = x.producer() if x is not None and node.op_type == "MatMulInteger" else None
-    return (quantizer, _biased(_scaled(y, quantizer.outputs[1]))) if quantizer else (node, _biased(y))
+    quantizer = x.producer() if x is not None and node.op_type in _INTEGER else None
+    if quantizer is None:
+        return Use(node, node, _biased(y))
+    return Use(quantizer, node, _biased(_scaled(y, quantizer.outputs[1])))
 
 
 def _quantizes_dynamically(node: ir.Node | None) -> bool:

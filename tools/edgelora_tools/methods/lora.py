@@ -38,7 +38,7 @@ class Lora:
     def delta(self, op: OpBuilder, product: ir.Node, x: ir.Value, tensors: Sequence[ir.Value]) -> ir.Value:
         """Emit Lora(X, A, B) -> (Y, H): H = X·A `[..., r]`, Y = H·B `[..., out]`; or a convolution's delta."""
         a, b = tensors
-        if product.op_type == "Conv":
+        if product.op_type in ("Conv", "ConvInteger"):
             return _convolution(op, product, x, a, b)
         assert x.shape is not None and a.shape is not None and b.shape is not None
         y, h = op.builder.opset(DOMAIN, 1).Lora(x, a, b, _outputs=2)
@@ -61,7 +61,7 @@ def _convolution(op: OpBuilder, product: ir.Node, x: ir.Value, a: ir.Value, b: i
     y = product.outputs[0]
     h = op.Conv(x, a, **window)
     if y.shape is not None and a.shape is not None:
-        h.shape, h.type = ir.Shape([y.shape[0], a.shape[0], *y.shape[2:]]), y.type
+        h.shape, h.type = ir.Shape([y.shape[0], a.shape[0], *y.shape[2:]]), x.type
     return op.Conv(h, b, group=product.attributes.get_int("group", 1), kernel_shape=[1] * (len(b.shape or ()) - 2))
 
 
