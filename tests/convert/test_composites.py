@@ -16,7 +16,7 @@ from edgelora_tools.compile import LOWERED
 from edgelora_tools.composites import COMPOSITES, recognise_composites
 from edgelora_tools.gradients import RULES
 from edgelora_tools.gradients.shapes import dims
-from edgelora_tools.methods.base import DOMAIN, lower_methods
+from edgelora_tools.lowering import DOMAIN, lower_nodes
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.reference import evaluator
 
@@ -128,7 +128,7 @@ def built(group: Group, symbolic: bool, recognise: bool) -> ir.Model:
     grads = differentiate(op, list(graph), {z: cotangent}, inputs)
     for x in inputs:
         op.builder.add_output(op.Identity(grads[x]), f"grad.{x.name}")
-    lower_methods(graph, op, LOWERED)
+    lower_nodes(graph, op, LOWERED)
     graph.opset_imports.pop(DOMAIN, None)
     assert all(node.domain == "" for node in graph)
     common.TopologicalSortPass()(model)

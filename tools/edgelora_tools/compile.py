@@ -25,9 +25,9 @@ from edgelora_tools.heads import TaskOutput, attach_task
 from edgelora_tools.insertion import Site, find_sites
 from edgelora_tools.losses import LOSSES, Loss, loss_inputs
 from edgelora_tools.lost_points import lost_points
+from edgelora_tools.lowering import Lowered, lower_nodes
 from edgelora_tools.measure_shapes import Sizes, batch_name, measure_shapes
 from edgelora_tools.methods import LORA, AdapterMethod
-from edgelora_tools.methods.base import Lowered, lower_methods
 from edgelora_tools.methods.lora import OP_TYPE
 from edgelora_tools.normalize import computes_in_half, normalize, onnx_errors
 from edgelora_tools.passes.free_names import free_names
@@ -227,7 +227,7 @@ def forward_graph(base: ir.Model, points: Sequence[InsertionPoint], options: Con
     """The inference graph: adapter tensors are inputs of symbolic rank."""
     adapted = adapt(base, points, options, LORA, dropout=False)
     _set_outputs(adapted, adapted.task.outputs)
-    lower_methods(adapted.model.graph, adapted.op, LOWERED)
+    lower_nodes(adapted.model.graph, adapted.op, LOWERED)
     tidy(adapted.model)
     return adapted
 
@@ -262,7 +262,7 @@ def training_graph(
     if not gradients:
         return adapted.model, None, lost
     _set_outputs(adapted, outputs | gradients)
-    lower_methods(graph, op, LOWERED)
+    lower_nodes(graph, op, LOWERED)
     tidy(adapted.model)
     reached = tuple(p.id for p in points if f"grad.{p.input_b}" in gradients)
     return adapted.model, TrainingGraph(file, loss.name, dropout, reached, extra, tuple(outputs)), lost

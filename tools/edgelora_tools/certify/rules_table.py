@@ -19,6 +19,7 @@ from edgelora_tools.certify.bodies import has_differentiable_body
 from edgelora_tools.certify.node_tests import Outcome
 from edgelora_tools.expansions import EXPANSIONS
 from edgelora_tools.gradients import NON_DIFFERENTIABLE, QUANTIZERS, RULES
+from edgelora_tools.lowering import DOMAIN
 from edgelora_tools.normalize import NEWEST_OPSET, OLDEST_OPSET
 
 Key = tuple[str, str]
@@ -27,7 +28,6 @@ RULE, STRAIGHT, EXPANSION, FUNCTION = "rule", "rule, straight through", "expansi
 NOTHING, MISSING = "carries no gradient", "no rule"
 
 _OPSETS = range(OLDEST_OPSET, NEWEST_OPSET + 1)
-_ADAPTERS = "edgelora"
 _CASE_LISTS = ("tests.gradients.cases", "tests.expansions.cases")
 _SOURCES = Path(__file__).parents[3]
 
@@ -72,7 +72,7 @@ def operators(outcomes: Sequence[Outcome] = ()) -> list[Operator]:
     standard = {
         ("", s.name) for s in onnx.defs.get_all_schemas_with_history() if s.domain == "" and opsets_of("", s.name)
     }
-    ours = {key for key in (*RULES, *EXPANSIONS, *NON_DIFFERENTIABLE) if key[0] != _ADAPTERS}
+    ours = {key for key in (*RULES, *EXPANSIONS, *NON_DIFFERENTIABLE) if key[0] != DOMAIN}
     found = []
     for domain, op in sorted(key for key in standard | ours if opsets_of(*key)):
         key = (domain, op)

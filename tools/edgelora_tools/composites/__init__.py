@@ -6,14 +6,15 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from edgelora_tools.composites.attend import ATTEND
-from edgelora_tools.composites.registry import DOMAIN, Composite
+from edgelora_tools.composites.registry import Composite
 from edgelora_tools.composites.rms_norm import RMS_NORM
 from edgelora_tools.composites.rotary import ROTARY
 from edgelora_tools.composites.silu import SILU
+from edgelora_tools.lowering import DOMAIN
 
 COMPOSITES: tuple[Composite, ...] = (SILU, RMS_NORM, ROTARY, ATTEND)
 
-__all__ = ["COMPOSITES", "DOMAIN", "Composite", "recognise_composites"]
+__all__ = ["COMPOSITES", "Composite", "recognise_composites"]
 
 
 def recognise_composites(model: ir.Model) -> ir.Model:

@@ -8,10 +8,11 @@ from functools import cache
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from edgelora_tools.composites.registry import DOMAIN, Composite, composite_node
+from edgelora_tools.composites.registry import Composite, composite_node
 from edgelora_tools.gradients.nodes import operands
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
 from edgelora_tools.gradients.shapes import transpose_last, unbroadcast
+from edgelora_tools.lowering import DOMAIN
 from edgelora_tools.passes.matching import in_order, is_number, made_by
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-DOMAIN = "edgelora"
+from edgelora_tools.lowering import DOMAIN
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from edgelora_tools.composites.registry import DOMAIN, Composite, composite_node
+from edgelora_tools.composites.registry import Composite, composite_node
 from edgelora_tools.gradients.nodes import ints_of, operand, operands
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
 from edgelora_tools.gradients.shapes import annotate, dims, unbroadcast
+from edgelora_tools.lowering import DOMAIN
 from edgelora_tools.passes.matching import both_orders, in_order, made_by
 
 

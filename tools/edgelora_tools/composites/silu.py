@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from edgelora_tools.composites.registry import DOMAIN, Composite, composite_node
+from edgelora_tools.composites.registry import Composite, composite_node
 from edgelora_tools.gradients.nodes import operands
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
+from edgelora_tools.lowering import DOMAIN
 from edgelora_tools.passes.matching import both_orders, in_order
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Sequence
 from typing import Protocol
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from edgelora.manifest import InsertionPoint, TensorSpec
-
-DOMAIN = "edgelora"
 
 
 class AdapterMethod(Protocol):
@@ -33,31 +30,3 @@ class AdapterMethod(Protocol):
     def lower(self, op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
         """The method's node in standard ONNX: replacements for the node's outputs."""
         ...
-
-
-class Lowered(Protocol):
-    """What stands for standard ONNX in a node of the domain `edgelora`: a method or a composite."""
-
-    @property
-    def lower(self) -> Callable[[OpBuilder, ir.Node], Sequence[ir.Value]]:
-        """Emit the node's body: replacements for its outputs."""
-        ...
-
-
-def lower_methods(graph: ir.Graph, op: OpBuilder, methods: Mapping[str, Lowered]) -> None:
-    """Replace every node of the domain `edgelora`, by operator, by its body in standard ONNX."""
-    for node in list(graph):
-        if node.domain != DOMAIN:
-            continue
-        method = methods[node.op_type]
-        last = graph[-1]
-        replacements = method.lower(op, node)
-        emitted = list(takewhile(lambda n: n is not last, reversed(graph)))[::-1]  # noqa: B023
-        graph.remove(emitted)
-        graph.insert_before(node, emitted)
-        for old, new in zip(node.outputs, replacements, strict=True):
-            new.shape, new.type = old.shape, old.type
-            if old.is_graph_output():
-                new.name = old.name
-            old.replace_all_uses_with(new, replace_graph_outputs=True)
-        graph.remove(node, safe=True)

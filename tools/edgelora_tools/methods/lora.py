@@ -14,8 +14,9 @@ from onnxscript import OpBuilder
 
 from edgelora.manifest import InsertionPoint, TensorSpec
 from edgelora_tools.gradients import Thunk, gradient_rule
-from edgelora_tools.gradients.shapes import flatten_rows, reshape_like
-from edgelora_tools.methods.base import DOMAIN, AdapterMethod
+from edgelora_tools.gradients.shapes import flatten_rows, rank, reshape_like
+from edgelora_tools.lowering import DOMAIN
+from edgelora_tools.methods.base import AdapterMethod
 
 OP_TYPE = "Lora"
 
@@ -26,19 +27,19 @@ class Lora:
     name = "LORA"
 
     def tensors(self, point: InsertionPoint) -> tuple[TensorSpec, ...]:
-        rank = f"{point.id}.r"
+        r = f"{point.id}.r"
         if point.kernel:
-            inner = rank if point.groups == 1 else f"{point.id}.r/{point.groups}"
-            a: tuple[int | str, ...] = (rank, point.in_features, *point.kernel)
+            inner = r if point.groups == 1 else f"{r}/{point.groups}"
+            a: tuple[int | str, ...] = (r, point.in_features, *point.kernel)
             b: tuple[int | str, ...] = (point.out_features, inner, *(1 for _ in point.kernel))
         else:
-            a, b = (point.in_features, rank), (rank, point.out_features)
+            a, b = (point.in_features, r), (r, point.out_features)
         return TensorSpec(point.input_a, "float32", a), TensorSpec(point.input_b, "float32", b)
 
     def delta(self, op: OpBuilder, product: ir.Node, x: ir.Value, tensors: Sequence[ir.Value]) -> ir.Value:
         """Emit Lora(X, A, B) -> (Y, H): H = X·A `[..., r]`, Y = H·B `[..., out]`; or a convolution's delta."""
         a, b = tensors
-        if product.op_type in ("Conv", "ConvInteger"):
+        if rank(a) > 2:
             return _convolution(op, product, x, a, b)
         assert x.shape is not None and a.shape is not None and b.shape is not None
         y, h = op.builder.opset(DOMAIN, 1).Lora(x, a, b, _outputs=2)
@@ -62,7 +63,7 @@ def _convolution(op: OpBuilder, product: ir.Node, x: ir.Value, a: ir.Value, b: i
     h = op.Conv(x, a, **window)
     if y.shape is not None and a.shape is not None:
         h.shape, h.type = ir.Shape([y.shape[0], a.shape[0], *y.shape[2:]]), x.type
-    return op.Conv(h, b, group=product.attributes.get_int("group", 1), kernel_shape=[1] * (len(b.shape or ()) - 2))
+    return op.Conv(h, b, group=product.attributes.get_int("group", 1), kernel_shape=[1] * (rank(b) - 2))
 
 
 @gradient_rule(OP_TYPE, domain=DOMAIN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from edgelora_tools.lowering import DOMAIN
 from edgelora_tools.passes.spell_out_pads import spell_out_pads
 
 
@@ -14,7 +15,7 @@ def tidy(model: ir.Model) -> ir.Model:
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.ClearMetadataAndDocStringPass()(model)
-    model.graph.opset_imports.pop("edgelora", None)
+    model.graph.opset_imports.pop(DOMAIN, None)
     common.RemoveUnusedOpsetsPass()(model)
     common.NameFixPass()(model)
     outputs = set(model.graph.outputs)

@@ -1,0 +1,39 @@
+"""Nodes of the domain `edgelora`, adapters and composites, become standard ONNX when the backward pass is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
+from typing import Protocol
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+DOMAIN = "edgelora"
+
+
+class Lowered(Protocol):
+    """What a node of the domain stands for: an adapter method or a composite."""
+
+    @property
+    def lower(self) -> Callable[[OpBuilder, ir.Node], Sequence[ir.Value]]:
+        """Emit the node's body: replacements for its outputs."""
+        ...
+
+
+def lower_nodes(graph: ir.Graph, op: OpBuilder, meanings: Mapping[str, Lowered]) -> None:
+    """Replace every node of the domain, by operator, by its body in standard ONNX."""
+    for node in list(graph):
+        if node.domain != DOMAIN:
+            continue
+        last = graph[-1]
+        replacements = meanings[node.op_type].lower(op, node)
+        emitted = list(takewhile(lambda n: n is not last, reversed(graph)))[::-1]  # noqa: B023
+        graph.remove(emitted)
+        graph.insert_before(node, emitted)
+        for old, new in zip(node.outputs, replacements, strict=True):
+            new.shape, new.type = old.shape, old.type
+            if old.is_graph_output():
+                new.name = old.name
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
