@@ -27,19 +27,24 @@ from edgelora.files import write_atomic
 from edgelora.manifest import InsertionPoint, Manifest, TrainingGraph
 from edgelora.reference_losses import REFERENCES
 from edgelora.session import ENGINE_VERSION, Graph
+from edgelora.slopes import (
+    GRADIENT_TOLERANCE,
+    LARGEST,
+    ROUNDED_TOLERANCE,
+    Function,
+    bounded,
+    finite,
+    fit_staircase,
+    slope_along,
+)
 from edgelora.trainer import evaluate_dimension
 
 PARITY_FILE = "parity.safetensors"
 PARITY_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 1e-1}
-GRADIENT_TOLERANCE = 2e-2
 SAME_TOLERANCE = 1e-3
-ROUNDED_TOLERANCE = 0.25
 _RANK, _OUTPUTS = 4, 3
-_STEP, _SMOOTH = 4e-2, 5e-3
-_STRETCHES, _PARTS = (1e-2, 2.5e-3, 2.5e-4), 16
-_WIDE_STEPS, _PLACES, _SPOTS, _SPREAD = (0.32, 0.64, 0.16), 12, 8, 0.3
+_PLACES, _SPOTS, _SPREAD = 12, 8, 0.3
 _CHANGE, _LOUDEST = 0.1, 64.0
-_LARGEST = 1e9
 _ALONG = "loss along a direction"
 
 Feeds = dict[str, NDArray[Any]]
@@ -153,9 +158,9 @@ def parity_error(bundle: Bundle, inputs: Feeds, source: Mapping[str, NDArray[Any
         wanted = np.asarray(wanted, np.float64)
         got = np.asarray(ours[name], np.float64)
         if got.shape != wanted.shape:
-            return _LARGEST
+            return LARGEST
         scale = float(np.abs(wanted).max(initial=0.0)) or 1.0
-        worst = max(worst, _bounded(float(np.abs(got - wanted).max(initial=0.0)) / scale))
+        worst = max(worst, bounded(float(np.abs(got - wanted).max(initial=0.0)) / scale))
     return worst
 
 
@@ -212,13 +217,10 @@ def _against_differences(
         rounded = [PointVerdict(name, a, n, error, error <= ROUNDED_TOLERANCE) for a, n, error in found]
         return max(rounded, key=lambda verdict: verdict.error)
     here: Feeds = bundle.forward.run({**base, **values})
-    cotangents: Feeds = {f"cotangent.{n}": rng.standard_normal(y.shape).astype(np.float32) for n, y in here.items()}
-    wanted = [f"grad.{n}" for n in values if f"grad.{n}" in graph.outputs]
+    weights: Feeds = {n: rng.standard_normal(y.shape).astype(np.float32) for n, y in here.items()}
 
     def gradient_at(at: Feeds, tensor: str) -> NDArray[np.float64]:
-        key = f"grad.{tensor}"
-        found = graph.run({**base, **cotangents, **at}, [key]) if key in wanted else {}
-        return np.asarray(found.get(key, np.zeros(at[tensor].shape)), np.float64)
+        return _gradient_at(graph, {**base, **at}, weights, tensor)
 
     def along(tensor: str) -> PointVerdict:
         gradient = gradient_at(values, tensor)
@@ -229,17 +231,22 @@ def _against_differences(
 
         def value(step: float) -> float:
             there = bundle.forward.run({**base, **moved(step)})
-            return sum(
-                float(np.sum((there[n] - here[n]) * cotangents[f"cotangent.{n}"].astype(np.float64))) for n in here
-            )
+            return sum(float(np.sum((there[n] - here[n]) * w.astype(np.float64))) for n, w in weights.items())
 
         def slope(step: float) -> float:
             return float((gradient_at(moved(step), tensor) * direction).sum())
 
-        analytic, numeric, error = _slope(value, slope, [gradient * direction])
-        return PointVerdict(name, _finite(analytic), _finite(numeric), error, error <= GRADIENT_TOLERANCE)
+        analytic, numeric, error = slope_along(value, slope, [gradient * direction])
+        return PointVerdict(name, finite(analytic), finite(numeric), error, error <= GRADIENT_TOLERANCE)
 
     return max((along(tensor) for tensor in values), key=lambda verdict: verdict.error)
+
+
+def _gradient_at(graph: Graph, feeds: Feeds, weights: Feeds, tensor: str) -> NDArray[np.float64]:
+    """d Σ <weight, output>/d tensor by the cotangent graph; zeros where no output depends on it."""
+    name, cotangents = f"grad.{tensor}", {f"cotangent.{n}": w for n, w in weights.items()}
+    found = graph.run({**feeds, **cotangents}, [name]) if name in graph.outputs else {}
+    return np.asarray(found.get(name, np.zeros(feeds[tensor].shape)), np.float64)
 
 
 def _rounds(bundle: Bundle) -> bool:
@@ -250,16 +257,13 @@ def _rounds(bundle: Bundle) -> bool:
 def _on_average(
     bundle: Bundle, graph: Graph, base: Feeds, values: Feeds, tensor: str, rng: np.random.Generator
 ) -> tuple[float, float, float]:
-    """The gradient of one tensor and the slope of the outputs, at places around `values`; see `_fit`.
+    """The gradient of one tensor and the slope of the outputs, at places around `values`; see `fit_staircase`.
 
     Where noise leaves that open, a gradient and its differences are means over spots around each place.
     """
-    name = f"grad.{tensor}"
 
     def gradient_at(at: Feeds, weights: Feeds) -> NDArray[np.float64]:
-        cotangents = {f"cotangent.{n}": w for n, w in weights.items()}
-        taken = graph.run({**base, **cotangents, **at}, [name]) if name in graph.outputs else {}
-        return np.asarray(taken.get(name, np.zeros(at[tensor].shape)), np.float64)
+        return _gradient_at(graph, {**base, **at}, weights, tensor)
 
     def place() -> tuple[Feeds, Feeds, NDArray[np.float32]]:
         at = _nearby(values, rng)
@@ -267,7 +271,7 @@ def _on_average(
         weights: Feeds = {n: rng.standard_normal(y.shape).astype(np.float32) for n, y in here.items()}
         return at, weights, _direction(at[tensor], gradient_at(at, weights), rng)
 
-    def spot(at: Feeds, weights: Feeds, direction: NDArray[np.float32]) -> tuple[float, Callable[[float], float]]:
+    def spot(at: Feeds, weights: Feeds, direction: NDArray[np.float32]) -> tuple[float, Function]:
         here: Feeds = bundle.forward.run({**base, **at})
 
         def value(step: float) -> float:
@@ -276,36 +280,17 @@ def _on_average(
 
         return float((gradient_at(at, weights) * direction).sum()), value
 
-    def around(at: Feeds, weights: Feeds, direction: NDArray[np.float32]) -> tuple[float, Callable[[float], float]]:
+    def around(at: Feeds, weights: Feeds, direction: NDArray[np.float32]) -> tuple[float, Function]:
         spots = [spot(_nearby(at, rng), weights, direction) for _ in range(_SPOTS)]
         return sum(a for a, _ in spots) / _SPOTS, lambda step: sum(value(step) for _, value in spots) / _SPOTS
 
     places = [place() for _ in range(_PLACES)]
-    found = _fit([spot(*one) for one in places])
-    return found if found[2] <= ROUNDED_TOLERANCE else _fit([around(*one) for one in places])
+    found = fit_staircase([spot(*one) for one in places])
+    return found if found[2] <= ROUNDED_TOLERANCE else fit_staircase([around(*one) for one in places])
 
 
 def _nearby(values: Feeds, rng: np.random.Generator) -> Feeds:
     return {n: (x + _SPREAD * x.std() * rng.standard_normal(x.shape)).astype(np.float32) for n, x in values.items()}
-
-
-def _fit(places: list[tuple[float, Callable[[float], float]]]) -> tuple[float, float, float]:
-    """Analytic slopes a against wide differences n of a staircase: |a|, n along a, and how far they are apart.
-
-    Rounding adds noise to every n, and none to the least-squares factor of n = factor·a in the mean. The gap is
-    the larger of |1 − factor| and 1 − correlation: a wrong sign or scale moves the one, a wrong part the other.
-    """
-    analytic = np.array([a for a, _ in places])
-    length, best = float(np.linalg.norm(analytic)), (0.0, 0.0, _LARGEST)
-    for step in _WIDE_STEPS:
-        numeric = np.array([(value(step) - value(-step)) / (2 * step) for _, value in places])
-        along = float(numeric @ analytic) / max(length, 1e-12)
-        correlation = along / max(float(np.linalg.norm(numeric)), 1e-12)
-        gap = _bounded(max(abs(1 - along / max(length, 1e-12)), 1 - correlation))
-        best = min(best, (_finite(length), _finite(along), gap), key=lambda found: found[2])
-        if best[2] <= ROUNDED_TOLERANCE:
-            break
-    return best
 
 
 def check_graph(bundle: Bundle, record: TrainingGraph, inputs: Feeds, rng: np.random.Generator) -> GraphVerdict:
@@ -317,7 +302,7 @@ def check_graph(bundle: Bundle, record: TrainingGraph, inputs: Feeds, rng: np.ra
     same, slope = (ROUNDED_TOLERANCE,) * 2 if _rounds(bundle) else (SAME_TOLERANCE, GRADIENT_TOLERANCE)
     shares: dict[str, float] = {}  # errors as shares of what is tolerated
     for name in sorted(expected):
-        shares[name] = _gap(got[name], expected[name]) / same if name in got else _LARGEST
+        shares[name] = _gap(got[name], expected[name]) / same if name in got else LARGEST
     if "loss" in got and (record.dropout or not expected):
         for spec in record.inputs:
             if spec.dtype == "uint8":
@@ -326,7 +311,7 @@ def check_graph(bundle: Bundle, record: TrainingGraph, inputs: Feeds, rng: np.ra
         shares[_ALONG] = _slope_error(bundle, record, feeds, moved, rng) / slope
     where = max(shares, key=lambda name: shares[name])
     tolerance = slope if where == _ALONG else same
-    return GraphVerdict(record.file, _bounded(shares[where] * tolerance), where, shares[where] <= 1)
+    return GraphVerdict(record.file, bounded(shares[where] * tolerance), where, shares[where] <= 1)
 
 
 def _expected(bundle: Bundle, record: TrainingGraph, feeds: Feeds, made: Feeds) -> Feeds:
@@ -347,7 +332,7 @@ def _slope_error(
     """The gradients of `names` in a loss graph along one direction, against differences of the graph's own loss."""
     graph = bundle.graph(record.file)
 
-    def place(at: Feeds) -> tuple[list[NDArray[Any]], Callable[[float], float], Callable[[float], float]]:
+    def place(at: Feeds) -> tuple[list[NDArray[Any]], Function, Function]:
         wanted = [f"grad.{n}" for n in names]
         grads = graph.run({**feeds, **at}, wanted)
         directions = {n: _direction(at[n], grads[f"grad.{n}"], rng) for n in names}
@@ -367,9 +352,9 @@ def _slope_error(
     values = {n: feeds[n] for n in names}
     if _rounds(bundle):
         places = [place(_nearby(values, rng)) for _ in range(_PLACES)]
-        return _fit([(float(sum(p.sum() for p in parts)), loss) for parts, loss, _ in places])[2]
+        return fit_staircase([(float(sum(p.sum() for p in parts)), loss) for parts, loss, _ in places])[2]
     parts, loss, slope = place(values)
-    return _slope(loss, slope, parts)[2]
+    return slope_along(loss, slope, parts)[2]
 
 
 def whole_adapter(bundle: Bundle, inputs: Feeds, rng: np.random.Generator) -> Feeds:
@@ -425,53 +410,12 @@ def _direction(x: NDArray[Any], gradient: NDArray[Any], rng: np.random.Generator
     return ((rng.standard_normal(x.shape) + own) * max(float(x.std()), 1e-3)).astype(np.float32)
 
 
-def _slope(
-    value: Callable[[float], float], slope: Callable[[float], float], parts: list[NDArray[Any]]
-) -> tuple[float, float, float]:
-    """The gradient along a direction, the derivative of `value` by differences, and their relative gap.
-
-    `parts` are the gradient's terms at 0, `slope` is their sum at any place. Central differences at two steps
-    are extrapolated (Richardson): where the function is smooth, curvature and the float32 forward pass leave
-    about 1e-3. Where it bends, at a ReLU or a maximum, differences tell no slope of a place, but the mean of a
-    stretch: (f(h) − f(−h))/2h = mean of f′ over [−h, h], whatever kinks there are. The gradient's mean is taken
-    at the middles of equal parts, so that a kink is misplaced by a part at most; a step of that size would drown
-    in rounding.
-    """
-    analytic = float(sum(p.sum() for p in parts))
-    coarse, fine = ((value(h) - value(-h)) / (2 * h) for h in (_STEP, _STEP / 2))
-    numeric = (4 * fine - coarse) / 3
-    best = (analytic, numeric, _relative(analytic, numeric, parts))
-    for stretch in _STRETCHES if best[2] > _SMOOTH else ():
-        middles = stretch * ((2 * np.arange(_PARTS) + 1) / _PARTS - 1)
-        mean = float(np.mean([slope(float(middle)) for middle in middles]))
-        numeric = (value(stretch) - value(-stretch)) / (2 * stretch)
-        found = (mean, numeric, _relative(mean, numeric, parts))
-        best = found if stretch == _STRETCHES[0] else min(best, found, key=lambda one: one[2])
-        if best[2] <= GRADIENT_TOLERANCE:
-            break
-    return best
-
-
-def _relative(analytic: float, numeric: float, parts: list[NDArray[Any]]) -> float:
-    scale = max(abs(analytic), abs(numeric), *(float(np.sqrt((p**2).sum())) for p in parts), 1e-12)
-    return _bounded(abs(analytic - numeric) / scale)
-
-
 def _gap(got: NDArray[Any], wanted: NDArray[Any]) -> float:
     """The norm of the difference relative to the norm of what is wanted."""
     if got.shape != wanted.shape:
-        return _LARGEST
+        return LARGEST
     gap = float(np.linalg.norm(np.asarray(got, np.float64) - wanted))
-    return _bounded(gap / max(float(np.linalg.norm(np.asarray(wanted, np.float64))), 1e-6))
-
-
-def _bounded(error: float) -> float:
-    """An error that JSON can hold: it has neither infinity nor NaN."""
-    return error if error <= _LARGEST else _LARGEST
-
-
-def _finite(x: float) -> float:
-    return float(np.clip(np.nan_to_num(x, nan=_LARGEST), -_LARGEST, _LARGEST))
+    return bounded(gap / max(float(np.linalg.norm(np.asarray(wanted, np.float64))), 1e-6))
 
 
 def _gentle(bundle: Bundle, base: Feeds, values: Feeds) -> np.float32:
