@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import clinc, conversion, report
+from benchmarks import clinc, conversion, report, stages
 from benchmarks.measure import BenchmarkError
 
 ALL_LINEAR = "all-linear"
@@ -16,17 +16,14 @@ ALL_LINEAR = "all-linear"
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        if options.case == "conversion":
-            body = conversion.run(options.layers, options.size, progress)
-        else:
-            body = clinc.run(clinc_options(options), progress)
+        body = options.run(options)
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print((conversion if options.case == "conversion" else report).markdown(body))
+    print(options.markdown(body))
     if options.json is not None:
         options.json.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-    if options.case != "conversion" and options.plot is not None:
+    if options.plot is not None:
         report.plot(body, options.plot)
     return 0
 
@@ -54,12 +51,26 @@ def parser() -> argparse.ArgumentParser:
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     case.add_argument("--plot", type=Path, metavar="FILE", help="write accuracy and loss curves")
     case.add_argument("--quick", action="store_true", help="a smoke run of a few steps; its figures mean nothing")
+    case.set_defaults(run=lambda o: clinc.run(clinc_options(o), progress), markdown=report.markdown)
     case = cases.add_parser(
         "conversion", help="conversion time and memory by the size of the graph", description=conversion.__doc__
     )
     case.add_argument("--layers", nargs="+", type=positive, default=[2, 4, 8, 16, 30], metavar="N")
     case.add_argument("--size", choices=list(conversion.SIZES), default="thin", help="width of the decoder (thin)")
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.set_defaults(run=lambda o: conversion.run(o.layers, o.size, progress), markdown=conversion.markdown, plot=None)
+    case = cases.add_parser("stages", help="what a stage of the conversion brings", description=stages.__doc__)
+    case.add_argument("source", nargs="?", default="benchmarks.stages:llama", metavar="SOURCE", help="as for convert")
+    case.add_argument("--stage", choices=list(stages.STAGES), default="composites", help="the one to leave out")
+    case.add_argument("--batch-size", type=positive, default=4)
+    case.add_argument("--length", type=positive, default=128)
+    case.add_argument("--steps", type=positive, default=30)
+    case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.set_defaults(
+        run=lambda o: stages.run(o.stage, o.source, o.batch_size, o.length, o.steps, progress),
+        markdown=stages.markdown,
+        plot=None,
+    )
     return root
 
 

@@ -8,7 +8,6 @@ other work on the machine disturbs less than the clock.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, THREAD_VARIABLES, BenchmarkError
+from benchmarks.measure import ROOT, BenchmarkError, process_environment
 
 SIZES: dict[str, dict[str, Any]] = {
     "thin": {"hidden_size": 48, "intermediate_size": 96, "vocab_size": 99, "num_attention_heads": 3},
@@ -83,12 +82,8 @@ def _in_fresh_process(layers: int, size: str) -> Conversion:
 
 
 def _worker(step: str, exported: Path, layers: int, size: str) -> None:
-    paths = [str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")]
-    environment = (
-        os.environ | dict.fromkeys(THREAD_VARIABLES, "1") | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    )
     command = [sys.executable, "-m", "benchmarks.conversion", step, str(exported), str(layers), size]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=process_environment(1), cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise BenchmarkError(f"{step} of {layers} layers failed: {last[0]}")

@@ -45,17 +45,22 @@ class Run:
 Runs = dict[str, list[Run]]
 
 
+def process_environment(threads: int) -> dict[str, str]:
+    """The environment of a measured process: this checkout, so many threads, no network."""
+    paths = [str(ROOT), str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")]
+    set_here = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    return os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)) | set_here
+
+
 class Process:
     """A contender's fresh process; it runs when it is given a turn and waits otherwise."""
 
     def __init__(self, contender: Contender, job: Path, result: Path, threads: int) -> None:
         self.contender, self.result = contender, result
-        environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"HF_HUB_OFFLINE": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         command = [sys.executable, "-m", contender.worker, str(job), str(result)]
         self._process = subprocess.Popen(
             [*command, repr(time.time())],
-            env=environment,
+            env=process_environment(threads),
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 pytest.importorskip("peft", reason="PEFT is not installed")
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 
-from benchmarks import clinc, conversion, report
+from benchmarks import clinc, conversion, report, stages
 from benchmarks.job import Job, Settings, Texts
 from benchmarks.measure import ROOT, BenchmarkError, Run, agreement, relative_error, seconds_to, summarize
 from edgelora.errors import EdgeLoraError
 from edgelora_tools.recipes import fetch, load_recipe
+from tests.convert.bundles import to_bundle
+from tests.convert.networks import FLOAT, Net, save
 
 DEVICE_LACKS = {"torch", "onnx", "onnx_ir", "onnxscript", "transformers", "peft", "tokenizers", "edgelora_tools"}
 
@@ -144,3 +147,35 @@ def test_conversion_reports_nodes_seconds_and_memory():
     assert first["peak_bytes"] is None or first["peak_bytes"] > 1e7
     table = conversion.markdown(body)
     assert f"| 2 | {second['nodes']:,} |" in table
+
+
+@pytest.fixture
+def gated(tmp_path):
+    """first -> SiLU -> second, as a file."""
+    net = Net(17)
+    first = net.linear("x", "first", 8, 64)
+    net.output(net.linear(net("Mul", first, net("Sigmoid", first)), "second", 64, 8), "y")
+    return save(net.model([("x", FLOAT, ["batch", 8])], [("y", FLOAT, ["batch", 8])]), tmp_path)
+
+
+@pytest.mark.parametrize("stage", list(stages.STAGES))
+def test_a_stage_is_measured_with_and_without(stage, gated):
+    body = stages.run(stage, str(gated), batch=3, length=1, steps=2, progress=lambda _: None)
+    for figures in (body["seconds"], body["peak_bytes"], body["weights_bytes"]):
+        assert set(figures) == {"with", "without"}
+        assert min(figures.values()) > 0
+    assert "| step, ms (median) |" in stages.markdown(body)
+
+
+def test_a_stage_is_really_left_out(gated, tmp_path):
+    """SiLU's own rule needs fewer nodes than those of its parts."""
+    whole = to_bundle(gated, tmp_path, "whole")
+    with stages.left_out("composites"):
+        parts = to_bundle(gated, tmp_path, "parts")
+    fewer, more = (len(training_nodes(bundle)) for bundle in (whole, parts))
+    assert fewer < more
+
+
+def training_nodes(bundle):
+    file = bundle.path / bundle.training("cotangent", dropout=False).file
+    return onnx.load(file, load_external_data=False).graph.node

@@ -26,8 +26,8 @@ def recognise(node: ir.Node) -> ir.Node | None:
 def silu(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = X∘s, s = σ(X); dX = dY∘s∘(1 + X∘(1 − s)).
 
-    s is computed again, so that X alone is kept of the two, and one pass over memory fewer is made than by the
-    rules of Mul and Sigmoid.
+    One pass over memory and one temporary fewer than by the rules of Mul and Sigmoid. s is written out again, and
+    merged with the forward pass's own when the graph is tidied.
     """
     (x,) = operands(node)
 
