@@ -152,10 +152,12 @@ class Trainer:
             raise ConfigError("LoRA dropout cannot be combined with a loss of your own: it sees the outputs without it")
         self.names = tuple(sorted(adapter.tensors))
         self.record: TrainingGraph | None = None
+        self._outputs: list[str] = []
         if config.gradient == "spsa":
             self._check_zeroth_order()
         else:
             self.record = bundle.training(objective.loss, dropout > 0)
+            self._outputs = [*self.record.outputs, *(f"grad.{n}" for n in self.names)]
             self._check_points(self.record)
         self.flat, self._views = flatten([adapter.tensors[n] for n in self.names])
         self._grad = np.zeros_like(self.flat)
@@ -235,7 +237,6 @@ class Trainer:
     def _accumulate_backward(self, record: TrainingGraph, parts: list[NDArray[np.int64]], total: float) -> float:
         """The exact gradient, by the training graph; returns the loss."""
         graph = self.bundle.graph(record.file)
-        wanted = [*record.outputs, *(f"grad.{n}" for n in self.names)]
         adapter = self._adapter_feeds()
         self._grad[:] = 0.0
         loss = 0.0
@@ -247,7 +248,7 @@ class Trainer:
                 made = self.bundle.forward.run({**feeds, **adapter})
                 share, cotangents = self.objective.cotangents(made, members, total)
                 feeds |= cotangents
-            outputs = graph.run({**feeds, **adapter, **masks}, wanted)
+            outputs = graph.run({**feeds, **adapter, **masks}, self._outputs)
             loss += float(outputs["loss"]) if share is None else share
             for name, grad in zip(self.names, self._grad_views, strict=True):
                 grad += outputs[f"grad.{name}"]
@@ -259,10 +260,9 @@ class Trainer:
     def _forward_loss(self, parts: list[NDArray[np.int64]], total: float) -> float:
         """The batch's loss at the present parameters, by the inference graph and numpy."""
         adapter, loss = self._adapter_feeds(), 0.0
-        known = {spec.name for spec in self.bundle.manifest.inputs}
         for members in parts:
             feeds = self.objective.feeds(members, total)
-            made = self.bundle.forward.run({**{n: x for n, x in feeds.items() if n in known}, **adapter})
+            made = self.bundle.forward.run({**feeds, **adapter})
             if isinstance(self.objective, OwnLoss):
                 loss += self.objective.cotangents(made, members, total)[0]
             else:

@@ -17,9 +17,8 @@ def free_names(graph: ir.Graph) -> ir.Graph:
                 number += 1
             taken.add(free)
             graph.initializers.pop(name)
-            if (
-                value.const_value is not None
-            ):  # a tensor of its own: renaming a value renames its tensor, in the source too
+            if value.const_value is not None:
+                # a tensor of its own: a value's new name goes to its tensor, and so into the source's
                 value.const_value = ir.tensor(value.const_value.numpy(), name=free)
             value.name = free
             graph.register_initializer(value)
