@@ -107,15 +107,14 @@ def left_out(stage: str) -> AbstractContextManager[Any]:
 
 
 def _feeds(bundle: Any, batch: int, length: int) -> dict[str, np.ndarray]:
-    """A batch of `batch` × `length` tokens, an adapter at every point, a cotangent."""
-    from edgelora.check import loss_feeds, whole_adapter
+    """`batch` × `length` of what the bundle's first sample holds, an adapter at every point, a cotangent."""
+    from edgelora.check import loss_feeds, parity_samples, whole_adapter
 
-    rng = np.random.default_rng(0)
+    rng, one_row = np.random.default_rng(0), parity_samples(bundle)[0][0]
     inputs = {}
     for spec in bundle.manifest.inputs:
         shape = [d if isinstance(d, int) else batch if axis == 0 else length for axis, d in enumerate(spec.shape)]
-        made = np.ones(shape) if "mask" in spec.name else rng.integers(0, 50, shape)
-        inputs[spec.name] = made.astype(spec.dtype)
+        inputs[spec.name] = np.resize(one_row[spec.name], shape)
     values = whole_adapter(bundle, inputs, rng)
     outputs = bundle.forward.run({**inputs, **values})
     record = bundle.training("cotangent", dropout=False)

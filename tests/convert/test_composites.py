@@ -98,9 +98,8 @@ GROUPS = [
     Group("RMSNormalization", rms("reciprocal", gamma_first=True), (_X,), "γ first"),
     *(Group("Rotary", rotary(how), _ROTARY, how) for how in ("split", "slice", "positive")),
     Group("Rotary", rotary("slice", swapped=True), _ROTARY, "swapped"),
-    Group("Attend", attend(False), _ATTEND, "plain"),
     Group("Attend", attend(True), _ATTEND, "safe"),
-    Group("Attend", attend(False, 3), _ATTEND, "axis 3"),
+    Group("Attend", attend(True, 3), _ATTEND, "axis 3"),
 ]
 
 
@@ -169,7 +168,8 @@ def near_misses():
     return [
         ("another gate", lambda op, x, v: op.Mul(x, op.Sigmoid(v)), ((2, 4), (2, 4))),
         ("a rotation the other way", lambda op, x, v: _turned_back(op, x, v), ((2, 1, 3, 4), (1, 1, 3, 4))),
-        ("softmax over another axis", attend(False, 2), _ATTEND),
+        ("softmax over another axis", attend(True, 2), _ATTEND),
+        ("softmax that keeps NaN", attend(False), _ATTEND),
         ("a mean of another axis", _other_mean, (_X,)),
         ("a product of another value", _other_value, (_X, _X)),
     ]
@@ -203,8 +203,8 @@ def test_probabilities_that_are_read_elsewhere_stay():
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="attentions")
     builder = GraphBuilder(graph)
     s, v = (builder.input(n, ir.DataType.FLOAT, list(shape)) for n, shape in zip("sv", _ATTEND, strict=True))
-    p = builder.op.Softmax(s, axis=-1)
-    builder.add_output(builder.op.MatMul(p, v), "y")
+    builder.add_output(attend(True)(builder.op, s, v), "y")
+    (p,) = (y for node in graph if node.op_type == "Where" for y in node.outputs)
     builder.add_output(p, "attentions")
     recognise_composites(ir.Model(graph, ir_version=10))
-    assert [node.op_type for node in graph] == ["Softmax", "MatMul"]
+    assert [node.op_type for node in graph] == ["Softmax", "IsNaN", "Where", "MatMul"]

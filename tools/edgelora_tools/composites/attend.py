@@ -1,4 +1,7 @@
-"""The end of attention: Y = softmax(S)·V, however the scores S were made (Vaswani et al. 2017)."""
+"""The end of attention as torch exports `scaled_dot_product_attention`: Y = P·V, P = softmax(S), 0 where that is NaN.
+
+The scores S may have been made in any way (Vaswani et al. 2017).
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,20 @@ from edgelora_tools.passes.matching import in_order, is_number, made_by
 
 
 def recognise(node: ir.Node) -> ir.Node | None:
-    """softmax(S)·V over the last axis; rows that are NaN, because all of S is −∞ there, may be set to 0."""
+    """softmax(S)·V over the last axis, with 0 for rows that are NaN because all of S is −∞ there."""
     if node.op_type != "MatMul" or node.domain:
         return None
     p, v = node.inputs
     if p is None or v is None or p.shape is None or v.shape is None or len(p.shape) != len(v.shape):
         return None
-    safe, softmax = _zero_where_nan(p), made_by(p, "Softmax")
-    softmax = softmax if safe is None else made_by(safe, "Softmax")
-    if softmax is None or softmax.attributes.get_int("axis", -1) not in (-1, len(p.shape) - 1):
+    made = _zero_where_nan(p)
+    softmax = made_by(made, "Softmax")
+    if made is None or softmax is None or softmax.attributes.get_int("axis", -1) not in (-1, len(p.shape) - 1):
         return None
-    readers = 1 if safe is None else 2
-    made = softmax.outputs[0]
-    if len(made.uses()) != readers or len(p.uses()) != 1 or made.is_graph_output() or p.is_graph_output():
+    if len(made.uses()) != 2 or len(p.uses()) != 1 or made.is_graph_output() or p.is_graph_output():
         return None
     (scores,) = operands(softmax)
-    attend = composite_node("Attend", [scores, v], {"zero_where_nan": int(safe is not None)}, outputs=2)
+    attend = composite_node("Attend", [scores, v], outputs=2)
     attend.outputs[1].shape, attend.outputs[1].type = p.shape, p.type
     attend.outputs[1].name = f"{node.outputs[0].name}.probabilities"
     return attend
@@ -53,9 +54,9 @@ def attend(op: OpBuilder, node: ir.Node, dy: ir.Value, dp: None = None) -> Thunk
     dV = Pᵀ·dY
     dS = P∘(dY·Vᵀ − Σ dY∘Y), the sum over the head: it is the row's Σ dP∘P (Dao et al. 2022)
 
-    P is the largest tensor of a transformer, and the sum is taken over one as small as Y instead: a temporary of
-    the size of P fewer. A row of P that was NaN is 0, and so is its gradient, without the mask and the passes that
-    the rule of Where would need.
+    P is the largest tensor of a transformer. A row of it that was NaN is 0, and so is its gradient, without the mask
+    and the passes over P that the rule of Where would need. (Plain softmax(S)·V is left to the rules of its parts:
+    this rule is slower there, docs/decisions/0011.)
     """
     scores, v = operands(node)
     y, p = node.outputs
@@ -72,11 +73,10 @@ def attend(op: OpBuilder, node: ir.Node, dy: ir.Value, dp: None = None) -> Thunk
 
 
 def lower(op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
-    """Softmax, zeros for NaN where the source has them, MatMul."""
+    """Softmax, zeros for NaN, MatMul."""
     scores, v = operands(node)
     p = op.Softmax(scores, axis=-1)
-    if node.attributes.get_int("zero_where_nan", 0):
-        p = op.Where(op.IsNaN(p), 0.0, p)
+    p = op.Where(op.IsNaN(p), 0.0, p)
     return op.MatMul(p, v), p
 
 
