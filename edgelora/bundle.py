@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from edgelora.errors import BundleError, ConfigError
-from edgelora.manifest import Manifest, TrainingGraph
+from edgelora.manifest import Manifest, Prefix, TrainingGraph
 from edgelora.session import Graph, SessionSettings
 
 MANIFEST_FILE = "bundle.json"
@@ -81,16 +81,17 @@ class Bundle:
         with self._lock:
             self._graphs.pop(file, None)
 
-    def training(self, loss: str, dropout: bool) -> TrainingGraph:
-        """What the training graph for this loss takes and returns; `graph(….file)` runs it.
+    def training(self, loss: str, dropout: bool, prefix: Prefix | None = None) -> TrainingGraph:
+        """What the training graph for this loss (after a prefix) takes and returns; `graph(….file)` runs it.
 
         Raises:
             ConfigError: the bundle has none; those that it has are named.
         """
-        for graph in self.manifest.training:
+        graphs = self.manifest.training if prefix is None else prefix.training
+        for graph in graphs:
             if graph.loss == loss and graph.dropout == dropout:
                 return graph
-        available = sorted({graph.loss for graph in self.manifest.training})
+        available = sorted({graph.loss for graph in graphs})
         if not available:
             raise ConfigError(
                 f"{self.path}: no gradient reaches any insertion point (`edgelora points --explain` shows why); "

@@ -22,9 +22,10 @@ from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariable
 
 from edgelora.adapter import absent_adapter
 from edgelora.bundle import MANIFEST_FILE, Bundle
+from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import BundleError
 from edgelora.files import write_atomic
-from edgelora.manifest import InsertionPoint, Manifest, TrainingGraph
+from edgelora.manifest import InsertionPoint, Manifest, Prefix, TrainingGraph
 from edgelora.reference_losses import REFERENCES
 from edgelora.session import ENGINE_VERSION, Graph
 from edgelora.slopes import (
@@ -37,7 +38,6 @@ from edgelora.slopes import (
     fit_staircase,
     slope_along,
 )
-from edgelora.trainer import evaluate_dimension
 
 PARITY_FILE = "parity.safetensors"
 PARITY_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 1e-1}
@@ -118,6 +118,9 @@ def check(
         if record.dropout or record.loss != "cotangent":
             progress(record.file)
             graphs.append(check_graph(bundle, record, inputs, rng))
+    for prefix in manifest.prefixes:
+        progress(prefix.file)
+        graphs += check_prefix(bundle, prefix, inputs, rng)
     tolerance = PARITY_TOLERANCE[manifest.source.get("precision", "float32")]
     passed = parity <= tolerance and all(v.passed for v in (*points, *graphs))
     return Verdict(passed, parity, len(samples), tuple(points), tuple(graphs), ENGINE_VERSION)
@@ -312,6 +315,28 @@ def check_graph(bundle: Bundle, record: TrainingGraph, inputs: Feeds, rng: np.ra
     where = max(shares, key=lambda name: shares[name])
     tolerance = slope if where == _ALONG else same
     return GraphVerdict(record.file, bounded(shares[where] * tolerance), where, shares[where] <= 1)
+
+
+def check_prefix(bundle: Bundle, prefix: Prefix, inputs: Feeds, rng: np.random.Generator) -> list[GraphVerdict]:
+    """The graphs that go on from a prefix, against those of the whole model, with no adapter outside its points."""
+    values = whole_adapter(bundle, inputs, rng)
+    absent = absent_adapter(bundle.manifest)
+    outside = [p for p in bundle.manifest.points if p.id not in prefix.points]
+    values |= {name: absent[name] for p in outside for name in (p.input_a, p.input_b)}
+    kept = bundle.graph(prefix.file).run(inputs)
+    made = bundle.forward.run({**inputs, **values})
+    pairs = [(prefix.forward, made, {**inputs, **values})]
+    for record in prefix.training:
+        whole = bundle.training(record.loss, record.dropout)
+        feeds = {**inputs, **values, **loss_feeds(bundle.manifest, whole, inputs, made, rng)}
+        pairs.append((record.file, bundle.graph(whole.file).run(feeds), feeds))
+    tolerance = ROUNDED_TOLERANCE if _rounds(bundle) else SAME_TOLERANCE
+    verdicts: list[GraphVerdict] = []
+    for file, expected, feeds in pairs:
+        errors = {name: _gap(y, expected[name]) for name, y in bundle.graph(file).run({**feeds, **kept}).items()}
+        where = max(errors, key=lambda name: errors[name])
+        verdicts.append(GraphVerdict(file, bounded(errors[where]), where, errors[where] <= tolerance))
+    return verdicts
 
 
 def _expected(bundle: Bundle, record: TrainingGraph, feeds: Feeds, made: Feeds) -> Feeds:

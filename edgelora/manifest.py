@@ -12,7 +12,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from edgelora.errors import BundleError
 
 FORMAT = "edgelora-bundle"
-FORMAT_VERSION = (1, 1)
+FORMAT_VERSION = (1, 2)
 Body = Mapping[str, Any]
 
 
@@ -105,6 +105,22 @@ class TrainingGraph:
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """A frozen beginning of the model, which no adapter at `points` changes, and the graphs that go on from it.
+
+    `file` is a graph from the model's inputs to the tensors `kept`, `[batch, ...]` each. `forward` and `training` take
+    these beside the inputs that they still need. `name` is `last-K`: the points stand in the last K layers.
+    """
+
+    name: str
+    file: str
+    kept: tuple[TensorSpec, ...]
+    points: tuple[str, ...]
+    forward: str
+    training: tuple[TrainingGraph, ...]
+
+
+@dataclass(frozen=True)
 class LostPoint:
     """A point whose gradient would have to pass an operator that no gradient rule covers.
 
@@ -145,6 +161,7 @@ class Manifest:
     files: Mapping[str, FileEntry]
     verification: Mapping[str, Any] | None = field(default=None)
     lost: tuple[LostPoint, ...] = ()
+    prefixes: tuple[Prefix, ...] = ()
 
     @property
     def trainable(self) -> tuple[InsertionPoint, ...]:
@@ -229,6 +246,8 @@ def _fits(kind: Any, value: Any) -> bool:
 def _check_references(manifest: Manifest) -> None:
     """Raise ValueError unless every file that is named is listed, and there is an output."""
     named = [manifest.forward, *(graph.file for graph in manifest.training)]
+    for prefix in manifest.prefixes:
+        named += [prefix.file, prefix.forward, *(graph.file for graph in prefix.training)]
     if manifest.preprocessing.get("kind") == "text":
         named.append(_read(str, manifest.preprocessing.get("tokenizer"), "preprocessing.tokenizer"))
     absent = [name for name in named if name not in manifest.files]

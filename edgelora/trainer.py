@@ -6,9 +6,9 @@ are a few numpy operations whatever the number of points.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from edgelora.adapter import Adapter
 from edgelora.batching import epoch_batches
 from edgelora.bundle import Bundle
+from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConfigError, DataError, TrainingError
-from edgelora.manifest import Manifest, TrainingGraph
+from edgelora.manifest import Manifest, Prefix, TrainingGraph
 from edgelora.objectives import Array, Feeds, Floats, Objective, OwnLoss, Regression
 from edgelora.optimizers import SGD, AdamW, Optimizer, clip_by_global_norm
+from edgelora.prefix_cache import DTYPES, PLACES, CacheSettings, PrefixCache, chosen_prefix
 from edgelora.reference_losses import REFERENCES
 from edgelora.schedules import SCHEDULES, learning_rate_factor
+from edgelora.session import Graph
 from edgelora.zeroth_order import spsa
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -48,6 +51,11 @@ class TrainingConfig:
     `gradient` "backward" is exact; "spsa" is a zeroth-order estimate from the inference graph alone, averaged
     over `spsa_directions` random directions of length `spsa_epsilon` times their norm (zeroth_order.py): it
     serves points that have no gradient, at two forward passes a direction and many more steps.
+
+    `train_last` trains the adapters of that many last layers alone (the bundle must have been converted for it). What
+    comes before runs once a sample, and is kept in `cache` "memory" or "disk" (None: it runs each time), with real
+    numbers in `cache_dtype`, in at most `cache_limit` bytes. With "float32" the result is that without cache, up to
+    rounding. `keep_cache` leaves the file of "disk" for a later run.
 
     Raises:
         ConfigError: values out of range; all are named.
@@ -77,6 +85,11 @@ class TrainingConfig:
     gradient: str = "backward"
     spsa_directions: int = 1
     spsa_epsilon: float = 1e-3
+    train_last: int | None = None
+    cache: str | None = "memory"
+    cache_dtype: str = "float32"
+    cache_limit: int | None = None
+    keep_cache: bool = False
 
     def __post_init__(self) -> None:
         problems = [
@@ -107,6 +120,10 @@ class TrainingConfig:
                 ("gradient", f"one of {', '.join(GRADIENTS)}", self.gradient in GRADIENTS),
                 ("spsa_directions", "at least 1", self.spsa_directions >= 1),
                 ("spsa_epsilon", "above 0", 0 < self.spsa_epsilon < float("inf")),
+                ("train_last", "at least 1", self.train_last is None or self.train_last >= 1),
+                ("cache", f"one of {', '.join(PLACES)} or None", self.cache in (None, *PLACES)),
+                ("cache_dtype", f"one of {', '.join(DTYPES)}", self.cache_dtype in DTYPES),
+                ("cache_limit", "at least 0", self.cache_limit is None or self.cache_limit >= 0),
             )
             if not holds
         ]
@@ -116,6 +133,17 @@ class TrainingConfig:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping."""
         return asdict(self)
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that a result depends on: all but where a cache lies, and those of one that there is not."""
+        settings = self.to_dict()
+        names = ("train_last", "cache", "cache_dtype", "cache_limit", "keep_cache")
+        cache = {name: settings.pop(name) for name in names}
+        if self.train_last is not None:
+            settings["train_last"] = self.train_last
+            if self.cache is not None:
+                settings |= {name: cache[name] for name in ("cache_dtype", "cache_limit")}
+        return settings
 
 
 @dataclass(frozen=True)
@@ -136,11 +164,19 @@ class Trainer:
 
     Raises:
         AdapterError: the adapter does not fit the bundle.
-        ConfigError: no samples, no training graph for the loss, or one that does not reach an adapted point.
+        ConfigError: no samples, no training graph for the loss, or one that does not reach an adapted point; cache
+            "disk" without a folder for it.
         DataError: a regression with another number of targets than the adapter's head.
     """
 
-    def __init__(self, bundle: Bundle, adapter: Adapter, objective: Objective, config: TrainingConfig) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        adapter: Adapter,
+        objective: Objective,
+        config: TrainingConfig,
+        cache_folder: Path | None = None,
+    ) -> None:
         manifest = bundle.manifest
         adapter.validate(manifest)
         if not len(objective):
@@ -151,12 +187,17 @@ class Trainer:
         if dropout and isinstance(objective, OwnLoss):
             raise ConfigError("LoRA dropout cannot be combined with a loss of your own: it sees the outputs without it")
         self.names = tuple(sorted(adapter.tensors))
+        self.prefix = chosen_prefix(manifest, config.train_last)
+        self._cache_folder = cache_folder
+        self._caches: list[PrefixCache] = []
+        if self.prefix is not None:
+            self._check_prefix(self.prefix)
         self.record: TrainingGraph | None = None
         self._outputs: list[str] = []
         if config.gradient == "spsa":
             self._check_zeroth_order()
         else:
-            self.record = bundle.training(objective.loss, dropout > 0)
+            self.record = bundle.training(objective.loss, dropout > 0, self.prefix)
             self._outputs = [*self.record.outputs, *(f"grad.{n}" for n in self.names)]
             self._check_points(self.record)
         self.flat, self._views = flatten([adapter.tensors[n] for n in self.names])
@@ -193,6 +234,38 @@ class Trainer:
                 f"the loss {record.loss!r} does not reach {', '.join(absent)}: nothing there can be trained; "
                 "leave these points out of target_modules"
             )
+
+    def _check_prefix(self, prefix: Prefix) -> None:
+        outside = [p for p in self.adapter.points if p not in prefix.points]
+        if outside:
+            raise ConfigError(
+                f"the adapter has {', '.join(outside)}, before the layers that {prefix.name} trains: leave train_last "
+                "out, or begin a new adapter (--restart)"
+            )
+        if self.config.cache == "disk" and self._cache_folder is None:
+            raise ConfigError('cache "disk" needs a folder: give cache_folder, or take "memory"')
+
+    def cache_of(self, objective: Objective) -> PrefixCache | None:
+        """What is kept of these samples after the prefix; None where all layers are trained."""
+        if self.prefix is None:
+            return None
+        found = next((c for c in self._caches if c.objective is objective), None)
+        if found is None:
+            config, settings = self.config, None
+            if config.cache is not None:
+                used = sum(c.size for c in self._caches)
+                limit = None if config.cache_limit is None else max(config.cache_limit - used, 0)
+                folder = self._cache_folder if config.cache == "disk" else None
+                settings = CacheSettings(config.cache_dtype, limit, folder)
+            found = PrefixCache(self.bundle, self.prefix, objective, settings, self.adapter.feeds(self.bundle.manifest))
+            self._caches.append(found)
+        return found
+
+    def close(self) -> None:
+        """Let go of what is kept after the prefix."""
+        for cache in self._caches:
+            cache.close()
+        self._caches.clear()
 
     def _check_zeroth_order(self) -> None:
         if self.adapter.config.lora_dropout:
@@ -237,15 +310,17 @@ class Trainer:
     def _accumulate_backward(self, record: TrainingGraph, parts: list[NDArray[np.int64]], total: float) -> float:
         """The exact gradient, by the training graph; returns the loss."""
         graph = self.bundle.graph(record.file)
-        adapter = self._adapter_feeds()
+        adapter, cache = self._adapter_feeds(), self.cache_of(self.objective)
         self._grad[:] = 0.0
         loss = 0.0
         for part, members in enumerate(parts):
             feeds = self.objective.feeds(members, total)
+            if cache is not None:
+                feeds = cache.feeds(feeds, members)
             masks = self._masks(record, feeds, part)
             share = None
             if isinstance(self.objective, OwnLoss):
-                made = self.bundle.forward.run({**feeds, **adapter})
+                made = self._inference.run({**feeds, **adapter})
                 share, cotangents = self.objective.cotangents(made, members, total)
                 feeds |= cotangents
             outputs = graph.run({**feeds, **adapter, **masks}, self._outputs)
@@ -259,16 +334,23 @@ class Trainer:
 
     def _forward_loss(self, parts: list[NDArray[np.int64]], total: float) -> float:
         """The batch's loss at the present parameters, by the inference graph and numpy."""
-        adapter, loss = self._adapter_feeds(), 0.0
+        adapter, loss, cache = self._adapter_feeds(), 0.0, self.cache_of(self.objective)
         for members in parts:
             feeds = self.objective.feeds(members, total)
-            made = self.bundle.forward.run({**feeds, **adapter})
+            if cache is not None:
+                feeds = cache.feeds(feeds, members)
+            made = self._inference.run({**feeds, **adapter})
             if isinstance(self.objective, OwnLoss):
                 loss += self.objective.cotangents(made, members, total)[0]
             else:
                 (y,) = made.values()
                 loss += REFERENCES[self.objective.loss](y.astype(np.float64), feeds)[0]
         return loss
+
+    @property
+    def _inference(self) -> Graph:
+        """The inference graph, or what of it comes after the prefix."""
+        return self.bundle.forward if self.prefix is None else self.bundle.graph(self.prefix.forward)
 
     def micro_batches(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """The batch in parts of `micro_batch_size` samples of similar length, so that little is padding."""
@@ -330,7 +412,8 @@ class Trainer:
 
     def evaluate(self, objective: Objective, batch_size: int | None = None) -> dict[str, float]:
         """Metrics of the current parameters on held-out samples (the forward graph, no dropout)."""
-        return evaluate(self.bundle, self.current(), objective, batch_size or self.config.batch_size)
+        batch_size = batch_size or self.config.batch_size
+        return evaluate(self.bundle, self.current(), objective, batch_size, self.cache_of(objective))
 
 
 def check_targets(manifest: Manifest, adapter: Adapter, objective: Objective) -> None:
@@ -350,8 +433,10 @@ def check_targets(manifest: Manifest, adapter: Adapter, objective: Objective) ->
         )
 
 
-def evaluate(bundle: Bundle, adapter: Adapter, objective: Objective, batch_size: int = 32) -> dict[str, float]:
-    """Metrics of an adapter on samples, by the inference graph.
+def evaluate(
+    bundle: Bundle, adapter: Adapter, objective: Objective, batch_size: int = 32, cache: PrefixCache | None = None
+) -> dict[str, float]:
+    """Metrics of an adapter on samples, by the inference graph, or by what comes after the prefix of `cache`.
 
     `loss` and accuracy (classification), mse and mae (regression) or recall@1 (sentence embedding).
 
@@ -368,7 +453,11 @@ def evaluate(bundle: Bundle, adapter: Adapter, objective: Objective, batch_size:
     rows: list[NDArray[np.int64]] = []
     name = bundle.manifest.outputs[0].name
     for batch in length_sorted_batches(objective.lengths(), batch_size):
-        outputs.append(bundle.forward.run({**objective.inputs(batch), **feeds}, [name])[name])
+        inputs = objective.inputs(batch)
+        if cache is not None:
+            inputs = cache.feeds(inputs, batch)
+        graph = bundle.forward if cache is None else bundle.graph(cache.prefix.forward)
+        outputs.append(graph.run({**inputs, **feeds}, [name])[name])
         rows.append(batch)
     return objective.metrics(outputs, rows)
 
@@ -378,22 +467,6 @@ def length_sorted_batches(lengths: NDArray[np.int64], batch_size: int) -> Iterat
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
-
-
-def evaluate_dimension(dimension: int | str, sizes: dict[str, int]) -> int:
-    """The size of a dimension: a number, a name, their product (`4*a*b`), or a name and a number (`a+1`, `a-2`)."""
-    if isinstance(dimension, int):
-        return dimension
-    if dimension in sizes:
-        return sizes[dimension]
-    if (sum_of := re.fullmatch(r"(.+)([+-]\d+)", dimension)) and sum_of[1] in sizes:
-        return sizes[sum_of[1]] + int(sum_of[2])
-    size = 1
-    for factor in dimension.split("*"):
-        if factor not in sizes and not factor.isdecimal():
-            raise ConfigError(f"LoRA dropout needs the size of dimension {dimension!r}, which no model input gives")
-        size *= int(factor) if factor.isdecimal() else sizes[factor]
-    return size
 
 
 def flatten(arrays: list[Floats]) -> tuple[Floats, list[Floats]]:

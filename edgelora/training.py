@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import shutil
@@ -15,11 +16,13 @@ from edgelora.adapter import Adapter, new_adapter
 from edgelora.config import LoraConfig
 from edgelora.data import Sample, digest, labels_of
 from edgelora.errors import ConfigError
-from edgelora.manifest import Manifest
+from edgelora.manifest import Manifest, Prefix
+from edgelora.prefix_cache import chosen_prefix
 from edgelora.runtime import Model
+from edgelora.targets import select_points
 from edgelora.tasks import objective_for, outputs_of
 from edgelora.trainer import Trainer, TrainingConfig
-from edgelora.training_run import Callback, Progress, finish, fit, run_id, unfinished
+from edgelora.training_run import STATE_FILE, Callback, Progress, finish, fit, run_id, unfinished
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ def train(
     with model.store.lock(name):
         current = None if restart or not model.store.exists(name) else model.store.load(name)
         labels = merged_labels(manifest, current, samples)
-        lora = chosen_lora(manifest, current, lora, config.gradient)
-        settings = {"lora": lora.to_dict(), "training": config.to_dict(), "labels": labels}
+        lora = chosen_lora(manifest, current, lora, config)
+        settings = {"lora": lora.to_dict(), "training": config.decisive(), "labels": labels}
         decisive = {
             "base": manifest.base_digest,
             "data": digest(samples),
@@ -101,15 +104,19 @@ def train(
         start = starting_adapter(manifest, current, lora, labels, samples, config.seed)
         objective = objective_for(model, samples, start.labels, config)
         held_out = objective_for(model, validation, start.labels, config) if validation else None
-        trainer = Trainer(model.bundle, start, objective, config)
         folder = model.store.state_path(name)
+        trainer = Trainer(model.bundle, start, objective, config, folder)
         state = unfinished(folder)
         if ((restart or discard) and state != identity) or (state is not None and state == parent):
             shutil.rmtree(folder, ignore_errors=True)  # discarded, or what a finished run had no time to remove
         result = fit(trainer, held_out, folder, identity, callback)
         adapter = finish(result, identity, parent, settings)
         version = model.store.save(name, adapter)
-        shutil.rmtree(folder, ignore_errors=True)
+        trainer.close()
+        if config.keep_cache:
+            (folder / STATE_FILE).unlink(missing_ok=True)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
     report = _report(name, version, adapter, result.progress, already_done=False)
     median = float(np.median(result.step_seconds)) if result.step_seconds else None
     return replace(report, resumed_at=result.resumed_at, step_seconds_median=median)
@@ -131,20 +138,26 @@ def merged_labels(manifest: Manifest, current: Adapter | None, samples: Sequence
 
 
 def chosen_lora(
-    manifest: Manifest, current: Adapter | None, asked: LoraConfig | None, gradient: str = "backward"
+    manifest: Manifest, current: Adapter | None, asked: LoraConfig | None, config: TrainingConfig | None = None
 ) -> LoraConfig:
     """The adapter's settings: those that exist, else those asked for, else rank 8 on the bundle's points.
 
-    Where no points are asked for, they are those that have a gradient, or with "spsa" all.
+    Where no points are asked for, they are those that have a gradient, or with "spsa" all. With `train_last` they are
+    of the last layers.
 
     Raises:
-        ConfigError: what is asked for differs from the adapter that exists.
+        ConfigError: what is asked for differs from the adapter that exists, or leaves no point; the bundle cannot train
+            the last layers alone.
     """
+    config = config or TrainingConfig()
+    prefix = chosen_prefix(manifest, config.train_last)
+    if asked is not None and prefix is not None:
+        asked = in_last_layers(manifest, asked, prefix)
     if current is None:
         wanted = asked or LoraConfig(r=8, lora_alpha=16)
-        if wanted.target_modules is None and manifest.lost and gradient == "backward":
-            return replace(wanted, target_modules=tuple(point.id for point in manifest.trainable))
-        return wanted
+        if wanted.target_modules is None and manifest.lost and config.gradient == "backward":
+            wanted = replace(wanted, target_modules=tuple(point.id for point in manifest.trainable))
+        return wanted if prefix is None else in_last_layers(manifest, wanted, prefix)
     existing = replace(current.config, modules_to_save=None)  # the head is the task's, not a setting
     if asked is not None and asked != existing:
         theirs, ours = existing.to_dict(), asked.to_dict()
@@ -154,6 +167,27 @@ def chosen_lora(
             "or add --restart to begin anew"
         )
     return existing
+
+
+def in_last_layers(manifest: Manifest, lora: LoraConfig, prefix: Prefix) -> LoraConfig:
+    """The settings, narrowed to the points behind the prefix: by PEFT's `layers_to_transform` where that says it.
+
+    Raises:
+        ConfigError: none of the points that they name stands there.
+    """
+    named = select_points(manifest.points, lora)
+    kept = tuple(point for point in named if point.id in prefix.points)
+    if len(kept) == len(named):
+        return lora
+    if not kept:
+        raise ConfigError(f"none of the points that are asked for stands in the layers that {prefix.name} trains")
+    layers = tuple(sorted({point.layer for point in kept if point.layer is not None}))
+    narrowed = replace(lora, layers_to_transform=layers)
+    with contextlib.suppress(ConfigError):
+        if layers and select_points(manifest.points, narrowed) == kept:
+            return narrowed
+    ids = tuple(point.id for point in kept)
+    return replace(lora, target_modules=ids, exclude_modules=None, layers_to_transform=None)
 
 
 def starting_adapter(

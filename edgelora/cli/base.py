@@ -73,6 +73,14 @@ def add_verbs(verbs: Verbs) -> None:
         help="the only size of a dynamic dimension, or the only value of an input (a sample rate), which is then none "
         "of the bundle's",
     )
+    parser.add_argument(
+        "--train-last",
+        nargs="+",
+        type=int,
+        default=[],
+        metavar="K",
+        help="also write graphs that train the last K layers alone, after a prefix that runs once a sample",
+    )
     parser.add_argument("--name", help="the base's name in the manifest (default: the source's)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.add_argument("--no-check", action="store_true", help="do not verify the bundle after writing it")
@@ -154,6 +162,7 @@ def run_convert(options: argparse.Namespace) -> int:
         name=options.name or defaults.get("name"),
         max_length=options.max_length,
         overwrite=options.overwrite,
+        train_last=tuple(options.train_last),
     )
     manifest: Manifest = compiler.convert(source, Path(options.output), chosen, progress_line)
     verdict = None

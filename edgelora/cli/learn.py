@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -25,6 +26,7 @@ from edgelora.config import LoraConfig
 from edgelora.data import read_samples, split
 from edgelora.errors import ConfigError
 from edgelora.memory import peak_memory
+from edgelora.prefix_cache import DTYPES, PLACES
 from edgelora.trainer import GRADIENTS, OPTIMIZERS, StepResult, TrainingConfig
 from edgelora.training import TrainingReport, train
 from edgelora.training_run import Progress
@@ -123,6 +125,27 @@ def add_verbs(verbs: Verbs) -> None:
     run.add_argument("--no-group-by-length", action="store_true", help="mix lengths within a batch (more padding)")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument(
+        "--train-last",
+        type=int,
+        metavar="K",
+        help="adapt the last K layers alone, from what the frozen layers before them made of each sample once "
+        "(`edgelora convert --train-last K`)",
+    )
+    run.add_argument(
+        "--cache",
+        choices=(*PLACES, "none"),
+        default=defaults.cache,
+        help="where that is kept: memory (default), disk (a private file, removed at the end) or none",
+    )
+    run.add_argument(
+        "--cache-dtype",
+        choices=DTYPES,
+        default=defaults.cache_dtype,
+        help="float32 is exact (default), float16 half the size",
+    )
+    run.add_argument("--cache-limit", type=byte_count, metavar="SIZE", help="at most, as 200MB; the rest is recomputed")
+    run.add_argument("--keep-cache", action="store_true", help="leave the file of --cache disk for a later training")
+    run.add_argument(
         "--save-steps",
         type=int,
         default=defaults.save_steps,
@@ -189,7 +212,25 @@ def training_config(options: argparse.Namespace) -> TrainingConfig:
         gradient=options.gradient,
         spsa_directions=options.spsa_directions,
         spsa_epsilon=options.spsa_epsilon,
+        train_last=options.train_last,
+        cache=None if options.cache == "none" else options.cache,
+        cache_dtype=options.cache_dtype,
+        cache_limit=options.cache_limit,
+        keep_cache=options.keep_cache,
     )
+
+
+def byte_count(text: str) -> int:
+    """A size such as 200MB or 512KiB, in bytes.
+
+    Raises:
+        ArgumentTypeError: it has another form.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kMG])(i?))?B?", text.strip().replace("K", "k"))
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give one as 200MB or 512KiB")
+    base = 1024 if found[3] else 1000
+    return int(float(found[1]) * base ** ("kMG".index(found[2]) + 1 if found[2] else 0))
 
 
 def lora_config(options: argparse.Namespace) -> LoraConfig | None:

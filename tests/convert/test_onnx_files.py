@@ -227,7 +227,7 @@ def test_static_shapes_only(tmp_path):
 
 def test_dynamic_batch_of_static_length(tmp_path):
     """Rows of [batch·6, width]: the dropout mask's size must be known from the inputs."""
-    from edgelora.trainer import evaluate_dimension
+    from edgelora.dimensions import evaluate_dimension
 
     net = networks.encoder(17, pooler=False)
     source = save(net.model(tokens("batch", 6), [("last_hidden_state", FLOAT, ["batch", 6, WIDTH])]), tmp_path)
@@ -240,7 +240,7 @@ def test_dynamic_batch_of_static_length(tmp_path):
 
 def test_sequence_with_an_extra_token(tmp_path):
     """A learned token in front of the sequence: length + 1 is a size that masks and cotangents need."""
-    from edgelora.trainer import evaluate_dimension
+    from edgelora.dimensions import evaluate_dimension
 
     net = Net(17)
     token = net("Expand", net.weight("token", 1, 1, 8), net("Concat", net.squeeze(net.unsqueeze(

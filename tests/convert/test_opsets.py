@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConversionError
 from edgelora.session import Graph, SessionSettings
-from edgelora.trainer import evaluate_dimension
 from edgelora_tools.normalize import NEWEST_OPSET, OLDEST_OPSET
 from tests.convert import networks
 from tests.convert.bundles import SIZES, assert_checked, assert_same_outputs, relative, run_onnx, to_bundle, train_feeds

@@ -80,14 +80,14 @@ def module() -> Any:
     return model.eval()
 
 
-def write_bundle(base: Any, task: str, path: Path) -> Path:
+def write_bundle(base: Any, task: str, path: Path, **options: Any) -> Path:
     """Convert the base for a task."""
     ids = torch.arange(16).reshape(2, 8)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
     files = {"tokenizer.json": tokenizer().to_str().encode()}
     facts = {"max_length": MAX_LENGTH, "pad_id": 0}
     source = module_source(base, inputs, "tiny", "torchscript", files=files, facts=facts, outputs=["hidden"])
-    convert(source, path, ConvertOptions(task=task, target_modules=TARGETS))
+    convert(source, path, ConvertOptions(**{"task": task, "target_modules": TARGETS} | options))
     return path
 
 

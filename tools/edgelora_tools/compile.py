@@ -12,10 +12,10 @@ import onnx_ir.passes.common as common
 from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora.config import LoraConfig
+from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConfigError, ConversionError
-from edgelora.manifest import InsertionPoint, LostPoint, Manifest, TensorSpec, TrainingGraph
+from edgelora.manifest import InsertionPoint, LostPoint, Manifest, Prefix, TensorSpec, TrainingGraph
 from edgelora.targets import select_points
-from edgelora.trainer import evaluate_dimension
 from edgelora_tools.backward import values_read, walk_back
 from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_weights, write_bundle
 from edgelora_tools.composites import COMPOSITES, recognise_composites
@@ -31,6 +31,7 @@ from edgelora_tools.methods import LORA, AdapterMethod
 from edgelora_tools.methods.lora import OP_TYPE
 from edgelora_tools.normalize import computes_in_half, normalize, onnx_errors
 from edgelora_tools.passes.free_names import free_names
+from edgelora_tools.passes.prefix import cut_before, last_blocks
 from edgelora_tools.passes.tidy import tidy
 from edgelora_tools.runner import sample_inputs
 from edgelora_tools.sources.base import Source
@@ -49,7 +50,8 @@ class ConvertOptions:
     """What a person chooses at conversion.
 
     `target_modules` and `exclude_modules` follow PEFT; they decide which points the bundle's graphs can
-    adapt. `output` names the source output that the task reads, where several fit.
+    adapt. `output` names the source output that the task reads, where several fit. For each number in
+    `train_last` there are also graphs for adapters in that many last layers alone, after a frozen prefix.
     """
 
     task: str = "sequence-classification"
@@ -60,6 +62,7 @@ class ConvertOptions:
     name: str | None = None
     max_length: int | None = None
     overwrite: bool = False
+    train_last: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,11 @@ def convert(
             lost |= {point.id: point for point in cut_off}
             if record is not None and _masks_follow(record, sizes[0]):
                 graphs[file], training = trained, [*training, record]
+    prefixes: list[Prefix] = []
+    for count in dict.fromkeys(options.train_last):
+        progress(f"graphs for the last {count} layers")
+        made, prefix = graphs_after_prefix(base, chosen, options, count, sizes[0])
+        graphs, prefixes = graphs | made, [*prefixes, prefix]
     progress("parity samples from the source")
     samples = parity_samples(source, model, base, sizes)
     manifest = Manifest(
@@ -133,6 +141,7 @@ def convert(
         },
         files={},
         lost=tuple(lost[point.id] for point in chosen if point.id in lost),
+        prefixes=tuple(prefixes),
     )
     progress("writing")
     return write_bundle(destination, manifest, graphs, samples, source.files, options.overwrite)
@@ -266,6 +275,28 @@ def training_graph(
     tidy(adapted.model)
     reached = tuple(p.id for p in points if f"grad.{p.input_b}" in gradients)
     return adapted.model, TrainingGraph(file, loss.name, dropout, reached, extra, tuple(outputs)), lost
+
+
+def graphs_after_prefix(
+    base: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions, count: int, sizes: Sizes
+) -> tuple[dict[str, ir.Model], Prefix]:
+    """The prefix before the last `count` layers, and the inference and training graphs that go on from it."""
+    name = f"last-{count}"
+    chosen = last_blocks(points, count)
+    cut = cut_before(base, chosen, sizes)
+    suffix = prune(cut.suffix, options)
+    kept = _specs([x for x in suffix.graph.inputs if x.producer() is None and str(x.name).startswith("prefix.")])
+    lower_nodes(cut.prefix.graph, GraphBuilder(free_names(cut.prefix.graph)).op, LOWERED)
+    file, forward = f"prefix-{name}.onnx", f"forward-{name}.onnx"
+    graphs = {file: tidy(cut.prefix), forward: forward_graph(suffix, chosen, options).model}
+    training: list[TrainingGraph] = []
+    for loss in LOSSES[options.task]:
+        for dropout in (False, True):
+            trains = f"train-{loss.name}{'-dropout' if dropout else ''}-{name}.onnx"
+            trained, record, _ = training_graph(suffix, chosen, options, loss, dropout, trains)
+            if record is not None and _masks_follow(record, sizes):
+                graphs[trains], training = trained, [*training, record]
+    return graphs, Prefix(name, file, kept, tuple(p.id for p in chosen), forward, tuple(training))
 
 
 def _masks_follow(record: TrainingGraph, sizes: Sizes) -> bool:

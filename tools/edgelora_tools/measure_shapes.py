@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConversionError
-from edgelora.trainer import evaluate_dimension
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.runner import open_session, sample_inputs
 

@@ -1,0 +1,327 @@
+"""Cut the base before its last layers: a frozen prefix to run once a sample, and a suffix that adapters join.
+
+The cut is the cheapest to keep: of all sets of values that separate what adapters change from the model's
+heavy part, the one with the fewest bytes a sample, and of equal ones the latest (a minimum cut, Ford and
+Fulkerson 1956). What is light and follows from the inputs alone (attention masks, rotary tables) costs nothing:
+the suffix computes it again.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnxscript import GraphBuilder
+
+from edgelora.dimensions import evaluate_dimension
+from edgelora.errors import ConfigError, ConversionError
+from edgelora.manifest import InsertionPoint
+from edgelora_tools.backward import values_read
+from edgelora_tools.frozen import is_frozen
+from edgelora_tools.gradients.shapes import dims
+from edgelora_tools.insertion import Site, find_sites
+from edgelora_tools.measure_shapes import Sizes, batch_name
+from edgelora_tools.passes.free_names import free_names
+
+_PRODUCTS = frozenset({
+    "MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose", "ConvInteger", "MatMulInteger", "Attention", "LSTM", "GRU",
+    "RNN", "If", "Loop", "Scan", "DeformConv", "FusedMatMul",
+})  # fmt: skip
+_TABLE = 1024  # elements from which a frozen tensor of two or more axes is a weight
+_UNBOUNDED = 1 << 60
+KEPT = "prefix.{}"  # names of the values at the cut, in both graphs
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A base in two: `prefix` maps the inputs to the values `kept`; `suffix` maps those, and inputs, to the outputs.
+
+    Each kept value is `[batch, ...]`, so that it can be kept by the sample.
+    """
+
+    prefix: ir.Model
+    suffix: ir.Model
+    kept: tuple[ir.Value, ...]
+
+
+def block_of(point_id: str) -> str | None:
+    """The block that a point stands in: its path up to the first number (`encoder.layer.3`, `layer2.0`), or None."""
+    found = re.match(r"(?:.*?\.)?\d+(?=\.|$)", point_id)
+    return found[0] if found is not None else None
+
+
+def last_blocks(points: Sequence[InsertionPoint], count: int) -> tuple[InsertionPoint, ...]:
+    """The points of the last `count` blocks that have any, in the order of the graph.
+
+    Raises:
+        ConversionError: no point stands in a numbered block, or there are fewer.
+    """
+    blocks = list(dict.fromkeys(block for point in points if (block := block_of(point.id)) is not None))
+    if not blocks:
+        raise ConversionError(
+            f"train_last {count}: no insertion point stands in a numbered layer, so that there are no last ones"
+        )
+    if not 1 <= count <= len(blocks):
+        raise ConversionError(
+            f"train_last {count}: the insertion points stand in {len(blocks)} layers; choose 1 to {len(blocks)}"
+        )
+    return tuple(point for point in points if block_of(point.id) in blocks[-count:])
+
+
+def cut_before(base: ir.Model, points: Sequence[InsertionPoint], sizes: Sizes) -> Cut:
+    """Cut the base before everything that adapters at `points` can change; `sizes` are those that bytes are told at.
+
+    Raises:
+        ConversionError: the batch has a fixed size, nothing that goes by the sample separates the two parts, or
+            modules of one name cannot be told apart in the suffix.
+    """
+    batch = batch_name(base)
+    if batch is None:
+        raise ConversionError("a prefix is kept by the sample, and the inputs have no dynamic batch: export with one")
+    base = sizes_of_inputs(base.clone())
+    wanted = {point.id for point in points}
+    blocks = {block_of(point.id) for point in points}
+    every = find_sites(base)
+    sites = [site for site in every if site.point.id in wanted]
+    readers = _readers(base.graph)
+    changed = _downstream([use.reader for site in sites for use in site.uses], readers)
+    inside = [use.product for site in every if block_of(site.point.id) in blocks for use in site.uses]
+    heavy = _heavy_values(base.graph, _downstream(inside, readers), batch)
+    ends = {
+        y
+        for node in base.graph
+        if node not in changed
+        for y in node.outputs
+        if y.is_graph_output() or any(reader in changed for reader in readers.get(y, ()))
+    }
+    values = _minimum_cut([n for n in base.graph if n not in changed], heavy, ends, lambda v: _bytes(v, batch, sizes))
+    if values == []:
+        raise ConversionError(f"no product comes before {sites[0].point.id}: there is nothing to keep of a prefix")
+    if values is None:
+        raise ConversionError(
+            f"the model cannot be cut before {sites[0].point.id}: no values with the batch first separate it from what "
+            "comes before"
+        )
+    values.sort(key=lambda v: str(v.name))
+    names = [str(v.name) for v in values]
+    cut = Cut(_prefix(base, names), _suffix(base, names), tuple(values))
+    _check_sites(sites, cut.suffix)
+    return cut
+
+
+def sizes_of_inputs(model: ir.Model) -> ir.Model:
+    """Read sizes from the inputs: Shape(v) becomes the sizes of inputs that v's measured shape names.
+
+    So no mask depends on hidden states for their size alone.
+    """
+    graph = model.graph
+    where: dict[str, tuple[ir.Value, int]] = {}
+    for x in sorted(graph.inputs, key=lambda x: (x.name != "attention_mask", len(dims(x)))):
+        for axis, d in enumerate(dims(x)):
+            if isinstance(d, str):
+                where.setdefault(d, (x, axis))
+    op = GraphBuilder(free_names(graph)).op
+    for node in list(graph):
+        v = node.inputs[0] if node.op_type == "Shape" and node.domain in ("", "ai.onnx") else None
+        if v is None or v.shape is None or v in graph.inputs:
+            continue
+        start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", len(v.shape))
+        sizes = dims(v)[start:end]
+        if not sizes or not all(isinstance(d, int) or d in where for d in sizes):
+            continue
+        parts = [
+            op.Constant(value_ints=[d])
+            if isinstance(d, int)
+            else op.Shape(where[str(d)][0], start=where[str(d)][1], end=where[str(d)][1] + 1)
+            for d in sizes
+        ]
+        sized = op.Concat(*parts, axis=0)
+        old = node.outputs[0]
+        sized.shape, sized.type = old.shape, old.type
+        for user, position in list(old.uses()):
+            user.replace_input_with(position, sized)
+        graph.outputs[:] = [sized if y is old else y for y in graph.outputs]
+    common.TopologicalSortPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    return model
+
+
+Readers = dict[ir.Value, list[ir.Node]]
+
+
+def _readers(graph: ir.Graph) -> Readers:
+    """By value the nodes of the main graph that depend on it, by themselves or in a body."""
+    readers: Readers = {}
+    for node in graph:
+        for x in dict.fromkeys(values_read(node)):
+            readers.setdefault(x, []).append(node)
+    return readers
+
+
+def _downstream(nodes: Sequence[ir.Node], readers: Readers) -> set[ir.Node]:
+    """The nodes, and those that depend on any of them."""
+    front, seen = list(nodes), set(nodes)
+    while front:
+        for y in front.pop().outputs:
+            new = [node for node in readers.get(y, ()) if node not in seen]
+            seen.update(new)
+            front.extend(new)
+    return seen
+
+
+def _heavy_values(graph: ir.Graph, passed_over: Collection[ir.Node], batch: str) -> set[ir.Value]:
+    """Per-sample results that are too heavy to compute again: of products by weights, tables, and products of these."""
+    heavy: set[ir.Value] = set()
+    behind: set[ir.Value] = set()
+    for node in graph:
+        read = values_read(node)
+        follows = any(x in behind for x in read)
+        weighs = any(is_frozen(x) and _weighs(node, x) for x in read)
+        mine = [y for y in node.outputs if _leads(y, batch)]
+        if (weighs or (follows and node.op_type in _PRODUCTS)) and mine:
+            behind.update(node.outputs)
+            if node not in passed_over:
+                heavy.update(mine)
+        elif follows:
+            behind.update(node.outputs)
+    return heavy
+
+
+def _weighs(node: ir.Node, frozen: ir.Value) -> bool:
+    """Whether a frozen operand makes the node heavy: a matrix or kernel of a product, or a table (of embeddings)."""
+    shape = dims(frozen)
+    product = len(shape) == 2 or node.op_type.startswith("Conv")
+    elements = math.prod(d for d in shape if isinstance(d, int))
+    return len(shape) > 1 and ((node.op_type in _PRODUCTS and product) or elements > _TABLE)
+
+
+def _leads(value: ir.Value, batch: str) -> bool:
+    return value.shape is not None and len(value.shape) > 0 and dims(value)[0] == batch
+
+
+def _bytes(value: ir.Value, batch: str, sizes: Sizes) -> int:
+    """What a sample's share of the value takes; without bound where it does not go by the sample."""
+    if value.dtype is None or not _leads(value, batch) or value.dtype == ir.DataType.STRING:
+        return _UNBOUNDED
+    known = {name: size for name, size in sizes.items() if name != batch}
+    try:
+        rest = [evaluate_dimension("?" if d is None else d, known) for d in dims(value)[1:]]
+    except ConfigError:
+        return _UNBOUNDED
+    return max(math.prod(rest) * value.dtype.numpy().itemsize, 1)
+
+
+Place = tuple[ir.Value | None, int]
+Flow = dict[Place, dict[Place, int]]
+
+
+def _minimum_cut(
+    nodes: Sequence[ir.Node], heavy: set[ir.Value], ends: set[ir.Value], size: Callable[[ir.Value], int]
+) -> list[ir.Value] | None:
+    """The values of least size between `heavy` and `ends`, as late as can be; None if there are none with a bound.
+
+    Each value is an edge from (v, 0) to (v, 1) with its size as capacity; the other edges have no bound.
+    """
+    source: Place = (None, 0)
+    sink: Place = (None, 1)
+    left: Flow = {source: {}, sink: {}}
+
+    def edge(a: Place, b: Place, capacity: int) -> None:
+        left.setdefault(a, {})[b] = capacity
+        left.setdefault(b, {}).setdefault(a, 0)
+
+    for node in nodes:
+        for y in node.outputs:
+            edge((y, 0), (y, 1), size(y))
+            if y in heavy:
+                edge(source, (y, 0), _UNBOUNDED)
+            if y in ends:
+                edge((y, 1), sink, _UNBOUNDED)
+            for x in dict.fromkeys(values_read(node)):
+                if x.producer() is not None:
+                    edge((x, 1), (y, 0), _UNBOUNDED)
+    while (way := _way(left, source, sink)) is not None:
+        pushed = min(left[a][b] for a, b in way)
+        if pushed >= _UNBOUNDED:
+            return None
+        for a, b in way:
+            left[a][b] -= pushed if left[a][b] < _UNBOUNDED else 0
+            left[b][a] += pushed
+    into: dict[Place, list[Place]] = {}
+    for a, following in left.items():
+        for b, capacity in following.items():
+            if capacity > 0:
+                into.setdefault(b, []).append(a)
+    front: list[Place] = [sink]
+    reaching = set(front)
+    while front:
+        for a in into.get(front.pop(), ()):
+            if a not in reaching:
+                reaching.add(a)
+                front.append(a)
+    return [v for v, side in left if side == 1 and v is not None and (v, 1) in reaching and (v, 0) not in reaching]
+
+
+def _way(left: Flow, source: Place, sink: Place) -> list[tuple[Place, Place]] | None:
+    """The edges of a shortest way with capacity left."""
+    came: dict[Place, Place] = {source: source}
+    front = deque([source])
+    while front:
+        place = front.popleft()
+        for following, capacity in left[place].items():
+            if capacity > 0 and following not in came:
+                came[following] = place
+                if following == sink:
+                    way: list[tuple[Place, Place]] = []
+                    while following != source:
+                        way.append((came[following], following))
+                        following = came[following]
+                    return way[::-1]
+                front.append(following)
+    return None
+
+
+def _prefix(base: ir.Model, names: Sequence[str]) -> ir.Model:
+    """Inputs -> the values of these names."""
+    model = base.clone()
+    values = _by_name(model.graph, names)
+    model.graph.outputs[:] = values
+    common.RemoveUnusedNodesPass()(model)
+    model.graph.inputs[:] = [x for x in model.graph.inputs if x.uses()]
+    for number, value in enumerate(values):
+        value.name = KEPT.format(number)
+    return model
+
+
+def _suffix(base: ir.Model, names: Sequence[str]) -> ir.Model:
+    """The values of these names, as inputs beside the model's own -> outputs."""
+    model = base.clone()
+    graph = model.graph
+    for number, value in enumerate(_by_name(graph, names)):
+        kept = ir.Input(KEPT.format(number), shape=value.shape, type=value.type)
+        for node, position in list(value.uses()):
+            node.replace_input_with(position, kept)
+        graph.outputs[:] = [kept if y is value else y for y in graph.outputs]
+        graph.inputs.append(kept)
+    common.RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _by_name(graph: ir.Graph, names: Sequence[str]) -> list[ir.Value]:
+    made = {y.name: y for node in graph for y in node.outputs}
+    return [made[name] for name in names]
+
+
+def _check_sites(sites: Sequence[Site], suffix: ir.Model) -> None:
+    """Raise ConversionError unless every site is whole in the suffix, under the same id."""
+    there = {site.point.id: [use.output.name for use in site.uses] for site in find_sites(suffix)}
+    wrong = [s.point.id for s in sites if there.get(s.point.id) != [use.output.name for use in s.uses]]
+    if wrong:
+        raise ConversionError(
+            f"cut before the last layers, {', '.join(wrong)} cannot be told from others of the name: export with names"
+        )
