@@ -6,9 +6,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from benchmarks import clinc, conversion, report, stages
+from benchmarks import clinc, conversion, report, speed, speed_report, stages, variants
+from benchmarks.cases import CASES
 from benchmarks.measure import BenchmarkError
+from benchmarks.rivals import RIVALS
 
 ALL_LINEAR = "all-linear"
 
@@ -23,8 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
     print(options.markdown(body))
     if options.json is not None:
         options.json.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+    if getattr(options, "markdown_file", None) is not None:
+        options.markdown_file.write_text(options.markdown(body) + "\n", encoding="utf-8")
     if options.plot is not None:
-        report.plot(body, options.plot)
+        options.draw(body, options.plot)
     return 0
 
 
@@ -51,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     case.add_argument("--plot", type=Path, metavar="FILE", help="write accuracy and loss curves")
     case.add_argument("--quick", action="store_true", help="a smoke run of a few steps; its figures mean nothing")
-    case.set_defaults(run=lambda o: clinc.run(clinc_options(o), progress), markdown=report.markdown)
+    case.set_defaults(run=lambda o: clinc.run(clinc_options(o), progress), markdown=report.markdown, draw=report.plot)
+    add_speed(cases)
     case = cases.add_parser(
         "conversion", help="conversion time and memory by the size of the graph", description=conversion.__doc__
     )
@@ -72,6 +78,51 @@ def parser() -> argparse.ArgumentParser:
         plot=None,
     )
     return root
+
+
+def add_speed(cases: Any) -> None:
+    default = speed.SpeedOptions()
+    case = cases.add_parser("speed", help="every variant of ours against every rival", description=speed.__doc__)
+    case.add_argument("--case", choices=list(CASES), default=default.case, dest="work")
+    case.add_argument("--repeats", type=positive, default=default.repeats, help="runs of each contender")
+    case.add_argument("--epochs", type=positive, default=default.epochs, help="epochs of a run of the cost round")
+    case.add_argument(
+        "--accuracy-repeats",
+        type=int,
+        default=default.accuracy_repeats,
+        metavar="N",
+        help="runs of the accuracy round, 0 to leave it out (1)",
+    )
+    case.add_argument("--accuracy-epochs", type=positive, default=default.accuracy_epochs, metavar="N")
+    case.add_argument("--rivals", nargs="*", metavar="NAME", help=f"of {', '.join(r.name for r in RIVALS)} (all)")
+    known = ", ".join(dict.fromkeys(v.name for v in (*variants.COST, *variants.FASTEST)))
+    case.add_argument("--variants", nargs="*", metavar="NAME", help=f"of {known} (all)")
+    case.add_argument("--threads", type=positive, default=default.threads, help="threads of each process")
+    case.add_argument("--seed", type=int, default=default.seed)
+    case.add_argument("--max-steps", type=positive, metavar="N", help="cut the cost and prefix rounds short")
+    case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.add_argument("--markdown", type=Path, metavar="FILE", dest="markdown_file", help="write the tables")
+    case.add_argument("--plot", type=Path, metavar="FILE", help="write bars of time and memory")
+    case.add_argument("--quick", action="store_true", help="a smoke run of a few steps; its figures mean nothing")
+    case.set_defaults(
+        run=lambda o: speed.run(speed_options(o), progress), markdown=speed_report.markdown, draw=speed_report.plot
+    )
+
+
+def speed_options(options: argparse.Namespace) -> speed.SpeedOptions:
+    chosen = speed.SpeedOptions(
+        case=options.work,
+        repeats=options.repeats,
+        epochs=options.epochs,
+        accuracy_repeats=options.accuracy_repeats,
+        accuracy_epochs=options.accuracy_epochs,
+        rivals=None if options.rivals is None else tuple(options.rivals),
+        variants=None if options.variants is None else tuple(options.variants),
+        threads=options.threads,
+        seed=options.seed,
+        max_steps=options.max_steps,
+    )
+    return chosen.quick() if options.quick else chosen
 
 
 def clinc_options(options: argparse.Namespace) -> clinc.ClincOptions:

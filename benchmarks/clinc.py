@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -161,17 +161,23 @@ def _utterances(pairs: Sequence[Sequence[str]], intents: Sequence[str]) -> Utter
     return Utterances(tuple(text for text, _ in pairs), tuple(index[intent] for _, intent in pairs))
 
 
-def cached_bundle(model: Path, targets: tuple[str, ...] | str, progress: Progress) -> Path:
-    """The model's bundle for these targets, converted anew whenever the converter's source has changed."""
+def cached_bundle(
+    model: Path, targets: tuple[str, ...] | str, progress: Progress, conversion: Mapping[str, Any] | None = None
+) -> Path:
+    """The model's bundle for these targets, converted anew whenever the converter's source has changed.
+
+    `conversion` holds further fields of ConvertOptions.
+    """
     folder = cache_folder() / "benchmarks"
-    source = hashlib.sha256(repr((RECIPE, targets)).encode())
+    further = dict(conversion or {})
+    source = hashlib.sha256(repr((RECIPE, targets, sorted(further.items()))).encode())
     for package in ("tools/edgelora_tools", "edgelora"):
         for path in sorted((ROOT / package).rglob("*.py")):
             source.update(path.read_bytes())
     bundle = folder / f"{RECIPE}-{source.hexdigest()[:16]}.edgelora"
     if not (bundle / "bundle.json").is_file():
         progress("converting the model")
-        convert(open_source(str(model)), bundle, ConvertOptions(target_modules=targets, overwrite=True))
+        convert(open_source(str(model)), bundle, ConvertOptions(target_modules=targets, overwrite=True, **further))
     bundle.touch()
     for other in folder.glob(f"{RECIPE}-*.edgelora"):
         if time.time() - other.stat().st_mtime > DAY:
@@ -187,8 +193,9 @@ def write_job(
     data: tuple[Utterances, Utterances],
     intents: tuple[str, ...],
     repeat: int,
+    layers: tuple[int, ...] | None = None,
 ) -> Path:
-    """The files of one run; initial values and order change from repeat to repeat."""
+    """The files of one run; initial values and order change from repeat to repeat. `layers` limits the adapters."""
     manifest = bundle.manifest
     encoder = TextEncoder(bundle.path, manifest.preprocessing, manifest.inputs)
     settings = Settings(
@@ -208,7 +215,7 @@ def write_job(
     rng = np.random.default_rng([options.seed, repeat])
     order = np.stack([rng.permutation(len(train)) for _ in range(options.epochs)])
     Job(folder, settings, train, test, order).write()
-    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=options.targets)
+    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=options.targets, layers_to_transform=layers)
     initial = new_adapter(manifest, lora, labels=intents, rng=rng)
     write_adapter(initial, folder / INITIAL)
     probed = {

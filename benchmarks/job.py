@@ -204,6 +204,7 @@ class Recorder:
             "step_cpu_seconds": self.cpu_seconds,
             "epoch_ends": [step for step in range(len(self.losses)) if self.job.ends_epoch(step)],
             "accuracy": list(accuracies),
+            "tokens": [int(self.job.train.lengths()[rows].sum()) for rows in self.job.batches()[: len(self.losses)]],
             "cold_start_seconds": self.cold_start,
             "peak_memory_mb": self.peak_training,
             "peak_memory_with_evaluation_mb": peak_memory_mb(),
@@ -223,5 +224,10 @@ def wait_for_turn() -> None:
 
 def worker_arguments() -> tuple[Path, Path, float]:
     """(job folder, result folder, wall-clock time of the start) from the command line."""
-    job, result, started = sys.argv[1:]
+    job, result, started = sys.argv[1:4]
     return Path(job), Path(result), float(started)
+
+
+def worker_options() -> dict[str, Any]:
+    """The contender's own settings, from the command line."""
+    return json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}

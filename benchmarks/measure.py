@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from benchmarks.job import GRADIENTS_FILE, RESULT_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
+ERRORS_FILE = "errors.txt"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -27,11 +29,18 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True)
 class Contender:
-    """Who is measured: `worker` is a module run as `python -m worker JOB RESULT STARTED`."""
+    """Who is measured: `worker` is a module run as `python -m worker JOB RESULT STARTED OPTIONS`.
+
+    `options` are the worker's own settings, `python` the interpreter (None: this one), `job` the folder inside the
+    run's job folder that is this contender's.
+    """
 
     name: str
     title: str
     worker: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    python: str | None = None
+    job: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,13 @@ class Run:
 
     result: Mapping[str, Any]
     gradients: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A contender that did not finish its run, and the last line that it wrote to standard error."""
+
+    reason: str
 
 
 Runs = dict[str, list[Run]]
@@ -53,18 +69,34 @@ def process_environment(threads: int) -> dict[str, str]:
 
 
 class Process:
-    """A contender's fresh process; it runs when it is given a turn and waits otherwise."""
+    """A contender's fresh process; it runs when it is given a turn and waits otherwise.
 
-    def __init__(self, contender: Contender, job: Path, result: Path, threads: int) -> None:
+    `on_start` is called in the new process before the worker's program, as a limit needs it. With `keep_errors`
+    standard error goes to a file beside the result, whose last line tells why a contender failed.
+    """
+
+    def __init__(
+        self,
+        contender: Contender,
+        job: Path,
+        result: Path,
+        threads: int,
+        keep_errors: bool = False,
+        on_start: Callable[[], None] | None = None,
+    ) -> None:
         self.contender, self.result = contender, result
-        command = [sys.executable, "-m", contender.worker, str(job), str(result)]
+        result.mkdir(parents=True, exist_ok=True)
+        self._errors = (result / ERRORS_FILE).open("w", encoding="utf-8") if keep_errors else None
+        command = [contender.python or sys.executable, "-m", contender.worker, str(job / contender.job), str(result)]
         self._process = subprocess.Popen(
-            [*command, repr(time.time())],
+            [*command, repr(time.time()), json.dumps(dict(contender.options))],
             env=process_environment(threads),
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
+            preexec_fn=on_start,
         )
 
     def finish_turn(self) -> bool:
@@ -77,14 +109,22 @@ class Process:
         if self._process.stdout.readline():
             return True
         if self._process.wait():
-            raise BenchmarkError(f"{self.contender.title} failed with exit status {self._process.returncode}")
+            raise BenchmarkError(f"{self.contender.title} failed: {self._reason()}")
         return False
+
+    def _reason(self) -> str:
+        status = f"exit status {self._process.returncode}"
+        if self._errors is None:
+            return status
+        lines = (self.result / ERRORS_FILE).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return f"{lines[-1].strip()[:300]} ({status})" if lines else status
 
     def give_turn(self) -> None:
         """Let the process go on."""
         assert self._process.stdin is not None
-        self._process.stdin.write("go on\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # a process that has ended is found out when its turn is over
+            self._process.stdin.write("go on\n")
+            self._process.stdin.flush()
 
     def read(self) -> Run:
         """What it wrote before it ended."""
@@ -96,30 +136,47 @@ class Process:
         """End the process if it still runs."""
         if self._process.poll() is None:
             self._process.kill()
-        self._process.communicate()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
+        if self._errors is not None:
+            self._errors.close()
 
 
-def run_in_turns(contenders: Sequence[Contender], job: Path, results: Path, threads: int) -> list[Run]:
+def run_in_turns(
+    contenders: Sequence[Contender], job: Path, results: Path, threads: int, keep_failures: bool = False
+) -> list[Run | Failure]:
     """One run of each contender: started one after the other, then a turn each until all have ended.
 
     Raises:
-        BenchmarkError: a contender failed.
+        BenchmarkError: a contender failed, unless `keep_failures` makes that its result.
     """
     processes: list[Process] = []
+    failed: dict[str, Failure] = {}
+
+    def goes_on(process: Process) -> bool:
+        try:
+            return process.finish_turn()
+        except BenchmarkError as error:
+            if not keep_failures:
+                raise
+            failed[process.contender.name] = Failure(str(error))
+            return False
+
     try:
+        running: list[Process] = []
         for contender in contenders:
-            processes.append(Process(contender, job, results / contender.name, threads))
-            processes[-1].finish_turn()
-        running = list(processes)
+            processes.append(Process(contender, job, results / contender.name, threads, keep_failures))
+            if goes_on(processes[-1]):
+                running.append(processes[-1])
         while running:
             for process in tuple(running):
                 process.give_turn()
-                if not process.finish_turn():
+                if not goes_on(process):
                     running.remove(process)
     finally:
         for process in processes:
             process.close()
-    return [process.read() for process in processes]
+    return [failed.get(p.contender.name) or p.read() for p in processes]
 
 
 def alternate(
@@ -128,14 +185,27 @@ def alternate(
     results: Path,
     threads: int,
     progress: Callable[[str], None],
+    failures: dict[str, str] | None = None,
 ) -> Runs:
-    """Each job by every contender before the next job; who begins changes every time (AB, BA, AB, …)."""
+    """Each job by every contender before the next job; who begins changes every time (AB, BA, AB, …).
+
+    A contender that fails leaves its reason in `failures` and takes no further part.
+
+    Raises:
+        BenchmarkError: a contender failed, and there is no `failures` to take it.
+    """
     runs: Runs = {contender.name: [] for contender in contenders}
     for repeat, job in enumerate(jobs):
         progress(f"run {repeat + 1} of {len(jobs)}")
-        order = list(contenders) if repeat % 2 == 0 else list(reversed(contenders))
-        for contender, run in zip(order, run_in_turns(order, job, results / str(repeat), threads), strict=True):
-            runs[contender.name].append(run)
+        order = [c for c in contenders if not failures or c.name not in failures]
+        order = order if repeat % 2 == 0 else order[::-1]
+        found = run_in_turns(order, job, results / str(repeat), threads, failures is not None)
+        for contender, run in zip(order, found, strict=True):
+            if isinstance(run, Run):
+                runs[contender.name].append(run)
+            elif failures is not None:
+                failures[contender.name] = run.reason
+                progress(run.reason)
     return runs
 
 

@@ -18,9 +18,9 @@ def markdown(body: Mapping[str, Any]) -> str:
     return "\n\n".join(
         [
             _conditions(body),
-            _table(["accuracy after epoch", *titles, "difference"], _accuracy_rows(ours["summary"], rival["summary"])),
-            _table(["", *titles, "ratio"], _cost_rows(body, ours["summary"], rival["summary"])),
-            _table(["agreement", "largest", "aim"], _agreement_rows(body["agreement"])),
+            table(["accuracy after epoch", *titles, "difference"], _accuracy_rows(ours["summary"], rival["summary"])),
+            table(["", *titles, "ratio"], _cost_rows(body, ours["summary"], rival["summary"])),
+            table(["agreement", "largest", "aim"], _agreement_rows(body["agreement"])),
         ]
     )
 
@@ -81,7 +81,8 @@ def _agreement_rows(agreement: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column stands left."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     lines = [

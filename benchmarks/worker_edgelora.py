@@ -1,4 +1,8 @@
-"""One training run by EdgeLoRA, on the device package and numpy alone."""
+"""One training run by EdgeLoRA, on the device package and numpy alone.
+
+Options: `bundle` (else the job's), and `session` and `training`, settings by the names of SessionSettings and
+TrainingConfig.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgelora
-from benchmarks.job import INITIAL, PROBE, Job, Recorder, worker_arguments
+from benchmarks.job import INITIAL, PROBE, Job, Recorder, worker_arguments, worker_options
 from edgelora import Bundle, SessionSettings, Trainer, TrainingConfig
 from edgelora.adapter import read_adapter
 from edgelora.objectives import Classification
@@ -18,16 +22,19 @@ from edgelora.session import ENGINE_VERSION
 def main() -> None:
     folder, destination, started = worker_arguments()
     job = Job.read(folder)
+    options = worker_options()
     record = Recorder("EdgeLoRA", job, started)
-    bundle = Bundle.open(job.settings.bundle, SessionSettings(threads=job.settings.threads))
-    config = TrainingConfig(
-        num_train_epochs=job.settings.epochs,
-        max_steps=job.settings.max_steps,
-        batch_size=job.settings.batch_size,
-        micro_batch_size=job.settings.micro_batch_size,
-        learning_rate=job.settings.learning_rate,
-        max_grad_norm=0.0,
-    )
+    settings = SessionSettings(**{"threads": job.settings.threads, **options.get("session", {})})
+    bundle = Bundle.open(options.get("bundle", job.settings.bundle), settings)
+    usual = {
+        "num_train_epochs": job.settings.epochs,
+        "max_steps": job.settings.max_steps,
+        "batch_size": job.settings.batch_size,
+        "micro_batch_size": job.settings.micro_batch_size,
+        "learning_rate": job.settings.learning_rate,
+        "max_grad_norm": 0.0,
+    }
+    config = TrainingConfig(**(usual | options.get("training", {})))
     objective = Classification(job.train, job.train.labels)
     trainer = Trainer(bundle, read_adapter(folder / INITIAL), objective, config)
     batches = job.batches()

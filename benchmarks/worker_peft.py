@@ -1,11 +1,16 @@
-"""The same training run by PEFT on PyTorch, set up as its documentation does, with scaled-dot-product attention."""
+"""The same training run by PEFT on PyTorch, set up as its documentation does.
+
+Options: `attention` ("sdpa", "eager"), `compile` (torch.compile with dynamic shapes), `full` (no adapters: every weight
+is trained), `learning_rate` (else the job's).
+"""
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peft
@@ -14,9 +19,10 @@ import transformers
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from benchmarks.job import INITIAL, PROBE, Job, Recorder, Texts, worker_arguments
+from benchmarks.job import INITIAL, PROBE, Job, Recorder, Texts, worker_arguments, worker_options
 
 CONFIG_FILE, TENSORS_FILE = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_KEYS = ("r", "lora_alpha", "target_modules", "layers_to_transform")
 HEAD = "base_model.model.classifier."
 PEFT_PREFIX = "base_model.model."
 
@@ -47,13 +53,13 @@ def main() -> None:
     folder, destination, started = worker_arguments()
     job = Job.read(folder)
     record = Recorder("PEFT", job, started)
+    options = worker_options()
     torch.set_num_threads(job.settings.threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    classifier = build(job)
-    optimizer = torch.optim.AdamW(
-        [p for _, p in classifier.trainable()], lr=job.settings.learning_rate, weight_decay=0.0
-    )
+    classifier = build(job, options)
+    rate = options.get("learning_rate", job.settings.learning_rate)
+    optimizer = torch.optim.AdamW([p for _, p in classifier.trainable()], lr=rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / job.total_steps))
     snapshots: list[list[torch.Tensor]] = []
     batches = job.batches()
@@ -66,33 +72,52 @@ def main() -> None:
         schedule.step()
         value = loss.item()
         record.end_step(value)
-        if step == 0:
+        if step == 0 and not options.get("full"):
             record.keep_gradients(INITIAL, gradients(classifier))
         if job.ends_epoch(step):
             snapshots.append([p.detach().clone() for _, p in classifier.trainable()])
         record.next_turn()
     record.end_training()
-    load_adapter(classifier, folder / PROBE)
-    optimizer.zero_grad()
-    loss_of(classifier, job.train, batches[0]).backward()
-    record.keep_gradients(PROBE, gradients(classifier))
+    if not options.get("full"):
+        load_adapter(classifier, folder / PROBE)
+        optimizer.zero_grad()
+        loss_of(classifier, job.train, batches[0]).backward()
+        record.keep_gradients(PROBE, gradients(classifier))
     accuracies = [accuracy(classifier, snapshot, job) for snapshot in snapshots]
     modules = {"peft": peft, "torch": torch, "transformers": transformers, "numpy": np}
     versions = {name: str(module.__version__) for name, module in modules.items()}
     record.write(destination, accuracies, versions | {"python": platform.python_version()})
 
 
-def build(job: Job) -> Classifier:
+def build(job: Job, options: Mapping[str, Any]) -> Classifier:
     """The base without dropout, LoRA at the initial adapter's points, a head of its size, its values."""
     base = transformers.AutoModel.from_pretrained(
-        job.settings.model, dtype=torch.float32, local_files_only=True, attn_implementation="sdpa"
+        job.settings.model,
+        dtype=torch.float32,
+        local_files_only=True,
+        attn_implementation=options.get("attention", "sdpa"),
     )
     saved = json.loads((job.folder / INITIAL / CONFIG_FILE).read_text(encoding="utf-8"))
-    config = peft.LoraConfig(**{key: saved[key] for key in ("r", "lora_alpha", "target_modules")})
     classes, features = load_file(job.folder / INITIAL / TENSORS_FILE)[f"{HEAD}weight"].shape
-    classifier = Classifier(peft.get_peft_model(base, config), features, classes)
-    load_adapter(classifier, job.folder / INITIAL)
-    return classifier.eval()
+    if options.get("full"):
+        classifier = Classifier(base, features, classes)
+        load_head(classifier, job.folder / INITIAL)
+    else:
+        chosen = {key: saved[key] for key in CONFIG_KEYS if saved.get(key) is not None}
+        classifier = Classifier(peft.get_peft_model(base, peft.LoraConfig(**chosen)), features, classes)
+        load_adapter(classifier, job.folder / INITIAL)
+    classifier.eval()
+    if options.get("compile"):
+        classifier.compile(dynamic=True)
+    return classifier
+
+
+def load_head(classifier: Classifier, folder: Path) -> None:
+    """The initial values of the head alone."""
+    tensors = load_file(folder / TENSORS_FILE)
+    with torch.no_grad():
+        for name, parameter in classifier.head.named_parameters():
+            parameter.copy_(tensors[f"{HEAD}{name}"])
 
 
 def load_adapter(classifier: Classifier, folder: Path) -> None:

@@ -20,9 +20,22 @@ import pytest
 pytest.importorskip("peft", reason="PEFT is not installed")
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 
-from benchmarks import clinc, conversion, report, stages
+from benchmarks import clinc, conversion, figures, gemm, report, speed, speed_report, stages, variants
 from benchmarks.job import Job, Settings, Texts
-from benchmarks.measure import ROOT, BenchmarkError, Run, agreement, relative_error, seconds_to, summarize
+from benchmarks.limited import run_limited
+from benchmarks.measure import (
+    ROOT,
+    BenchmarkError,
+    Contender,
+    Run,
+    agreement,
+    alternate,
+    relative_error,
+    seconds_to,
+    summarize,
+)
+from benchmarks.rivals import RIVALS, Unavailable, peft
+from benchmarks.rivals.base import Place
 from edgelora.errors import EdgeLoraError
 from edgelora_tools.recipes import fetch, load_recipe
 from tests.convert.bundles import to_bundle
@@ -161,9 +174,9 @@ def gated(tmp_path):
 @pytest.mark.parametrize("stage", list(stages.STAGES))
 def test_a_stage_is_measured_with_and_without(stage, gated):
     body = stages.run(stage, str(gated), batch=3, length=1, steps=2, progress=lambda _: None)
-    for figures in (body["seconds"], body["peak_bytes"], body["weights_bytes"]):
-        assert set(figures) == {"with", "without"}
-        assert min(figures.values()) > 0
+    for made in (body["seconds"], body["peak_bytes"], body["weights_bytes"]):
+        assert set(made) == {"with", "without"}
+        assert min(made.values()) > 0
     assert "| step, ms (median) |" in stages.markdown(body)
 
 
@@ -179,3 +192,165 @@ def test_a_stage_is_really_left_out(gated, tmp_path):
 def training_nodes(bundle):
     file = bundle.path / bundle.training("cotangent", dropout=False).file
     return onnx.load(file, load_external_data=False).graph.node
+
+
+RATIO_KEYS = {
+    "step_fp32",
+    "step_int8",
+    "time_to_085",
+    "cached_epoch",
+    "peak_memory",
+    "cold_start",
+    "gemm_share",
+}
+
+
+@pytest.fixture(scope="module")
+def speed_body(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    try:
+        clinc.find_data()
+        fetch(load_recipe(clinc.RECIPE))
+    except (BenchmarkError, EdgeLoraError) as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("speed")
+    files = [str(folder / name) for name in ("speed.json", "speed.md")]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "speed",
+        "--quick",
+        "--max-steps",
+        "3",
+        "--variants",
+        "fp32",
+        "small",
+    ]
+    command += ["--rivals", "peft-sdpa", "--json", files[0], "--markdown", files[1]]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools")])}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Path(files[1]).read_text(encoding="utf-8") == done.stdout
+    return json.loads(Path(files[0]).read_text(encoding="utf-8"))
+
+
+def test_speed_reports_ratios_or_reasons(speed_body: dict[str, Any]) -> None:
+    assert set(speed_body["ratios"]) == set(speed_body["reasons"]) == RATIO_KEYS
+    for key in ("step_fp32", "peak_memory", "gemm_share"):
+        assert speed_body["ratios"][key] > 0
+    assert speed_body["ratios"]["gemm_share"] < 1
+    assert speed_body["ratios"]["time_to_085"] is None
+    assert "left out" in speed_body["reasons"]["time_to_085"]
+    assert all(speed_body["reasons"].values())
+
+
+def test_speed_runs_within_a_hard_limit(speed_body: dict[str, Any]) -> None:
+    assert speed_body["limited"]["kind"] in ("memory cgroup", "RLIMIT_DATA")
+    assert "completed" in speed_body["limited"]
+
+
+def test_the_speed_report_has_a_plot(speed_body: dict[str, Any], tmp_path: Path) -> None:
+    speed_report.plot(speed_body, tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_variant_without_its_option_says_which() -> None:
+    row = variants.Variant("x", "X", convert={"sideways": 1}, session={"threads": 1}, training={"seed": 1})
+    assert row.unknown() == ["ConvertOptions.sideways"]
+    assert variants.Variant("x", "X", convert={"sideways": 1}, defaults=frozenset({"sideways"})).unknown() == []
+
+
+def test_torch_compile_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(peft.shutil, "which", lambda _: None)
+    with pytest.raises(Unavailable, match="compiler"):
+        peft.COMPILED.contender(Place(tmp_path, tmp_path, tmp_path, 1, print), "all")
+
+
+def test_a_contender_that_fails_becomes_a_row(tmp_path: Path) -> None:
+    """`json.tool` is a module that refuses the protocol's arguments."""
+    failures: dict[str, str] = {}
+    runs = alternate([Contender("x", "X", "json.tool")], [tmp_path], tmp_path, 1, lambda _: None, failures)
+    assert runs == {"x": []}
+    assert failures["x"].startswith("X failed: ")
+    assert "usage" in failures["x"] or "error" in failures["x"]
+    with pytest.raises(BenchmarkError, match="X failed"):
+        alternate([Contender("x", "X", "json.tool")], [tmp_path], tmp_path, 1, lambda _: None)
+
+
+def test_a_limit_that_is_too_small_is_reported(tmp_path: Path) -> None:
+    limited = run_limited(Contender("x", "X", "benchmarks.worker_peft"), tmp_path, tmp_path / "result", 1, 24)
+    assert limited["completed"] is False
+    assert "X failed" in limited["reason"]
+
+
+def test_rivals_have_names_of_their_own() -> None:
+    assert len({rival.name for rival in RIVALS}) == len(RIVALS)
+
+
+def test_spread_is_the_median_and_its_quartiles() -> None:
+    assert figures.spread([4, 0, 1, 3, 2]) == {"median": 2, "low": 1, "high": 3}
+
+
+def test_a_ratio_is_to_the_best_rival() -> None:
+    made = {name: {"s": figures.spread([value])} for name, value in (("us", 1.0), ("slow", 8.0), ("fast", 4.0))}
+    assert figures.ratio(made, "us", ["slow", "fast", "absent"], "s") == (0.25, "us to fast")
+    assert figures.ratio(made, "absent", ["fast"], "s")[0] is None
+    assert figures.ratio(made, "us", [], "s")[0] is None
+
+
+def test_an_epoch_after_the_first() -> None:
+    run = _run([1, 2, 3, 4], [1], step_seconds=[9.0, 1.0, 2.0, 3.0], epoch_ends=[1, 3])
+    assert figures.epoch_seconds([run])["median"] == 5
+    assert figures.epoch_seconds([_run([1], [1], step_seconds=[9.0, 1.0], epoch_ends=[1])])["median"] == 10
+
+
+def test_the_share_of_the_peak_is_taken_turn_by_turn() -> None:
+    """Step 0 is a turn of its own, steps 1 to 10 the next; a turn's peak is its best product's median."""
+    assert [figures.turn_of(step) for step in (0, 1, 10, 11)] == [0, 1, 1, 2]
+    peak = Run(
+        {"rates": [{"a": 1.0, "b": 5.0}, {"a": 8.0, "b": 2.0}, {"a": 10.0, "b": 40.0}, {"a": 12.0, "b": 2.0}]}, {}
+    )
+    assert figures.peak_by_turn(peak.result["rates"]) == [5, 10]
+    run = _run([1, 1, 1], [1], step_seconds=[1.0, 1.0, 0.5])
+    assert figures.gemm_share([run], [peak], [[99, 5, 5]])["median"] == pytest.approx((0.5 + 1.0) / 2)
+
+
+def test_the_best_learning_rate_reaches_the_threshold_first() -> None:
+    runs = {
+        "us 0.1": [_run([1], [1], accuracy=[0.5, 0.9])],
+        "us 0.2": [_run([1], [1], accuracy=[0.9, 0.9])],
+        "them 0.1": [_run([1], [1], accuracy=[0.2, 0.3])],
+        "them 0.2": [_run([1], [1], accuracy=[0.2, 0.4])],
+    }
+    assert speed.best_rates(runs, 0.85) == {"us": "us 0.2", "them": "them 0.2"}
+
+
+def test_operations_of_a_step_by_hand(tmp_path: Path) -> None:
+    """x -> frozen P -> frozen W with an adapter -> frozen V: P has no gradient, V needs that of its input."""
+    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    weights = {"P": (8, 16), "W": (16, 32), "V": (32, 4)}
+    graph = onnx.helper.make_graph(
+        [
+            make("MatMul", ["x", "P"], ["h"]),
+            make("MatMul", ["h", "W"], ["base"]),
+            make("MatMul", ["h", "A"], ["low"]),
+            make("MatMul", ["low", "B"], ["delta"]),
+            make("Add", ["base", "delta"], ["z"]),
+            make("MatMul", ["z", "V"], ["y"]),
+        ],
+        "g",
+        [value("x", FLOAT, ["n", 8]), value("A", FLOAT, [16, "r"]), value("B", FLOAT, ["r", 32])],
+        [value("y", FLOAT, ["n", 4])],
+        [onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in weights.items()],
+    )
+    path = tmp_path / "forward.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10), path)
+    count = gemm.OperationCount(path, frozenset({"A", "B"}))
+    n, r = 5, 2
+    feeds = {name: np.zeros(shape, np.float32) for name, shape in (("x", (n, 8)), ("A", (16, r)), ("B", (r, 32)))}
+    frozen_before = 2 * n * 8 * 16
+    frozen_beside = 2 * n * 16 * 32
+    frozen_behind = 2 * (2 * n * 32 * 4)
+    adapter = 2 * (2 * n * 16 * r) + 3 * (2 * n * r * 32)
+    assert count.step(feeds) == frozen_before + frozen_beside + frozen_behind + adapter
+    assert count.largest(feeds, 1) == [[n, 16, 32]]
