@@ -30,6 +30,7 @@ from edgelora_tools.measure_shapes import Sizes, batch_name, measure_shapes
 from edgelora_tools.methods import LORA, AdapterMethod
 from edgelora_tools.methods.lora import OP_TYPE
 from edgelora_tools.normalize import computes_in_half, normalize, onnx_errors
+from edgelora_tools.passes.add_in_product import add_in_product
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.prefix import cut_before, last_blocks
 from edgelora_tools.passes.tidy import tidy
@@ -236,6 +237,7 @@ def forward_graph(base: ir.Model, points: Sequence[InsertionPoint], options: Con
     """The inference graph: adapter tensors are inputs of symbolic rank."""
     adapted = adapt(base, points, options, LORA, dropout=False)
     _set_outputs(adapted, adapted.task.outputs)
+    add_in_product(adapted.model, adapted.op)
     lower_nodes(adapted.model.graph, adapted.op, LOWERED)
     tidy(adapted.model)
     return adapted
