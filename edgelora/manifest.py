@@ -13,6 +13,7 @@ from edgelora.errors import BundleError
 
 FORMAT = "edgelora-bundle"
 FORMAT_VERSION = (1, 2)
+MIXED_INDEX = "adapter_index"  # the input of a graph for mixed batches that numbers each row's adapter
 Body = Mapping[str, Any]
 
 
@@ -162,6 +163,7 @@ class Manifest:
     verification: Mapping[str, Any] | None = field(default=None)
     lost: tuple[LostPoint, ...] = ()
     prefixes: tuple[Prefix, ...] = ()
+    mixed: str | None = None
 
     @property
     def trainable(self) -> tuple[InsertionPoint, ...]:
@@ -248,6 +250,7 @@ def _check_references(manifest: Manifest) -> None:
     named = [manifest.forward, *(graph.file for graph in manifest.training)]
     for prefix in manifest.prefixes:
         named += [prefix.file, prefix.forward, *(graph.file for graph in prefix.training)]
+    named += [] if manifest.mixed is None else [manifest.mixed]
     if manifest.preprocessing.get("kind") == "text":
         named.append(_read(str, manifest.preprocessing.get("tokenizer"), "preprocessing.tokenizer"))
     absent = [name for name in named if name not in manifest.files]

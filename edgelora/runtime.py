@@ -6,19 +6,19 @@ loaded: nothing is copied, and threads may predict with different adapters at on
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelora.active import ActiveAdapter, AdapterCache
 from edgelora.adapter import Adapter, absent_adapter
 from edgelora.bundle import Bundle
 from edgelora.errors import AdapterError, ConfigError, DataError
+from edgelora.mixing import ALONE, AdapterStack, Batch, plan_batches
 from edgelora.objectives import Array, Feeds
 from edgelora.session import SessionSettings
 from edgelora.store import AdapterStore
@@ -26,46 +26,44 @@ from edgelora.text import IGNORED, TextEncoder
 
 RawInputs = Sequence[Any] | Mapping[str, "Array"]
 AdapterLike = Adapter | str | None
-_CACHED_ADAPTERS = 256
-_BATCH = 32
-
-
-@dataclass(frozen=True)
-class ActiveAdapter:
-    """An adapter ready to feed: graph inputs by name, and the labels of its head."""
-
-    feeds: Mapping[str, NDArray[np.float32]]
-    labels: tuple[str, ...] | None
-    has_head: bool
+ADAPTER_MEMORY = 64 << 20
+_ROWS, _POSITIONS = 32, 512  # of one run: more are no faster (docs/decisions/0016), and take more memory
 
 
 class Model:
     """A bundle, its adapter store, and the way from raw input to graph inputs.
 
     An adapter is given to each call: a name from the store, an `Adapter`, or None for the base. Several
-    threads may call at once.
+    threads may call at once. Adapters that were used last stay in memory, up to `adapter_memory` bytes, and as
+    much again where rows with several adapters run together.
     """
 
-    def __init__(self, bundle: Bundle, store: AdapterStore) -> None:
+    def __init__(self, bundle: Bundle, store: AdapterStore, adapter_memory: int = ADAPTER_MEMORY) -> None:
         self.bundle = bundle
         self.store = store
         self.base = ActiveAdapter(absent_adapter(bundle.manifest), None, False)
-        self._cache: OrderedDict[tuple[str, int, tuple[int, int]], ActiveAdapter] = OrderedDict()
-        self._lock = threading.Lock()
+        self.cache = AdapterCache(adapter_memory)
+        self.stack = AdapterStack(bundle.manifest, adapter_memory)
         preprocessing = bundle.manifest.preprocessing
         self.encoder: TextEncoder | None = None
         if preprocessing.get("kind") == "text":
             self.encoder = TextEncoder(bundle.path, preprocessing, bundle.manifest.inputs)
 
     @classmethod
-    def open(cls, path: str | Path, store: str | Path | None = None, settings: SessionSettings | None = None) -> Model:
+    def open(
+        cls,
+        path: str | Path,
+        store: str | Path | None = None,
+        settings: SessionSettings | None = None,
+        adapter_memory: int = ADAPTER_MEMORY,
+    ) -> Model:
         """Open a bundle and the adapter store beside it (`NAME.adapters`), or the one named.
 
         Raises:
             BundleError: the bundle is missing or damaged. StoreError: the store cannot be opened.
         """
         bundle = Bundle.open(path, settings)
-        return cls(bundle, AdapterStore(store or default_store(bundle.path)))
+        return cls(bundle, AdapterStore(store or default_store(bundle.path)), adapter_memory)
 
     def activate(self, adapter: AdapterLike) -> ActiveAdapter:
         """The feeds of an adapter: by name from the store (the current version), or one in memory.
@@ -77,17 +75,18 @@ class Model:
             return self.base
         if isinstance(adapter, Adapter):
             return self._prepare(adapter)
-        version = self.store.current_version(adapter)
-        key = (adapter, version, self.store.stamp(adapter, version))
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
-        active = self._prepare(self.store.load(adapter, version))
-        with self._lock:
-            self._cache[key] = active
-            while len(self._cache) > _CACHED_ADAPTERS:
-                self._cache.popitem(last=False)
+        return self._stored(self._stored_key(adapter))
+
+    def _stored_key(self, name: str) -> tuple[str, int, tuple[int, int]]:
+        """What tells the current version of a stored adapter from all others that ever had the name."""
+        version = self.store.current_version(name)
+        return name, version, self.store.stamp(name, version)
+
+    def _stored(self, key: tuple[str, int, tuple[int, int]]) -> ActiveAdapter:
+        active = self.cache.get(key)
+        if active is None:
+            active = self._prepare(self.store.load(key[0], key[1]))
+            self.cache.put(key, active)
         return active
 
     def _prepare(self, adapter: Adapter) -> ActiveAdapter:
@@ -142,7 +141,7 @@ class Model:
     def outputs(
         self, inputs: RawInputs, adapter: AdapterLike = None, adapters: Sequence[AdapterLike] | None = None
     ) -> dict[str, Array]:
-        """The forward graph's outputs for all rows, in batches of 32; `adapters` names one per row.
+        """The forward graph's outputs for all rows, in batches; `adapters` names one per row.
 
         Where heads of different widths meet in one call, the logits of a narrower one end in −inf.
 
@@ -155,25 +154,57 @@ class Model:
 
     def _answer(
         self, inputs: RawInputs, adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
-    ) -> tuple[dict[str, Array], list[ActiveAdapter]]:
-        """The outputs, and the adapter that each row was given."""
+    ) -> tuple[dict[str, Array], list[tuple[str, ...] | None]]:
+        """The outputs, and the labels of each row's adapter."""
         feeds = self.encode(inputs)
         rows = len(next(iter(feeds.values())))
         if adapters is not None and len(adapters) != rows:
             raise ConfigError(f"{len(adapters)} adapters for {rows} rows: give one per row")
         named = [adapter] * rows if adapters is None else adapters
-        active: dict[int | str | None, ActiveAdapter] = {}
-        groups: dict[int | str | None, list[int]] = {}
-        for row, one in enumerate(named):
-            key = id(one) if isinstance(one, Adapter) else one
-            if key not in active:
-                active[key] = self._with_head(self.activate(one), one)
-            groups.setdefault(key, []).append(row)
-        parts = [(np.array(r), self._run_rows(feeds, np.array(r), active[key])) for key, r in groups.items()]
-        each = [active[id(one) if isinstance(one, Adapter) else one] for one in named]
-        if not parts:
-            return self._no_rows(self.activate(adapter)), each
-        return (parts[0][1] if len(parts) == 1 else _scatter(rows, parts)), each
+        if not rows:
+            return self._no_rows(self.activate(adapter)), []
+        keys, given = self._keys(named)
+        for key in set(keys) & set(given):
+            self._with_head(given[key], key)
+        positions = self._positions(feeds)
+        most = max(1, min(_ROWS, _POSITIONS // max(positions, 1)))
+        alone = -(-ALONE // max(positions, 1)) if self.bundle.manifest.mixed is not None else 0
+        labels: dict[Hashable, tuple[str, ...] | None] = {}
+        parts: list[tuple[NDArray[np.int64], dict[str, Array]]] = []
+        for batch in plan_batches(keys, most, alone):
+            active = {key: self._with_head(given.get(key) or self._stored(cast("Any", key)), key) for key in batch.keys}
+            labels |= {key: one.labels for key, one in active.items()}
+            parts += self._run(feeds, batch, active)
+        return (parts[0][1] if len(parts) == 1 else _scatter(rows, parts)), [labels[key] for key in keys]
+
+    def _keys(self, named: Sequence[AdapterLike]) -> tuple[list[Hashable], dict[Hashable, ActiveAdapter]]:
+        """For each row what identifies its adapter, and those that are not in the store.
+
+        An adapter in memory may be changed between calls: its key is new at each.
+
+        Raises:
+            StoreError: no such adapter. AdapterError: one in memory does not fit this base.
+        """
+        known: dict[int | str | None, Hashable] = {None: None}
+        given: dict[Hashable, ActiveAdapter] = {None: self.base}
+        keys: list[Hashable] = []
+        for one in named:
+            identity = id(one) if isinstance(one, Adapter) else one
+            if identity not in known:
+                if isinstance(one, Adapter):
+                    known[identity] = object()
+                    given[known[identity]] = self._prepare(one)
+                elif one is not None:
+                    known[identity] = self._stored_key(one)
+            keys.append(known[identity])
+        return keys, given
+
+    def _positions(self, feeds: Feeds) -> int:
+        """How many positions a row has: tokens of a text, 1 where no size but the batch's is dynamic."""
+        return max(
+            math.prod(size for d, size in zip(spec.shape[1:], feeds[spec.name].shape[1:], strict=True) if d != size)
+            for spec in self.bundle.manifest.inputs
+        )
 
     def _no_rows(self, active: ActiveAdapter) -> dict[str, Array]:
         """What the graph returns for no rows; dynamic sizes are 0, the classes those of the adapter."""
@@ -183,19 +214,38 @@ class Model:
             for spec in self.bundle.manifest.outputs
         }
 
-    def _with_head(self, active: ActiveAdapter, adapter: AdapterLike) -> ActiveAdapter:
+    def _with_head(self, active: ActiveAdapter, key: Hashable) -> ActiveAdapter:
         if self.bundle.manifest.head is not None and not active.has_head:
-            who = "no adapter was given" if adapter is None else "this adapter has no head"
+            who = "no adapter was given" if key is None else "this adapter has no head"
             raise ConfigError(f"{who}: the classes of this bundle belong to an adapter; train one and name it")
         return active
 
-    def _run_rows(self, feeds: Feeds, rows: NDArray[np.int64], active: ActiveAdapter) -> dict[str, Array]:
-        parts: list[dict[str, Array]] = []
-        for start in range(0, len(rows), _BATCH):
-            chunk = rows[start : start + _BATCH]
-            batch = {name: array[chunk] for name, array in feeds.items()}
-            parts.append(self.bundle.forward.run({**batch, **active.feeds}))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def _run(
+        self, feeds: Feeds, batch: Batch, active: Mapping[Hashable, ActiveAdapter]
+    ) -> list[tuple[NDArray[np.int64], dict[str, Array]]]:
+        """Rows and their outputs: of one run, or of one for each adapter where the stack cannot hold all of them."""
+        rows = np.array(batch.rows)
+        given = {name: array[rows] for name, array in feeds.items()}
+        if not batch.is_mixed:
+            return [(rows, self.bundle.forward.run({**given, **active[batch.keys[0]].feeds}))]
+        with self.stack.loaded(batch.keys, active) as stacked:
+            if stacked is not None and self.bundle.manifest.mixed is not None:
+                outputs = self.bundle.graph(self.bundle.manifest.mixed).run({**given, **stacked})
+                return [(rows, self._without_padding(outputs, active))]
+        alone = plan_batches(batch.keys, len(rows), 0)
+        return [
+            part
+            for one in alone
+            for part in self._run(feeds, Batch(tuple(batch.rows[i] for i in one.rows), one.keys), active)
+        ]
+
+    def _without_padding(self, outputs: dict[str, Array], active: Mapping[Hashable, ActiveAdapter]) -> dict[str, Array]:
+        """Logits as wide as the widest head of these adapters, not of all in the stack."""
+        head = self.bundle.manifest.head
+        if head is None:
+            return outputs
+        widest = max(len(one.feeds[head.bias]) for one in active.values())
+        return {name: array[..., :widest] if name == "logits" else array for name, array in outputs.items()}
 
     def predict(
         self, inputs: RawInputs, adapter: AdapterLike = None, adapters: Sequence[AdapterLike] | None = None
@@ -215,7 +265,7 @@ class Model:
         task = self.bundle.manifest.task
         if task == "token-classification" and not isinstance(inputs, Mapping):
             return self._label_words(inputs, adapter, adapters)
-        outputs, active = self._answer(inputs, adapter, adapters)
+        outputs, labels = self._answer(inputs, adapter, adapters)
         if task == "feature-extraction":
             return outputs
         if task == "sentence-embedding":
@@ -223,7 +273,7 @@ class Model:
         if task == "regression":
             return outputs["logits"]
         best = outputs["logits"].argmax(-1)
-        return [_name_labels(b, a.labels) for b, a in zip(best, active, strict=True)]
+        return [_name_labels(b, names) for b, names in zip(best, labels, strict=True)]
 
     def _label_words(
         self, inputs: Sequence[Any], adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
@@ -234,13 +284,13 @@ class Model:
             return []
         samples = [_words(text) for text in inputs]
         ids, firsts = self.encoder.words(samples)
-        outputs, active = self._answer(self.encoder.collate(ids), adapter, adapters)
+        outputs, names = self._answer(self.encoder.collate(ids), adapter, adapters)
         labelled: list[list[str | int | None]] = []
-        for sample, first, best, one in zip(samples, firsts, outputs["logits"].argmax(-1), active, strict=True):
+        for sample, first, best, own in zip(samples, firsts, outputs["logits"].argmax(-1), names, strict=True):
             labels: list[str | int | None] = [None] * len(sample)
             for place in np.flatnonzero(first != IGNORED).tolist():
                 label = int(best[place])
-                labels[int(first[place])] = label if one.labels is None else one.labels[label]
+                labels[int(first[place])] = label if own is None else own[label]
             labelled.append(labels)
         return labelled
 
@@ -293,7 +343,8 @@ def _scatter(rows: int, parts: Sequence[tuple[NDArray[np.int64], dict[str, Array
     joined: dict[str, Array] = {}
     for name in parts[0][1]:
         shape = [max(p[name].shape[axis] for _, p in parts) for axis in range(1, parts[0][1][name].ndim)]
-        whole = np.full((rows, *shape), -np.inf, np.float32)
+        dtype = parts[0][1][name].dtype
+        whole = np.full((rows, *shape), -np.inf if np.issubdtype(dtype, np.floating) else 0, dtype)
         for where, part in parts:
             array = part[name]
             whole[(where, *(slice(0, s) for s in array.shape[1:]))] = array

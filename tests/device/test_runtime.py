@@ -122,18 +122,6 @@ def test_adapters_in_memory_are_prepared_once_a_call(open_model, monkeypatch: py
     assert runs == [24]
 
 
-def test_many_adapters_do_not_pile_up(open_model, monkeypatch: pytest.MonkeyPatch):
-    """The cache is bounded, and what fell out of it is loaded again."""
-    monkeypatch.setattr("edgelora.runtime._CACHED_ADAPTERS", 4)
-    model = open_model()
-    adapter = new_adapter(model.bundle.manifest, LoraConfig(r=1, lora_alpha=1), ("x", "y"))
-    for i in range(10):
-        model.store.save(f"person-{i}", replace(adapter, training={"steps": i}))
-        model.activate(f"person-{i}")
-    assert len(model._cache) == 4  # pyright: ignore[reportPrivateUsage]
-    assert model.predict(["the lamp"], "person-0") == model.predict(["the lamp"], adapter)
-
-
 def test_arrays_as_inputs(open_model):
     model = open_model("sentence-embedding")
     feeds = model.encode(TEXTS)

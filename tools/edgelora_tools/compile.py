@@ -29,6 +29,7 @@ from edgelora_tools.lowering import Lowered, lower_nodes
 from edgelora_tools.measure_shapes import Sizes, batch_name, measure_shapes
 from edgelora_tools.methods import LORA, AdapterMethod
 from edgelora_tools.methods.lora import OP_TYPE
+from edgelora_tools.mixed import stack_adapters
 from edgelora_tools.normalize import computes_in_half, normalize, onnx_errors
 from edgelora_tools.passes.add_in_product import add_in_product
 from edgelora_tools.passes.free_names import free_names
@@ -42,6 +43,8 @@ from edgelora_tools.sources.fixed import fixed
 USUAL_TARGETS = ("query", "value", "q_lin", "v_lin", "q_proj", "v_proj", "c_attn", "query_key_value", "q", "v")
 
 LOWERED: dict[str, Lowered] = {OP_TYPE: LORA, **{composite.op_type: composite for composite in COMPOSITES}}
+
+MIXED_FILE = "mixed.onnx"
 
 Feeds = dict[str, np.ndarray]
 
@@ -100,6 +103,9 @@ def convert(
     progress(f"{len(chosen)} of {len(points)} insertion points")
     forward = forward_graph(base, chosen, options)
     graphs: dict[str, ir.Model] = {"forward.onnx": forward.model}
+    mixed = mixed_graph(base, chosen, options, batch_name(model))
+    if mixed is not None:
+        graphs[MIXED_FILE] = mixed
     training: list[TrainingGraph] = []
     lost: dict[str, LostPoint] = {}
     for loss in LOSSES[options.task]:
@@ -143,6 +149,7 @@ def convert(
         files={},
         lost=tuple(lost[point.id] for point in chosen if point.id in lost),
         prefixes=tuple(prefixes),
+        mixed=None if mixed is None else MIXED_FILE,
     )
     progress("writing")
     return write_bundle(destination, manifest, graphs, samples, source.files, options.overwrite)
@@ -241,6 +248,22 @@ def forward_graph(base: ir.Model, points: Sequence[InsertionPoint], options: Con
     lower_nodes(adapted.model.graph, adapted.op, LOWERED)
     tidy(adapted.model)
     return adapted
+
+
+def mixed_graph(
+    base: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions, batch: str | None
+) -> ir.Model | None:
+    """The inference graph with an adapter per row; None where a point takes none (`mixed.py`)."""
+    adapted = adapt(base, points, options, LORA, dropout=False)
+    _set_outputs(adapted, adapted.task.outputs)
+    task, graph = adapted.task, adapted.model.graph
+    prediction = next((v for v in graph.outputs if v.name == "logits"), None)
+    if batch is None or not stack_adapters(
+        adapted.model, adapted.op, adapted.adapter_inputs, task.head, prediction, batch
+    ):
+        return None
+    lower_nodes(graph, adapted.op, LOWERED)
+    return tidy(adapted.model)
 
 
 def training_graph(

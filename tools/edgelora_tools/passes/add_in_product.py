@@ -11,7 +11,7 @@ import onnx_ir.passes.common as common
 from onnxscript import OpBuilder
 
 from edgelora_tools.frozen import is_frozen
-from edgelora_tools.gradients.shapes import annotate, dims, flatten_rows, reshape_like
+from edgelora_tools.gradients.shapes import annotate, dims, flatten_rows, rank, reshape_like
 from edgelora_tools.lowering import DOMAIN
 from edgelora_tools.methods.lora import OP_TYPE
 
@@ -34,7 +34,7 @@ def _delta(node: ir.Node) -> ir.Node | None:
     for x in node.inputs:
         delta = None if x is None else x.producer()
         if x is not None and delta is not None and (delta.domain, delta.op_type) == (DOMAIN, OP_TYPE):
-            return delta if len(list(x.uses())) == 1 and x.shape is not None and node.outputs[0].shape is not None else None
+            return delta if _read_by(x, node) and node.outputs[0].shape is not None else None
     return None
 
 
@@ -64,10 +64,8 @@ def _in_rows(op: OpBuilder, y: ir.Value, x: ir.Value, rows: ir.Value, reader: ir
         product = inner.producer()
     elif not _read_by(y, reader):
         return flatten_rows(op, y)
-    if product is None or product.op_type != "MatMul" or product.inputs[0] is not x:
-        return flatten_rows(op, y)
-    weight = product.inputs[1]
-    if weight is None or weight.shape is None or len(weight.shape) != 2:
+    weight = None if product is None or product.op_type != "MatMul" else product.inputs[1]
+    if product is None or product.inputs[0] is not x or weight is None or rank(weight) != 2 or _decoded(x, weight):
         return flatten_rows(op, y)
     base = op.MatMul(rows, weight)
     return base if bias is None else op.Add(base, bias)
@@ -76,3 +74,8 @@ def _in_rows(op: OpBuilder, y: ir.Value, x: ir.Value, rows: ir.Value, reader: ir
 def _read_by(value: ir.Value, reader: ir.Node) -> bool:
     """Whether `reader` alone reads the value."""
     return not value.is_graph_output() and all(node is reader for node, _ in value.uses())
+
+
+def _decoded(*values: ir.Value) -> bool:
+    """Whether a value is decoded here: ONNX Runtime fuses decoders with the products that read them, as they stand."""
+    return any((node := value.producer()) is not None and node.op_type == "DequantizeLinear" for value in values)

@@ -1,0 +1,91 @@
+"""Adapters inside the last product: the same numbers, and fewer nodes where the base is a product on rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgelora_tools.compile import ConvertOptions, forward_graph
+from edgelora_tools.gradients.shapes import dims
+from edgelora_tools.insertion import find_sites
+from edgelora_tools.measure_shapes import measure_shapes
+from edgelora_tools.normalize import normalize
+from tests.convert.bundles import relative
+from tests.convert.networks import FLOAT, Net
+from tests.convert.test_passes import run
+
+import onnx_ir as ir  # isort: skip
+
+SHAPES = {2: ["batch", 6], 3: ["batch", "sequence", 6], 4: ["batch", "sequence", "more", 6]}
+
+
+def network(rank: int, bias: bool, read_twice: bool, scalar: bool = False) -> onnx.ModelProto:
+    """y = x·W (+ bias), which may have another reader before the adapter's Add."""
+    net = Net(21)
+    y = net("MatMul", "x", net.weight("layer.weight", 6, 5))
+    if bias:
+        y = net("Add", net.const(2.0 if scalar else np.arange(5)), y)
+    z = net("Tanh", y)
+    net.output(net("Add", z, net("MatMul", "x", "layer.weight")) if read_twice else z, "out")
+    return net.model([("x", FLOAT, SHAPES[rank])], [("out", FLOAT, None)], check=False)
+
+
+def graphs(proto: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> tuple[ir.Model, ir.Model]:
+    """The inference graph with the pass, and without."""
+    model = normalize(ir.from_proto(proto))
+    measure_shapes(model)
+    points = [site.point for site in find_sites(model)]
+    options = ConvertOptions(task="feature-extraction")
+    with_pass = forward_graph(model, points, options).model
+    with monkeypatch.context() as patched:
+        patched.setattr("edgelora_tools.compile.add_in_product", lambda model, op: model)
+        return with_pass, forward_graph(model, points, options).model
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rank=st.integers(2, 4), bias=st.booleans(), twice=st.booleans(), scalar=st.booleans(),
+    sizes=st.lists(st.integers(0, 4), min_size=3, max_size=3), r=st.integers(0, 3), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_the_sum_is_the_same(rank, bias, twice, scalar, sizes, r, seed):
+    rng = np.random.default_rng(seed)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fused, plain = graphs(network(rank, bias, twice, scalar), monkeypatch)
+    x = rng.standard_normal((*sizes[: rank - 1], 6)).astype(np.float32)
+    feeds = {str(v.name): rng.standard_normal([d if isinstance(d, int) else r for d in dims(v)]).astype(np.float32)
+             for v in fused.graph.inputs if v.name != "x"}  # fmt: skip
+    got, wanted = run(fused, {"x": x, **feeds})["out"], run(plain, {"x": x, **feeds})["out"]
+    assert got.shape == wanted.shape == (*sizes[: rank - 1], 5)
+    assert relative(got, wanted) < 1e-6
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4])
+@pytest.mark.parametrize("bias", [False, True])
+def test_no_pass_over_the_output_is_left(rank, bias, monkeypatch):
+    """One product for A, one for B that adds; the base's product and bias on rows, which costs no copy."""
+    fused, plain = graphs(network(rank, bias, read_twice=False), monkeypatch)
+    assert Counter(n.op_type for n in plain.graph)["MatMul"] == 3
+    counts = Counter(n.op_type for n in fused.graph)
+    assert (counts["MatMul"], counts["Gemm"], counts["Add"]) == (2, 1, int(bias))
+    assert counts["Flatten"] == (rank > 2)
+
+
+def test_a_convolutions_adapter_stays(monkeypatch):
+    net = Net(21)
+    net.output(net("Conv", "x", net.weight("layer.weight", 4, 3, 3, 3)), "out")
+    fused, plain = graphs(
+        net.model([("x", FLOAT, ["batch", 3, 8, 8])], [("out", FLOAT, None)], check=False), monkeypatch
+    )
+    assert [n.op_type for n in fused.graph] == [n.op_type for n in plain.graph]
+
+
+def test_the_bundle_s_forward_graph_is_made_so(task_bundle):
+    bundle = task_bundle("sequence-classification")
+    graph = onnx.load(bundle.path / bundle.manifest.forward, load_external_data=False).graph
+    sums = [n for n in graph.node if n.op_type == "Gemm" and n.input[1].endswith(".lora_B")]
+    assert len(sums) == len(bundle.manifest.points)
