@@ -56,7 +56,7 @@ def wide_file(tmp_path_factory):
 def test_weights_lie_once_and_aligned(wide_file, tmp_path):
     bundle = to_bundle(wide_file, tmp_path, task="regression", pooling="pooler").path
     files = [path.name for path in bundle.glob("*.onnx")]
-    assert len(files) == 5
+    assert len(files) == 6
     places = {file: external(bundle, file) for file in files}
     for place in places.values():
         assert place["a.weight"] == place["b.weight"]

