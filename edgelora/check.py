@@ -26,6 +26,7 @@ from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import BundleError
 from edgelora.files import write_atomic
 from edgelora.manifest import InsertionPoint, Manifest, Prefix, TrainingGraph
+from edgelora.quantization import QuantizedVerdict, check_quantization
 from edgelora.reference_losses import REFERENCES
 from edgelora.session import ENGINE_VERSION, Graph
 from edgelora.slopes import (
@@ -78,7 +79,8 @@ class GraphVerdict:
 class Verdict:
     """What `check` found. `parity` is the largest difference to the source, relative to its largest value.
 
-    `points` has a row per insertion point that has a gradient, and one for the head where there is one.
+    `points` has a row per insertion point that has a gradient, and one for the head where there is one; `quantized`
+    the cosines of a bundle that was quantized at conversion.
     """
 
     passed: bool
@@ -87,6 +89,7 @@ class Verdict:
     points: tuple[PointVerdict, ...]
     graphs: tuple[GraphVerdict, ...]
     onnxruntime: str
+    quantized: tuple[QuantizedVerdict, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping."""
@@ -122,8 +125,9 @@ def check(
         progress(prefix.file)
         graphs += check_prefix(bundle, prefix, inputs, rng)
     tolerance = PARITY_TOLERANCE[manifest.source.get("precision", "float32")]
-    passed = parity <= tolerance and all(v.passed for v in (*points, *graphs))
-    return Verdict(passed, parity, len(samples), tuple(points), tuple(graphs), ENGINE_VERSION)
+    quantized = check_quantization(bundle)
+    passed = parity <= tolerance and all(v.passed for v in (*points, *graphs, *quantized))
+    return Verdict(passed, parity, len(samples), tuple(points), tuple(graphs), ENGINE_VERSION, quantized)
 
 
 def store_verdict(bundle: Bundle, verdict: Verdict) -> Manifest:

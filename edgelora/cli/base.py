@@ -81,6 +81,18 @@ def add_verbs(verbs: Verbs) -> None:
         metavar="K",
         help="also write graphs that train the last K layers alone, after a prefix that runs once a sample",
     )
+    parser.add_argument(
+        "--quantize",
+        choices=["int8"],
+        help="keep the frozen weights as int8 and compute their products in integers, forward and backward; a product "
+        "that would turn a point's gradient by more than a cosine of 0.99 stays float32",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="samples, as for train, to quantize for (default: random inputs)",
+    )
     parser.add_argument("--name", help="the base's name in the manifest (default: the source's)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.add_argument("--no-check", action="store_true", help="do not verify the bundle after writing it")
@@ -163,6 +175,8 @@ def run_convert(options: argparse.Namespace) -> int:
         max_length=options.max_length,
         overwrite=options.overwrite,
         train_last=tuple(options.train_last),
+        quantize=options.quantize,
+        calibration=options.calibration,
     )
     manifest: Manifest = compiler.convert(source, Path(options.output), chosen, progress_line)
     verdict = None
@@ -177,6 +191,7 @@ def run_convert(options: argparse.Namespace) -> int:
         f"{size_text(size)}",
         f"{len(manifest.points)} insertion points for {', '.join(manifest.target_modules)}",
     ]
+    lines += quantized_text(manifest)
     lines += lost_text(manifest, options.explain)
     if verdict is not None:
         lines.append(verdict_text(verdict))
@@ -202,6 +217,16 @@ def lost_text(manifest: Manifest, explain: bool) -> list[str]:
     remedy = "train them by forward passes alone with `edgelora train --gradient spsa`"
     shown = "" if explain else "; --explain shows the way"
     return [*lines, f"  {remedy}{shown}"]
+
+
+def quantized_text(manifest: Manifest) -> list[str]:
+    """How the frozen products are computed, and which of them stayed real."""
+    counts, real = manifest.source.get("products", {}), manifest.source.get("float32", [])
+    if not counts:
+        return []
+    lines = ["products: " + "; ".join(f"{count} {how}" for how, count in counts.items())]
+    more = f" and {len(real) - _MOST_NAMES} more" if len(real) > _MOST_NAMES else ""
+    return [*lines, *([f"  float32: {', '.join(real[:_MOST_NAMES])}{more}"] if real else [])]
 
 
 def patterns(given: list[str] | None) -> str | tuple[str, ...] | None:
@@ -284,6 +309,8 @@ def run_info(options: argparse.Namespace) -> None:
         f"{manifest.name}: {manifest.task}, {manifest.base_parameters:,} parameters",
         f"base digest    {manifest.base_digest}",
         f"source         {manifest.source.get('kind')}, pooling {manifest.source.get('pooling')}",
+        f"precision      {manifest.source.get('precision', 'float32')}",
+        *(" " * 15 + line for line in quantized_text(manifest)),
         f"inputs         {', '.join(f'{s.name} {list(s.shape)}' for s in manifest.inputs)}",
         f"outputs        {', '.join(f'{s.name} {list(s.shape)}' for s in manifest.outputs)}",
         f"preprocessing  {manifest.preprocessing.get('kind')}",
@@ -300,6 +327,9 @@ def run_info(options: argparse.Namespace) -> None:
             f"on {verification['parity_samples']} samples, largest gradient error {worst:.1e} over "
             f"{len(verification['points'])} points (ONNX Runtime {verification['onnxruntime']})"
         )
+        cosines = [q["cosine"] for q in verification.get("quantized", ())]
+        if cosines:
+            lines.append(f"               least cosine with float32 gradients {min(cosines):.4f}")
     emit(options, summary(manifest, bundle.path), "\n".join(lines))
 
 
@@ -330,6 +360,9 @@ def run_check(options: argparse.Namespace) -> int:
     text = table(rows, ("point", "gradient", "differences", "relative gap", ""))
     graphs = [(g.file, g.where, g.error, "ok" if g.passed else "WRONG") for g in verdict.graphs]
     text = f"{text}\n\n{table(graphs, ('graph', 'largest at', 'relative gap', ''))}"
+    if verdict.quantized:
+        cosines = [(q.id, q.cosine, "ok" if q.passed else "WRONG") for q in verdict.quantized]
+        text = f"{text}\n\n{table(cosines, ('quantized point', 'gradient cosine', ''))}"
     emit(options, verdict.to_dict(), f"{text}\n\n{verdict_text(verdict)}")
     return 0 if verdict.passed else CHECK_FAILED
 
@@ -337,9 +370,11 @@ def run_check(options: argparse.Namespace) -> int:
 def verdict_text(verdict: Verdict) -> str:
     """The verdict in a line."""
     worst = max((v.error for v in (*verdict.points, *verdict.graphs)), default=0.0)
+    least = min((q.cosine for q in verdict.quantized), default=None)
     return (
         f"check {'passed' if verdict.passed else 'FAILED'}: parity {verdict.parity:.1e} on {verdict.parity_samples} "
         f"samples, largest gradient error {worst:.1e} over {len(verdict.points)} points"
+        + ("" if least is None else f", least cosine with float32 gradients {least:.4f}")
     )
 
 

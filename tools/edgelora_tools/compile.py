@@ -18,12 +18,14 @@ from edgelora.manifest import InsertionPoint, LostPoint, Manifest, Prefix, Tenso
 from edgelora.targets import select_points
 from edgelora_tools.backward import values_read, walk_back
 from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_weights, write_bundle
+from edgelora_tools.calibration import Plan, Quantized, calibrate, calibration_sample, facts, files
 from edgelora_tools.composites import COMPOSITES, recognise_composites
+from edgelora_tools.composites.quantized_product import QUANTIZED_PRODUCT
 from edgelora_tools.frozen import rounds_activations
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.heads import TaskOutput, attach_task
 from edgelora_tools.insertion import Site, find_sites
-from edgelora_tools.losses import LOSSES, Loss, loss_inputs
+from edgelora_tools.losses import COTANGENT, LOSSES, Loss, loss_inputs
 from edgelora_tools.lost_points import lost_points
 from edgelora_tools.lowering import Lowered, lower_nodes
 from edgelora_tools.measure_shapes import Sizes, batch_name, measure_shapes
@@ -34,6 +36,7 @@ from edgelora_tools.normalize import computes_in_half, normalize, onnx_errors
 from edgelora_tools.passes.add_in_product import add_in_product
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.prefix import cut_before, last_blocks
+from edgelora_tools.passes.quantize import Rung, quantize
 from edgelora_tools.passes.tidy import tidy
 from edgelora_tools.runner import sample_inputs
 from edgelora_tools.sources.base import Source
@@ -42,7 +45,7 @@ from edgelora_tools.sources.fixed import fixed
 # PEFT's defaults for the encoders and decoders that it knows (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING).
 USUAL_TARGETS = ("query", "value", "q_lin", "v_lin", "q_proj", "v_proj", "c_attn", "query_key_value", "q", "v")
 
-LOWERED: dict[str, Lowered] = {OP_TYPE: LORA, **{composite.op_type: composite for composite in COMPOSITES}}
+LOWERED: dict[str, Lowered] = {OP_TYPE: LORA, **{one.op_type: one for one in (*COMPOSITES, QUANTIZED_PRODUCT)}}
 
 MIXED_FILE = "mixed.onnx"
 
@@ -56,6 +59,8 @@ class ConvertOptions:
     `target_modules` and `exclude_modules` follow PEFT; they decide which points the bundle's graphs can
     adapt. `output` names the source output that the task reads, where several fit. For each number in
     `train_last` there are also graphs for adapters in that many last layers alone, after a frozen prefix.
+    `quantize` is the precision of the frozen weights (`int8`), calibrated on the samples of the file
+    `calibration`, or on random inputs.
     """
 
     task: str = "sequence-classification"
@@ -67,6 +72,8 @@ class ConvertOptions:
     max_length: int | None = None
     overwrite: bool = False
     train_last: tuple[int, ...] = ()
+    quantize: str | None = None
+    calibration: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,10 @@ def convert(
     points = tuple(site.point for site in sites)
     chosen = select_points(points, targets(points, options))
     progress(f"{len(chosen)} of {len(points)} insertion points")
+    found = None
+    if options.quantize is not None:
+        found = quantize_base(source, model, base, chosen, sizes, options, progress)
+        model, base, precision = found.model, found.base, options.quantize
     forward = forward_graph(base, chosen, options)
     graphs: dict[str, ir.Model] = {"forward.onnx": forward.model}
     mixed = mixed_graph(base, chosen, options, batch_name(model))
@@ -144,6 +155,7 @@ def convert(
             "pooling": options.pooling,
             "outputs": [str(v.name) for v in base.graph.outputs],
             "precision": precision,
+            **({} if found is None else found.facts),
             **source.facts,
         },
         files={},
@@ -152,7 +164,32 @@ def convert(
         mixed=None if mixed is None else MIXED_FILE,
     )
     progress("writing")
-    return write_bundle(destination, manifest, graphs, samples, source.files, options.overwrite)
+    files = source.files if found is None else {**source.files, **found.files}
+    return write_bundle(destination, manifest, graphs, samples, files, options.overwrite)
+
+
+def quantize_base(
+    source: Source,
+    model: ir.Model,
+    base: ir.Model,
+    chosen: Sequence[InsertionPoint],
+    sizes: Sequence[Sizes],
+    options: ConvertOptions,
+    progress: Callable[[str], None],
+) -> Quantized:
+    """The model with integer products where the gradients of the chosen points allow it; see calibration.py."""
+
+    def planned(plan: Plan) -> ir.Model:
+        return prune(quantize(model.clone(), plan), options)
+
+    def probe_graph(plan: Plan) -> ir.Model:
+        pruned = base if all(c.rung is Rung.REAL for c in plan.values()) else planned(plan)
+        return training_graph(pruned, chosen, options, COTANGENT, False, "probe.onnx")[0]
+
+    sample = calibration_sample(source, model, base, sizes[0], options)
+    found = calibrate(base, chosen, sample, probe_graph, LOWERED, progress)
+    sites = find_sites(base)
+    return Quantized(quantize(model.clone(), found.plan), planned(found.plan), facts(found, sites), files(found))
 
 
 def prune(model: ir.Model, options: ConvertOptions) -> ir.Model:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgelora.manifest import InsertionPoint
+from edgelora_tools.composites.quantized_product import is_quantized
 from edgelora_tools.frozen import is_frozen, same_frozen, source_of
 from edgelora_tools.gradients.shapes import dims
 
@@ -72,6 +73,8 @@ def find_sites(model: ir.Model) -> list[Site]:
 
 def _point(name: str, node: ir.Node, weight: ir.Value, layer: int | None) -> InsertionPoint:
     shape = [d for d in dims(weight) if isinstance(d, int)]
+    if is_quantized(node):
+        return InsertionPoint(name, node.attributes["product"].as_string(), shape[0], shape[1], layer)
     if node.op_type in _CONVOLUTIONS:
         groups = node.attributes.get_int("group", 1)
         return InsertionPoint(name, node.op_type, shape[1] * groups, shape[0], layer, tuple(shape[2:]), groups)
@@ -80,6 +83,8 @@ def _point(name: str, node: ir.Node, weight: ir.Value, layer: int | None) -> Ins
 
 
 def _frozen_matrix(node: ir.Node) -> ir.Value | None:
+    if is_quantized(node):
+        return node.inputs[1]
     if node.op_type not in ("MatMul", "Gemm", "MatMulInteger") or node.domain not in ("", "ai.onnx"):
         return None
     x, weight = node.inputs[:2]
@@ -164,7 +169,7 @@ def _module_path(node: ir.Node, weight: ir.Value, output: ir.Value) -> str:
         assert node.name is not None
         return _path_of_scopes(node.name.strip("/").split("/")[:-1])
     bias = output.producer()
-    for value in bias.inputs if bias is not None and bias is not node else node.inputs[2:3]:
+    for value in bias.inputs if bias is not None and bias is not node else node.inputs[2:]:
         if value is not None and value.const_value is not None and str(value.name).endswith(".bias"):
             return str(value.name).removesuffix(".bias")
     return _dotted(node.name or name)

@@ -1,0 +1,66 @@
+"""How near the gradients of a quantized bundle are to those of its float32 twin, point by point.
+
+The twin is not in the bundle; what it answered is: one batch, a probe adapter at every point, random cotangents, and
+its gradients, recorded at conversion. A point's cosine is that of its gradients of A and B, taken together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
+
+from edgelora.bundle import Bundle
+from edgelora.errors import BundleError
+from edgelora.manifest import InsertionPoint
+
+QUANTIZATION_FILE = "quantization.safetensors"
+LEAST_COSINE = 0.99
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class QuantizedVerdict:
+    """The cosine of a point's gradients with those in float32."""
+
+    id: str
+    cosine: float
+    passed: bool
+
+
+def check_quantization(bundle: Bundle) -> tuple[QuantizedVerdict, ...]:
+    """A verdict for every point that has a gradient; none where the bundle was not quantized at conversion.
+
+    Raises:
+        BundleError: the twin's answers cannot be read.
+    """
+    if QUANTIZATION_FILE not in bundle.manifest.files:
+        return ()
+    path = bundle.path / QUANTIZATION_FILE
+    try:
+        arrays: dict[str, NDArray[Any]] = load_file(path)
+    except Exception as error:
+        raise BundleError(f"{path}: cannot be read ({error}); convert the model again") from error
+    feeds = {name.removeprefix("in/"): x for name, x in arrays.items() if name.startswith("in/")}
+    twin = {name.removeprefix("out/"): x for name, x in arrays.items() if name.startswith("out/")}
+    graph = bundle.graph(bundle.training("cotangent", dropout=False).file)
+    found = graph.run(feeds, list(twin))
+    cosines = {point.id: cosine(point, found, twin) for point in bundle.manifest.trainable}
+    return tuple(QuantizedVerdict(name, value, value >= LEAST_COSINE) for name, value in cosines.items())
+
+
+def cosine(point: InsertionPoint, found: Arrays, twin: Arrays) -> float:
+    """Of the gradients of A and B at a point; those that the twin lacks are zeros. 1 where both are all zeros."""
+    names = [f"grad.{name}" for name in (point.input_a, point.input_b) if f"grad.{name}" in twin]
+    a, b = (
+        np.concatenate([np.asarray(x[n], np.float64).ravel() for n in names] or [np.zeros(1)]) for x in (found, twin)
+    )
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    if lengths == 0:
+        return float(not a.any() and not b.any())
+    return float(np.nan_to_num(a @ b / lengths, nan=-1.0))

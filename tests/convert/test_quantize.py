@@ -1,0 +1,250 @@
+"""Quantizing a base: exact integer products, gradients by rows, points and outputs kept, outliers left real."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+from onnxscript import GraphBuilder
+
+from edgelora.check import check
+from edgelora.manifest import Manifest
+from edgelora_tools.backward import differentiate
+from edgelora_tools.compile import LOWERED
+from edgelora_tools.composites.quantized_product import OP_TYPE, real_weight
+from edgelora_tools.gradients.shapes import dims
+from edgelora_tools.lowering import DOMAIN, lower_nodes
+from edgelora_tools.passes.quantize import Choice, Rung, quantize
+from edgelora_tools.runner import open_session
+from tests.convert import networks
+from tests.convert.bundles import base_outputs, relative, run_onnx, to_bundle, train_feeds
+from tests.convert.networks import FLOAT, tokens_of
+
+INTEGER = [rung for rung in Rung if rung is not Rung.REAL]
+
+
+def product(
+    w: np.ndarray, shape: tuple[int | str, ...], kind: str = "matmul", bias: np.ndarray | None = None
+) -> ir.Model:
+    """Y = X·W + b by a MatMul, a MatMul and an Add, or a Gemm whose matrix is transposed."""
+    weights = {"layer.weight": w.T.copy() if kind == "gemm" else w}
+    if bias is not None:
+        weights["layer.bias"] = bias
+    names = list(weights)
+    if kind == "gemm":
+        nodes = [helper.make_node("Gemm", ["x", *names], ["y"], transB=1)]
+    elif bias is not None:
+        nodes = [helper.make_node("MatMul", ["x", names[0]], ["p"]), helper.make_node("Add", ["p", names[1]], ["y"])]
+    else:
+        nodes = [helper.make_node("MatMul", ["x", names[0]], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("x", FLOAT, shape)],
+        [helper.make_tensor_value_info("y", FLOAT, (*shape[:-1], w.shape[1]))],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+
+
+def differentiated(model: ir.Model, choice: Choice) -> tuple[ir.Model, np.ndarray]:
+    """(the model quantized, with an input dy and an output dx; the real numbers that its weight's codes stand for)."""
+    quantize(model, {"layer.weight": choice})
+    (node,) = [node for node in model.graph if node.op_type == OP_TYPE]
+    weight = real_weight(node)
+    op = GraphBuilder(model.graph).op
+    x, y = model.graph.inputs[0], model.graph.outputs[0]
+    dy = op.builder.input("dy", ir.DataType.FLOAT, list(dims(y)))
+    dx = differentiate(op, list(model.graph), {y: dy}, [x])[x]
+    dx.name = "dx"
+    model.graph.outputs.append(dx)
+    lower_nodes(model.graph, op, LOWERED)
+    model.graph.opset_imports.pop(DOMAIN)
+    return model, weight
+
+
+def run(model: ir.Model, x: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    with open_session(model) as session:
+        y, dx = session.run(["y", "dx"], {"x": x.astype(np.float32), "dy": dy.astype(np.float32)})
+    return np.asarray(y), np.asarray(dx)
+
+
+@pytest.mark.parametrize("rung", INTEGER)
+def test_products_of_the_largest_codes_are_exact(rung: Rung) -> None:
+    """Every pair of neighbours would leave 16 bits, if codes of 8 signed bits met unsigned ones of 8."""
+    w, x = np.ones((64, 8)), np.ones((6, 64))
+    w[:, 4:] = -1
+    x[3:] = -1
+    dy = np.where(np.arange(8) < 4, 1.0, -1.0) * np.ones((6, 1))
+    model, _ = differentiated(product(w, ("rows", 64)), Choice(rung))
+    y, dx = run(model, x, dy)
+    np.testing.assert_allclose(y, x @ w, rtol=1e-2)
+    np.testing.assert_allclose(dx, dy @ w.T, rtol=1e-2)
+
+
+@pytest.mark.parametrize("rung", INTEGER)
+@pytest.mark.parametrize("kind", ["matmul", "gemm"])
+@pytest.mark.parametrize("even", [False, True])
+@given(data=st.data())
+@settings(max_examples=6, deadline=None)
+def test_any_product(rung: Rung, kind: str, even: bool, data: st.DataObject) -> None:
+    """The output is that of the real numbers behind the codes, up to the rounding of X; so is the gradient."""
+    lead = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=1 if kind == "gemm" else 3))
+    k, n = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    w, x, dy = (rng.standard_normal(shape) for shape in ((k, n), (*lead, k), (*lead, n)))
+    bias = rng.standard_normal(n) if data.draw(st.booleans()) else None
+    names: tuple[int | str, ...] = (*(f"axis{i}" for i in range(len(lead))), k)
+    t = rng.uniform(0.5, 2, k).astype(np.float32) if even else None
+    model, weight = differentiated(product(w, names, kind, bias), Choice(rung, t))
+    y, dx = run(model, x, dy)
+    assert y.shape == (*lead, n)
+    assert dx.shape == x.shape
+    span = np.abs(x).max() * np.abs(w).max() * k * (4 if even else 1)
+    np.testing.assert_allclose(y, x @ weight + (0 if bias is None else bias), atol=span / 100)
+    span = np.abs(dy).max() * np.abs(w).max() * n * (4 if even else 1)
+    np.testing.assert_allclose(dx, dy @ weight.T, atol=span / 40)
+
+
+def test_rows_of_a_cotangent_keep_their_own_scale() -> None:
+    """A row a million times smaller than another keeps its direction; one scale for all would make zeros of it."""
+    rng = np.random.default_rng(0)
+    w, x, dy = rng.standard_normal((32, 24)), rng.standard_normal((4, 32)), rng.standard_normal((4, 24))
+    dy *= np.array([[1.0], [1e-6], [1e3], [1e-3]])
+    model, weight = differentiated(product(w, ("rows", 32)), Choice())
+    _, dx = run(model, x, dy)
+    for got, wanted in zip(dx, dy @ weight.T, strict=True):
+        assert relative(got, wanted) < 0.03
+    single = np.rint(dy / np.abs(dy).max() * 127) * np.abs(dy).max() / 127
+    assert relative((single @ weight.T)[1], (dy @ weight.T)[1]) > 0.5
+
+
+def test_an_output_with_a_large_scale_costs_the_others_no_digits() -> None:
+    rng = np.random.default_rng(0)
+    w, x, dy = rng.standard_normal((32, 24)), rng.standard_normal((4, 32)), rng.standard_normal((4, 24))
+    w[:, 3] *= 100
+    dy[:, 3] = 1e-4
+    model, weight = differentiated(product(w, ("rows", 32)), Choice())
+    _, dx = run(model, x, dy)
+    other = np.delete(dy, 3, 1) @ np.delete(weight, 3, 1).T
+    assert relative(dx, dy @ weight.T) < 0.7
+    assert np.isfinite(dx).all()
+    assert relative(dx, other) < 0.7
+
+
+def test_rows_do_not_depend_on_other_rows() -> None:
+    rng = np.random.default_rng(0)
+    w, x, dy = rng.standard_normal((32, 24)), rng.standard_normal((4, 32)), rng.standard_normal((4, 24))
+    model, _ = differentiated(product(w, ("rows", 32)), Choice(Rung.ROWS_8))
+    together, alone = run(model, x, dy), run(model, x[1:2], dy[1:2])
+    for many, one in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(many[1:2], one)
+
+
+def test_a_row_of_few_negatives_takes_most_codes_for_positives() -> None:
+    rng = np.random.default_rng(0)
+    w, x, dy = rng.standard_normal((64, 24)), rng.standard_normal((9, 64)), rng.standard_normal((9, 24))
+    x = np.where(x > 0, x, x / 20)
+    errors = []
+    for middle in (128, 32):
+        model, weight = differentiated(product(w, ("rows", 64)), Choice(Rung.ROWS_8, None, middle))
+        errors.append(relative(run(model, x, dy)[0], x @ weight))
+    assert errors[1] < 0.75 * errors[0]
+
+
+@pytest.mark.parametrize("quantized", ["zero weight", "zero input"])
+def test_zeros_stay_zeros(quantized: str) -> None:
+    w, x = np.ones((8, 4)), np.ones((3, 8))
+    (w if quantized == "zero weight" else x)[:] = 0
+    model, _ = differentiated(product(w, ("rows", 8)), Choice())
+    y, dx = run(model, x, np.zeros((3, 4)))
+    assert not y.any()
+    assert not dx.any()
+
+
+# --- whole bundles
+
+
+def outlier(factor: float) -> onnx.ModelProto:
+    """A perceptron of two layers whose hidden values spread over `factor` in every row, and by it in every channel."""
+    rng = np.random.default_rng(0)
+    weights = {"up.weight": rng.standard_normal((16, 64)), "down.weight": rng.standard_normal((64, 16))}
+    weights["up.weight"][:, ::16] *= factor
+    weights["down.weight"][::16] /= factor**0.1
+    nodes = [
+        helper.make_node("MatMul", ["x", "up.weight"], ["h"]),
+        helper.make_node("MatMul", ["h", "down.weight"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "outlier",
+        [helper.make_tensor_value_info("x", FLOAT, ("batch", 16))],
+        [helper.make_tensor_value_info("y", FLOAT, ("batch", 16))],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def facts(manifest: Manifest) -> list[tuple]:
+    return [(p.id, p.op, p.in_features, p.out_features, p.layer) for p in manifest.points]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory):
+    """A transformer in float32 and in int8."""
+    folder = tmp_path_factory.mktemp("quantize")
+    source = networks.save(networks.transformer(21), folder, "transformer.onnx")
+    return to_bundle(source, folder, "real"), to_bundle(source, folder, "int8", quantize="int8"), source
+
+
+def test_points_and_outputs_stay(both) -> None:
+    real, quantized, source = both
+    assert facts(quantized.manifest) == facts(real.manifest)
+    assert quantized.manifest.outputs == real.manifest.outputs
+    for batch, length in ((1, 1), (2, 5), (3, 9)):
+        inputs = tokens_of(batch, length)
+        wanted = run_onnx(source, inputs)
+        for name, y in base_outputs(quantized, inputs).items():
+            assert relative(y, wanted[name]) < 0.05
+
+
+def test_gradients_point_as_in_float32(both) -> None:
+    real, quantized, _ = both
+    inputs = tokens_of(3, 9)
+    feeds = train_feeds(real, inputs)
+    made = real.forward.run(feeds)
+    rng = np.random.default_rng(1)
+    feeds |= {f"cotangent.{name}": rng.standard_normal(y.shape).astype(np.float32) for name, y in made.items()}
+    ours, theirs = (b.graph("train-cotangent.onnx").run(feeds) for b in (quantized, real))
+    for name, wanted in theirs.items():
+        if name.startswith("grad."):
+            a, b = ours[name].ravel().astype(np.float64), wanted.ravel().astype(np.float64)
+            assert a @ b > 0.97 * np.linalg.norm(a) * np.linalg.norm(b), name
+
+
+def test_the_manifest_says_what_was_done(both) -> None:
+    real, quantized, _ = both
+    assert quantized.manifest.source["precision"] == "int8"
+    assert sum(quantized.manifest.source["products"].values()) == len(quantized.manifest.points)
+    assert quantized.manifest.base_digest != real.manifest.base_digest
+    assert "products" not in real.manifest.source
+
+
+def test_check_holds_the_gradients_against_float32(both) -> None:
+    _, quantized, _ = both
+    verdict = check(quantized)
+    assert {q.id for q in verdict.quantized} == {p.id for p in quantized.manifest.trainable}
+    assert all(q.passed and q.cosine >= 0.99 for q in verdict.quantized)
+    assert verdict.parity < 0.1
+
+
+def test_an_outlier_stays_real_and_is_reported(tmp_path) -> None:
+    plain = to_bundle(outlier(1.0), tmp_path, "plain", quantize="int8").manifest.source
+    spread = to_bundle(outlier(1e5), tmp_path, "spread", quantize="int8").manifest.source
+    assert plain["float32"] == []
+    assert "down" in spread["float32"]
+    assert spread["products"]["float32"] == len(spread["float32"])

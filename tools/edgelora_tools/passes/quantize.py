@@ -1,0 +1,221 @@
+"""Quantize a base: frozen matrices become 7-bit codes and integer products, tables of embeddings 8-bit codes.
+
+A product and its bias become one QuantizedProduct (composites/quantized_product.py). Insertion points, their ids and
+every value's name stay as they are. Convolutions stay real, and so does what a plan says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from numpy.typing import NDArray
+from onnxscript import GraphBuilder, OpBuilder
+
+from edgelora_tools.composites.quantized_product import (
+    LARGEST_SIGNED,
+    LARGEST_UNSIGNED,
+    OP_TYPE,
+    ZERO,
+    codes_of,
+)
+from edgelora_tools.frozen import is_frozen
+from edgelora_tools.gradients.shapes import rank
+from edgelora_tools.lowering import DOMAIN
+from edgelora_tools.passes.free_names import free_names
+
+_TABLE_CODE = 127
+_SMALLEST_TABLE = 4096  # elements
+
+
+class Rung(StrEnum):
+    """How a product is computed, from the fastest to the most exact."""
+
+    TENSOR_7 = "int8, weights of 7 bits"
+    TENSOR_8 = "int8"
+    ROWS_7 = "int8 by rows, weights of 7 bits"
+    ROWS_8 = "int8 by rows"
+    REAL = "float32"
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether each row of the input has a scale of its own."""
+        return self in (Rung.ROWS_7, Rung.ROWS_8)
+
+    @property
+    def signed(self) -> bool:
+        """Whether weights are signed codes of 7 bits."""
+        return self in (Rung.TENSOR_7, Rung.ROWS_7)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A product's rung, what its input's channels are multiplied by first (`even` `[in]`), if anything, and the code
+    of 0 in a row."""
+
+    rung: Rung = Rung.ROWS_8
+    even: NDArray[np.float32] | None = None
+    middle: int = ZERO
+
+
+@dataclass(frozen=True)
+class Product:
+    """A frozen product of the base: its node, its matrix as an initializer, and the Add that is its bias, if any."""
+
+    node: ir.Node
+    weight: ir.Value
+    bias: tuple[ir.Node, ir.Value] | None
+
+    @property
+    def matrix(self) -> NDArray[np.float32]:
+        """W `[in, out]`."""
+        assert self.weight.const_value is not None
+        w = self.weight.const_value.numpy()
+        return w.T if self.node.op_type == "Gemm" and self.node.attributes.get_int("transB", 0) else w
+
+
+def products(model: ir.Model) -> list[Product]:
+    """The products of an activation by a real matrix that is an initializer, in the order of the graph."""
+    found = (_product(node) for node in model.graph)
+    return [product for product in found if product is not None]
+
+
+def quantize(model: ir.Model, plan: Mapping[str, Choice]) -> ir.Model:
+    """Quantize every table, and every product by the choice for its weight's name; in place."""
+    op = GraphBuilder(free_names(model.graph)).op
+    for node in list(model.graph):
+        _quantize_table(op, node)
+    for product in products(model):
+        choice = plan.get(str(product.weight.name), Choice())
+        if choice.rung is not Rung.REAL:
+            _quantize_product(model.graph, product, choice)
+    common.TopologicalSortPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _product(node: ir.Node) -> Product | None:
+    if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm"):
+        return None
+    x, weight = node.inputs[:2]
+    if x is None or weight is None or is_frozen(x) or not _is_matrix(weight) or x.dtype != ir.DataType.FLOAT:
+        return None
+    attributes = node.attributes
+    if attributes.get_int("transA", 0) or attributes.get_float("alpha", 1.0) != 1.0:
+        return None
+    if node.op_type == "MatMul":
+        return Product(node, weight, _added(node.outputs[0]))
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        return Product(node, weight, _added(node.outputs[0]))
+    plain = _is_vector(bias, node) and attributes.get_float("beta", 1.0) == 1.0
+    return Product(node, weight, (node, bias)) if plain else None
+
+
+def _is_matrix(x: ir.Value) -> bool:
+    tensor = x.const_value
+    return tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) == 2 and tensor.size > 0
+
+
+def _is_vector(bias: ir.Value, node: ir.Node) -> bool:
+    """Whether a bias is one real number for every output of the product."""
+    tensor, weight = bias.const_value, node.inputs[1]
+    if tensor is None or weight is None or weight.const_value is None or tensor.dtype != ir.DataType.FLOAT:
+        return False
+    turned = node.op_type == "Gemm" and node.attributes.get_int("transB", 0)
+    return tuple(tensor.shape.numpy()) == (weight.const_value.shape.numpy()[0 if turned else 1],)
+
+
+def _added(y: ir.Value) -> tuple[ir.Node, ir.Value] | None:
+    """The Add of a bias to a product, if nothing else reads the product."""
+    users = list(y.uses())
+    if len(users) != 1 or y.is_graph_output() or users[0][0].op_type != "Add":
+        return None
+    add, node = users[0][0], y.producer()
+    other = next((x for x in add.inputs if x is not y), None)
+    return (add, other) if other is not None and node is not None and _is_vector(other, node) else None
+
+
+def _quantize_product(graph: ir.Graph, product: Product, choice: Choice) -> None:
+    old, weight = product.node, product.weight
+    last, bias = product.bias if product.bias is not None else (old, None)
+    codes, scale, even = _initializers(graph, str(weight.name), product.matrix, choice)
+    inputs = [old.inputs[0], codes, scale, even, bias]
+    attributes = {"rows": choice.middle if choice.rung.by_rows else 0, "product": old.op_type}
+    node = ir.node(OP_TYPE, inputs, attributes, domain=DOMAIN, name=old.name)
+    node.metadata_props.update(old.metadata_props)
+    y, new = last.outputs[0], node.outputs[0]
+    new.shape, new.type, new.name = y.shape, y.type, y.name
+    graph.opset_imports[DOMAIN] = 1
+    graph.insert_before(last, node)
+    y.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(last, safe=True)
+    if last is not old:
+        graph.remove(old, safe=True)
+
+
+def _initializers(
+    graph: ir.Graph, name: str, w: NDArray[np.float32], choice: Choice
+) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+    """The codes, s and t as initializers named after the weight, made once."""
+    known = graph.initializers
+    if f"{name}.codes" not in known:
+        codes, scale = product_codes(w, choice)
+        _register(graph, f"{name}.codes", codes)
+        _register(graph, f"{name}.scale", scale)
+        if choice.even is not None:
+            _register(graph, f"{name}.even", choice.even)
+    return known[f"{name}.codes"], known[f"{name}.scale"], known.get(f"{name}.even")
+
+
+def product_codes(
+    w: NDArray[np.float32], choice: Choice
+) -> tuple[NDArray[np.int8] | NDArray[np.uint8], NDArray[np.float32]]:
+    """(Wq, s) with W ≈ t∘(Wq − zw)∘s."""
+    divided = w if choice.even is None else w / choice.even[:, None]
+    if choice.rung.signed:
+        return codes_of(divided, LARGEST_SIGNED, axis=1)
+    codes, scale = codes_of(divided, LARGEST_UNSIGNED, axis=1)
+    return (codes.astype(np.int16) + ZERO).astype(np.uint8), scale
+
+
+def _register(graph: ir.Graph, name: str, array: NDArray) -> ir.Value:
+    value = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
+    assert value.const_value is not None
+    value.shape, value.dtype = ir.Shape(list(array.shape)), value.const_value.dtype
+    graph.register_initializer(value)
+    return value
+
+
+def _quantize_table(op: OpBuilder, node: ir.Node) -> None:
+    """Rows of a table T as s∘Cast(rows of Tq), one scale a row."""
+    if node.op_type != "Gather" or node.domain not in ("", "ai.onnx") or node.attributes.get_int("axis", 0) != 0:
+        return
+    table, indices = node.inputs
+    if table is None or indices is None or not _is_matrix(table) or is_frozen(indices) or indices.shape is None:
+        return
+    assert table.const_value is not None
+    if table.const_value.size < _SMALLEST_TABLE:
+        return
+    graph, (y,) = op.builder.graph, node.outputs
+    names = (f"{table.name}.codes8", f"{table.name}.scale8")
+    if names[0] not in graph.initializers:
+        codes, scale = codes_of(table.const_value.numpy(), _TABLE_CODE, axis=0)
+        _register(graph, names[0], codes)
+        _register(graph, names[1], scale[:, None])
+    rows = op.Gather(graph.initializers[names[0]], indices)
+    rows.dtype, rows.shape = ir.DataType.INT8, y.shape
+    scales = op.Gather(graph.initializers[names[1]], indices)
+    scales.dtype, scales.shape = ir.DataType.FLOAT, ir.Shape([*indices.shape, 1])
+    real = op.Cast(rows, to=ir.DataType.FLOAT)
+    real.dtype, real.shape = ir.DataType.FLOAT, y.shape
+    made = op.Mul(real, scales)
+    made.name, y.name = y.name, None
+    made.shape, made.type = y.shape, y.type
+    y.replace_all_uses_with(made, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    assert rank(made) == len(indices.shape) + 1
