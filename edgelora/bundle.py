@@ -81,6 +81,12 @@ class Bundle:
         with self._lock:
             self._graphs.pop(file, None)
 
+    def use_settings(self, settings: SessionSettings) -> None:
+        """Run graphs in another way from now on; those that are loaded are forgotten."""
+        with self._lock:
+            self.settings = settings
+            self._graphs.clear()
+
     def training(self, loss: str, dropout: bool, prefix: Prefix | None = None) -> TrainingGraph:
         """What the training graph for this loss (after a prefix) takes and returns; `graph(….file)` runs it.
 

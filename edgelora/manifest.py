@@ -135,6 +135,48 @@ class LostPoint:
 
 
 @dataclass(frozen=True)
+class MemoryTerm:
+    """`bytes` times the product of the sizes that `sizes` names."""
+
+    sizes: tuple[str, ...]
+    bytes: int
+
+    def at(self, sizes: Mapping[str, int]) -> int:
+        """The term's value; KeyError for a size that is not given."""
+        return self.bytes * math.prod(sizes[name] for name in self.sizes)
+
+
+@dataclass(frozen=True)
+class GatheredTable:
+    """A weight of which a run reads some rows: `rows` of `row_bytes`, numbered by the input `input` (None: unknown)."""
+
+    input: str | None
+    rows: int
+    row_bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryTable:
+    """Bytes that a graph's run holds, as measured at conversion (docs/bundle-format.md).
+
+    `peaks` are polynomials of the inputs' dynamic sizes, each a sum of terms; the largest holds. `loaded` is held
+    as soon as the graph is loaded, `prepacked` beside it unless prepacking is off. `read` bytes of the mapped weights
+    are read whole where it is off, `read_always` of them even where it is on.
+    """
+
+    peaks: tuple[tuple[MemoryTerm, ...], ...]
+    loaded: int
+    prepacked: int
+    read: int
+    read_always: int
+    gathered: tuple[GatheredTable, ...]
+
+    def peak(self, sizes: Mapping[str, int]) -> int:
+        """The bytes that results hold at the worst moment of a run at these sizes."""
+        return max((sum(term.at(sizes) for term in terms) for terms in self.peaks), default=0)
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """Size in bytes and sha256 (hex) of a file of the bundle."""
 
@@ -164,6 +206,7 @@ class Manifest:
     lost: tuple[LostPoint, ...] = ()
     prefixes: tuple[Prefix, ...] = ()
     mixed: str | None = None
+    memory: Mapping[str, MemoryTable] = field(default_factory=dict[str, MemoryTable])
 
     @property
     def trainable(self) -> tuple[InsertionPoint, ...]:
@@ -231,7 +274,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
 def _read_fields(kind: Any, body: Mapping[str, Any], where: str) -> Any:
     """A dataclass; keys that a later minor version added are passed over."""
     hints = get_type_hints(kind)
-    missing = [f.name for f in fields(kind) if f.default is MISSING and f.name not in body]
+    missing = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING and f.name not in body]
     if missing:
         raise ValueError(f"{where or 'the manifest'} has no {', '.join(missing)}")
     return kind(

@@ -1,11 +1,43 @@
-"""The peak resident memory of this process."""
+"""The resident memory of this process, now and at its peak; sizes in words."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
+from edgelora.errors import ConfigError
+
 _STATUS = Path("/proc/self/status")
+_ROLLUP = Path("/proc/self/smaps_rollup")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "256MB" (10⁶), "1.5GiB" (2³⁰) or "268435456".
+
+    Raises:
+        ConfigError: it is none of these, or nothing.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    unit = "KMGT".find(found[2].upper()) + 1 if found and found[2] else 0
+    size = 0 if found is None else int(float(found[1]) * (1024 if found[3] else 1000) ** unit)
+    if size < 1 or (found is not None and found[3] and not found[2]):
+        raise ConfigError(f"{text!r} is not a size of memory: write it as 256MB, 1.5GiB or a number of bytes")
+    return size
+
+
+def resident_memory() -> int | None:
+    """Bytes that are resident now; None where the system does not say. Exact on Linux, page by page."""
+    for path, field in ((_ROLLUP, "Rss:"), (_STATUS, "VmRSS:")):
+        try:
+            lines = path.read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            if line.startswith(field):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 def peak_memory() -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ import numpy as np
 import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
 
 from edgelora.errors import BundleError, ConfigError
+from edgelora.mapped_pages import added, give_back, mapped_ranges
 
 ort: Any = onnxruntime  # the package carries no types
 ENGINE_VERSION: str = ort.__version__
 
 Feeds = Mapping[str, np.ndarray]
+_loading = threading.Lock()  # what a session maps is told from what was mapped before it
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,15 @@ class Graph:
             options.intra_op_num_threads = settings.threads
         if settings.low_memory:
             options.add_session_config_entry("session.disable_prepacking", "1")
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime has one exception class per status
-            raise BundleError(f"{path}: ONNX Runtime {ort.__version__} cannot load it: {_first_line(error)}") from error
+        with _loading:
+            mapped = mapped_ranges(path.parent.resolve())
+            try:
+                self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # onnxruntime has one exception class per status
+                raise BundleError(
+                    f"{path}: ONNX Runtime {ort.__version__} cannot load it: {_first_line(error)}"
+                ) from error
+            self._mapped = added(mapped, mapped_ranges(path.parent.resolve()))
         self.inputs: dict[str, tuple[int | str | None, ...]] = {
             x.name: tuple(x.shape) for x in self._session.get_inputs()
         }
@@ -76,6 +84,10 @@ class Graph:
         # numpy's arithmetic turns an array without axes into a number, which ONNX Runtime does not take
         wanted = {name: np.asarray(feeds[name]) for name in self.inputs if name in feeds}
         return dict(zip(names, self._session.run(names, wanted), strict=True))
+
+    def give_back_pages(self) -> None:
+        """Let go of the weights' pages that were read; the next run brings in those that it reads."""
+        give_back(self._mapped)
 
 
 def _first_line(error: Exception) -> str:

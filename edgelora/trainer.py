@@ -216,6 +216,11 @@ class Trainer:
         self.total_steps = steps if config.max_steps is None else min(steps, config.max_steps)
 
     @property
+    def part_size(self) -> int:
+        """The most samples that a graph is given at once."""
+        return self.config.micro_batch_size or self.config.batch_size
+
+    @property
     def steps_per_epoch(self) -> int:
         return -(-len(self.objective) // self.config.batch_size)
 
@@ -325,12 +330,18 @@ class Trainer:
                 feeds |= cotangents
             outputs = graph.run({**feeds, **adapter, **masks}, self._outputs)
             loss += float(outputs["loss"]) if share is None else share
+            graph.give_back_pages()
             for name, grad in zip(self.names, self._grad_views, strict=True):
                 grad += outputs[f"grad.{name}"]
         for name, grad in zip(self.names, self._grad_views, strict=True):
             if self._scales[name] != 1.0:
                 grad *= self._scales[name]
         return loss
+
+    def run_once(self, rows: NDArray[np.int64]) -> None:
+        """Run what a step and an evaluation run, on these samples, and leave everything as it was."""
+        self._accumulate_backward(self.record, [rows], 1.0) if self.record else self._forward_loss([rows], 1.0)
+        self._grad[:] = 0.0
 
     def _forward_loss(self, parts: list[NDArray[np.int64]], total: float) -> float:
         """The batch's loss at the present parameters, by the inference graph and numpy."""
@@ -412,7 +423,7 @@ class Trainer:
 
     def evaluate(self, objective: Objective, batch_size: int | None = None) -> dict[str, float]:
         """Metrics of the current parameters on held-out samples (the forward graph, no dropout)."""
-        batch_size = batch_size or self.config.batch_size
+        batch_size = batch_size or self.part_size
         return evaluate(self.bundle, self.current(), objective, batch_size, self.cache_of(objective))
 
 
@@ -458,6 +469,7 @@ def evaluate(
             inputs = cache.feeds(inputs, batch)
         graph = bundle.forward if cache is None else bundle.graph(cache.prefix.forward)
         outputs.append(graph.run({**inputs, **feeds}, [name])[name])
+        graph.give_back_pages()
         rows.append(batch)
     return objective.metrics(outputs, rows)
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from edgelora.config import LoraConfig
 from edgelora.data import Sample, digest, labels_of
 from edgelora.errors import ConfigError
 from edgelora.manifest import Manifest, Prefix
+from edgelora.memory_plan import MemoryPlan, follow, plan_memory, read_layout, write_layout
 from edgelora.prefix_cache import chosen_prefix
 from edgelora.runtime import Model
 from edgelora.targets import select_points
@@ -33,7 +34,8 @@ class TrainingReport:
     which this call went on (0: from the start), `seconds` the run's, earlier calls included, and
     `step_seconds_median` of this call's steps (None if there was none). `history` has a mapping per epoch:
     `epoch` from 1, `train_loss` and, with validation samples, `eval_loss` and the task's metrics as `eval_…`.
-    `best_epoch` is the one with the best metric, None without validation samples.
+    `best_epoch` is the one with the best metric, None without validation samples. `memory` is how the run was laid
+    out, if there was a budget.
     """
 
     adapter: str
@@ -48,10 +50,11 @@ class TrainingReport:
     already_done: bool
     trainable_parameters: int
     labels: tuple[str, ...] | None
+    memory: MemoryPlan | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"memory": None if self.memory is None else self.memory.to_dict()}
 
 
 def train(
@@ -65,6 +68,8 @@ def train(
     again: bool = False,
     discard: bool = False,
     callback: Callback = lambda _step, _progress: None,
+    ram: int | None = None,
+    planned: Callable[[MemoryPlan], None] = lambda _plan: None,
 ) -> TrainingReport:
     """Train the adapter `name` on `samples` and save it as a new version.
 
@@ -73,11 +78,15 @@ def train(
     `restart` also begins from a fresh adapter. The run's state lies in the store and survives a kill at any
     instant.
 
+    `ram` is a budget in bytes for this process's resident memory: the run is laid out to stay within it
+    (memory_plan.py), with the same gradients up to the order of sums. `planned` is told how, before the work.
+
     `lora` is for a new adapter (default: rank 8, alpha 16, all of the bundle's points), `callback` is called
     after every step. Classes are the labels of the samples, after those that the adapter knows.
 
     Raises:
-        ConfigError: settings that contradict the bundle, the data or the adapter that exists.
+        ConfigError: settings that contradict the bundle, the data or the adapter that exists, or a `ram` in which
+            nothing fits.
         TrainingError: the loss diverged, or an unfinished run has other data or settings.
         StoreError: another process trains this adapter, or the store cannot be written.
     """
@@ -94,6 +103,7 @@ def train(
             "data": digest(samples),
             "validation": digest(validation) if validation else None,
             **settings,
+            **({} if ram is None else {"ram": ram}),
         }
         if current is not None and not again:
             done = run_id(**decisive, parent=current.training.get("parent"))
@@ -107,9 +117,19 @@ def train(
         folder = model.store.state_path(name)
         trainer = Trainer(model.bundle, start, objective, config, folder)
         state = unfinished(folder)
+        plan = None if ram is None else plan_memory(trainer, held_out, ram, read_layout(folder, identity))
         if ((restart or discard) and state != identity) or (state is not None and state == parent):
             shutil.rmtree(folder, ignore_errors=True)  # discarded, or what a finished run had no time to remove
-        result = fit(trainer, held_out, folder, identity, callback)
+        before = model.bundle.settings
+        if plan is not None:
+            write_layout(folder, plan, identity)
+            planned(plan)
+            follow(plan, trainer)
+        try:
+            result = fit(trainer, held_out, folder, identity, callback)
+        finally:
+            if model.bundle.settings != before:
+                model.bundle.use_settings(before)
         adapter = finish(result, identity, parent, settings)
         version = model.store.save(name, adapter)
         trainer.close()
@@ -119,7 +139,7 @@ def train(
             shutil.rmtree(folder, ignore_errors=True)
     report = _report(name, version, adapter, result.progress, already_done=False)
     median = float(np.median(result.step_seconds)) if result.step_seconds else None
-    return replace(report, resumed_at=result.resumed_at, step_seconds_median=median)
+    return replace(report, resumed_at=result.resumed_at, step_seconds_median=median, memory=plan)
 
 
 def merged_labels(manifest: Manifest, current: Adapter | None, samples: Sequence[Sample]) -> tuple[str, ...] | None:

@@ -25,7 +25,7 @@ from edgelora.cli.common import (
 from edgelora.config import LoraConfig
 from edgelora.data import read_samples, split
 from edgelora.errors import ConfigError
-from edgelora.memory import peak_memory
+from edgelora.memory import parse_size, peak_memory
 from edgelora.prefix_cache import DTYPES, PLACES
 from edgelora.trainer import GRADIENTS, OPTIMIZERS, StepResult, TrainingConfig
 from edgelora.training import TrainingReport, train
@@ -94,6 +94,13 @@ def add_verbs(verbs: Verbs) -> None:
     run.add_argument("--max-steps", type=int, help="stop after this many updates")
     run.add_argument("--batch-size", type=int, default=defaults.batch_size, help=f"({defaults.batch_size})")
     run.add_argument("--micro-batch-size", type=int, help="split batches; the same result in less memory")
+    run.add_argument(
+        "--ram",
+        type=memory_size,
+        metavar="SIZE",
+        help="a memory budget for the whole process, as 256MB or 1.5GiB: splits batches and gives up prepacked weights "
+        "as far as needed, predicts the peak, and refuses what cannot fit before it begins",
+    )
     run.add_argument(
         "--learning-rate", "--lr", type=float, default=defaults.learning_rate, help=f"({defaults.learning_rate})"
     )
@@ -176,6 +183,8 @@ def run_train(options: argparse.Namespace) -> None:
         again=options.again,
         discard=options.discard,
         callback=show,
+        ram=options.ram,
+        planned=lambda plan: None if show.quiet else note(plan.describe()),
     )
     end_progress()
     emit(
@@ -183,6 +192,14 @@ def run_train(options: argparse.Namespace) -> None:
         {**report.to_dict(), "peak_memory_bytes": peak_memory()},
         report_text(report, len(samples), time.monotonic() - started, config),
     )
+
+
+def memory_size(text: str) -> int:
+    """`parse_size` for argparse."""
+    try:
+        return parse_size(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def training_config(options: argparse.Namespace) -> TrainingConfig:
@@ -326,6 +343,10 @@ def report_text(report: TrainingReport, samples: int, seconds: float, config: Tr
         kept = report.history[(best or len(report.history)) - 1]
         rows += [(name.replace("eval_", "validation ").replace("_", " "), value) for name, value in kept.items()]
     rows.append(("seconds", seconds))
+    if report.memory is not None:
+        rows.append(("predicted peak MB", round(report.memory.predicted / 1e6)))
+        if (peak := peak_memory()) is not None:
+            rows.append(("measured peak MB", round(peak / 1e6)))
     stopped = " (stopped early)" if report.stopped_early else ""
     text = f"{report.adapter}: version {report.version} saved{stopped}\n" + table(rows, ("", ""))
     if config.gradient == "spsa":

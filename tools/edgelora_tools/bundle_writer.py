@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import onnx_ir as ir
 from safetensors.numpy import save_file
 
 from edgelora.errors import ConversionError
-from edgelora.manifest import FileEntry, Manifest
+from edgelora.manifest import FileEntry, Manifest, MemoryTable
 
 WEIGHTS_FILE, PARITY_FILE, MANIFEST_FILE = "weights.bin", "parity.safetensors", "bundle.json"
 INLINE_LIMIT = 1024
@@ -53,8 +53,11 @@ def write_bundle(
     samples: Samples,
     extra_files: Mapping[str, bytes],
     overwrite: bool,
+    measure: Callable[[Path, ir.Model], MemoryTable | None] = lambda _path, _model: None,
 ) -> Manifest:
     """Write everything into a temporary directory beside `destination` and rename it: all or nothing.
+
+    `measure` is asked for the memory table of each graph that was written.
 
     An old bundle is moved aside whole before the new one takes its place, and deleted last.
 
@@ -71,7 +74,10 @@ def write_bundle(
         for name, content in extra_files.items():
             (staging / name).write_bytes(content)
         files = {path.name: _entry(path) for path in sorted(staging.iterdir())}
-        finished = replace(manifest, files=files)
+        measured = {
+            file: table for file, graph in graphs.items() if (table := measure(staging / file, graph)) is not None
+        }
+        finished = replace(manifest, files=files, memory=measured)
         (staging / MANIFEST_FILE).write_text(finished.to_json(), encoding="utf-8")
         for path in (staging, *staging.iterdir()):  # a bundle is for sharing; temporary folders are private
             path.chmod(0o755 if path.is_dir() else 0o644)
@@ -122,7 +128,9 @@ def _write_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
                     page = LARGE_PAGE if tensor.nbytes >= 16 * LARGE_PAGE else PAGE
                     weights.write(b"\0" * (-weights.tell() % page))
                     offsets[digest] = (weights.tell(), tensor.nbytes)
-                    weights.write(tensor.tobytes())
+                    content = memoryview(tensor.tobytes())
+                    for start in range(0, len(content), LARGE_PAGE):  # see docs/decisions/0015: what is written in
+                        weights.write(content[start : start + LARGE_PAGE])  # one piece is mapped in one piece
                 offset, length = offsets[digest]
                 shape, name = ir.Shape(tensor.shape.numpy()), str(value.name)
                 value.const_value = ir.ExternalTensor(

@@ -29,6 +29,7 @@ from edgelora_tools.losses import COTANGENT, LOSSES, Loss, loss_inputs
 from edgelora_tools.lost_points import lost_points
 from edgelora_tools.lowering import Lowered, lower_nodes
 from edgelora_tools.measure_shapes import Sizes, batch_name, measure_shapes
+from edgelora_tools.memory_table import memory_table
 from edgelora_tools.methods import LORA, AdapterMethod
 from edgelora_tools.methods.lora import OP_TYPE
 from edgelora_tools.mixed import stack_adapters
@@ -165,7 +166,16 @@ def convert(
     )
     progress("writing")
     files = source.files if found is None else {**source.files, **found.files}
-    return write_bundle(destination, manifest, graphs, samples, files, options.overwrite)
+    planned = {manifest.forward, *(graph.file for graph in manifest.training)}
+    return write_bundle(
+        destination,
+        manifest,
+        graphs,
+        samples,
+        files,
+        options.overwrite,
+        lambda path, model: memory_table(path, model, sizes) if path.name in planned else None,
+    )
 
 
 def quantize_base(

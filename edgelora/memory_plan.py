@@ -1,0 +1,299 @@
+"""How to train within a memory budget: what fits, predicted before any work, and the fastest of it.
+
+    peak = resident + packed + results + pages
+
+`resident` is what the process holds with the graph loaded and run once on one sample: Python, libraries, data.
+`packed` are the products' weights once more, as ONNX Runtime lays them out for speed (none if prepacking is off),
+`results` what a run holds at its worst moment, from the table that conversion measured (manifest.MemoryTable), and
+`pages` the mapped weights that a run reads: whole weights, and of tables the pages that the samples' rows lie in.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelora.bundle import Bundle
+from edgelora.errors import ConfigError
+from edgelora.files import write_atomic
+from edgelora.manifest import GatheredTable, MemoryTable
+from edgelora.mapped_pages import can_give_back
+from edgelora.memory import resident_memory
+from edgelora.objectives import Feeds, Objective, OwnLoss
+from edgelora.trainer import Trainer, length_sorted_batches
+
+ARENA = 1.06  # what ONNX Runtime's arena holds for a byte in use (benchmarks/memory.py)
+_PER_PART = {True: 16, False: 32}  # what a run costs beside its cells, in cells, by whether weights are packed
+_UNPACKED, _NO_LENGTH = 1.08, 64  # step time without prepacking; cells of a sample that has no length
+_LOOKED_AT = 64  # parts whose rows are counted
+_PAGE, _PROBES = 65536, 5
+LAYOUT_FILE = "memory.json"
+Layout = tuple[str, int, bool]
+_LAYOUT = ("file", "part_size", "prepacked")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What was chosen: `predicted` bytes at the peak within `budget`, and how they come about.
+
+    `part_size` is the number of samples of a run (the batch size if nothing is split), `prepacked` whether weights
+    are packed, `file` the training graph. `resident`, `packed`, `results` and `pages` sum to `predicted`.
+    """
+
+    budget: int
+    file: str
+    part_size: int
+    prepacked: bool
+    resident: int
+    packed: int
+    results: int
+    pages: int
+    cost: float
+
+    @property
+    def layout(self) -> Layout:
+        """What decides the result's last bits."""
+        return (self.file, self.part_size, self.prepacked)
+
+    @property
+    def predicted(self) -> int:
+        return self.resident + self.packed + self.results + self.pages
+
+    def describe(self) -> str:
+        """The plan in a line."""
+        weights = "weights packed" if self.prepacked else "weights not packed"
+        parts = ", ".join(
+            f"{name} {_mb(size)}"
+            for name, size in (
+                ("process", self.resident),
+                ("packed weights", self.packed),
+                ("results", self.results),
+                ("weights in use", self.pages),
+            )
+            if size >= 500_000
+        )
+        return (
+            f"--ram {_mb(self.budget)}: {self.part_size} samples at a time, {weights}; "
+            f"predicted peak {_mb(self.predicted)} ({parts})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able mapping."""
+        return asdict(self) | {"predicted": self.predicted}
+
+
+def plan_memory(
+    trainer: Trainer, validation: Objective | None, budget: int, layout: Layout | None = None
+) -> MemoryPlan:
+    """The fastest way to train within `budget` bytes, or that of `layout`.
+
+    The graph is loaded, and run once on the shortest sample.
+
+    Raises:
+        ConfigError: nothing fits, and what would; or the bundle or the system does not tell what a run needs.
+    """
+    if trainer.prefix is not None:
+        raise ConfigError(
+            f"--ram does not count what is kept after the frozen prefix of {trainer.prefix.name}: leave one of the two "
+            "out, or set micro_batch_size and low_memory yourself"
+        )
+    candidates = sorted(candidate_plans(trainer, validation, budget), key=lambda plan: plan.cost)
+    candidates = [plan for plan in candidates if layout is None or plan.layout == layout]
+    fitting = [plan for plan in candidates if plan.predicted <= budget]
+    if not fitting:
+        least = min(candidates, key=lambda plan: plan.predicted)
+        splits = "" if _splits(trainer) else f"; a batch of the loss {trainer.objective.loss!r} cannot be split"
+        raise ConfigError(
+            f"--ram {_mb(budget)} is too little: the smallest peak possible is {_mb(least.predicted)} "
+            f"(process {_mb(least.resident)}, weights {_mb(least.packed + least.pages)}, results "
+            f"{_mb(least.results)}){splits}; give as much, or shorten the samples (convert --max-length)"
+        )
+    return fitting[0]
+
+
+def candidate_plans(trainer: Trainer, validation: Objective | None, budget: int) -> Iterator[MemoryPlan]:
+    """Every way to train, with what it takes."""
+    bundle = trainer.bundle
+    files = _files(trainer, validation)
+    tables = {file: _table(bundle, file) for file in files}
+    resident = _measure_resident(trainer, tables)
+    window = _window(bundle)
+    feeds_parameters = 4 * trainer.flat.nbytes  # gradients that a graph returns, and the optimizer's arrays
+    packings = (False,) if bundle.settings.low_memory else (True, False)
+    for size in _part_sizes(trainer):
+        longest = _longest(trainer.objective, size)
+        sizes = _sizes(bundle, longest)
+        held_out = _sizes(bundle, _longest(validation, size)) if validation is not None else sizes
+        results = sum(
+            table.peak(sizes if file != bundle.manifest.forward else held_out) for file, table in tables.items()
+        )
+        gathered = _gathered(trainer, tables, size, window)
+        cells, parts = _work(trainer, size)
+        for prepacked in packings:
+            read = max(t.read_always if prepacked else t.read for t in tables.values())
+            yield MemoryPlan(
+                budget=budget,
+                file=files[0],
+                part_size=size,
+                prepacked=prepacked,
+                resident=resident + feeds_parameters,
+                packed=sum(t.prepacked for t in tables.values()) if prepacked else 0,
+                results=round(ARENA * results) + sum(x.nbytes for x in longest.values()),
+                pages=read + gathered,
+                cost=(cells + parts * _PER_PART[prepacked]) * (1.0 if prepacked else _UNPACKED),
+            )
+
+
+def follow(plan: MemoryPlan, trainer: Trainer) -> None:
+    """Make the trainer and its bundle follow the plan."""
+    bundle = trainer.bundle
+    if not plan.prepacked and not bundle.settings.low_memory:
+        bundle.use_settings(replace(bundle.settings, low_memory=True))
+    if plan.part_size < trainer.config.batch_size:
+        trainer.config = replace(trainer.config, micro_batch_size=plan.part_size)
+
+
+def write_layout(folder: Path, plan: MemoryPlan, identity: str) -> None:
+    """Keep what was chosen beside the run's state: a run that is continued goes on in the same way, to the last bit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    body = {"run_id": identity} | dict(zip(_LAYOUT, plan.layout, strict=True))
+    write_atomic(folder / LAYOUT_FILE, json.dumps(body).encode())
+
+
+def read_layout(folder: Path, identity: str) -> Layout | None:
+    """What this run chose when it began; None if it has not begun."""
+    try:
+        body: Any = json.loads((folder / LAYOUT_FILE).read_bytes())
+        return tuple(body[name] for name in _LAYOUT) if body["run_id"] == identity else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _files(trainer: Trainer, validation: Objective | None) -> list[str]:
+    """The graphs that training runs, the one with the gradients first."""
+    forward = trainer.bundle.manifest.forward
+    training = [] if trainer.record is None else [trainer.record.file]
+    needs_forward = trainer.record is None or validation is not None or isinstance(trainer.objective, OwnLoss)
+    return [*training, *([forward] if needs_forward else [])]
+
+
+def _table(bundle: Bundle, file: str) -> MemoryTable:
+    table = bundle.manifest.memory.get(file)
+    if table is None:
+        raise ConfigError(
+            f"{bundle.path}: it does not tell how much memory {file} needs, as bundles before format 1.2 do not: "
+            "convert the model again, or set micro_batch_size and low_memory yourself"
+        )
+    return table
+
+
+def _measure_resident(trainer: Trainer, tables: Mapping[str, MemoryTable]) -> int:
+    """Bytes resident with the graphs loaded without packed weights, and run, but for results and weights' pages."""
+    bundle, settings = trainer.bundle, trainer.bundle.settings
+    bundle.use_settings(replace(settings, low_memory=True))
+    try:
+        shortest = np.argsort(trainer.objective.lengths(), kind="stable")[:1]
+        before = {file: bundle.graph(file) for file in tables}
+        trainer.run_once(shortest)
+        for graph in before.values():
+            graph.give_back_pages()
+        resident = resident_memory()
+    finally:
+        bundle.use_settings(settings)
+    if resident is None:
+        raise ConfigError(
+            "this system does not tell how much memory a process holds, so that a budget cannot be kept: set "
+            "micro_batch_size and low_memory yourself"
+        )
+    ran = tables[next(iter(tables))].peak(_sizes(bundle, trainer.objective.inputs(shortest)))
+    return resident - round(ARENA * ran)
+
+
+def _splits(trainer: Trainer) -> bool:
+    return trainer.objective.loss != "contrastive" and not isinstance(trainer.objective, OwnLoss)
+
+
+def _part_sizes(trainer: Trainer) -> list[int]:
+    """The batch size and its halves, or what the settings say."""
+    batch = min(trainer.config.batch_size, len(trainer.objective))
+    if trainer.config.micro_batch_size is not None or not _splits(trainer):
+        return [min(trainer.config.micro_batch_size or batch, batch)]
+    sizes = [batch]
+    while sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes
+
+
+def _longest(objective: Objective, size: int) -> Feeds:
+    rows = np.argsort(objective.lengths(), kind="stable")[-size:]
+    return objective.inputs(rows)
+
+
+def _sizes(bundle: Bundle, feeds: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """The sizes of the inputs' named dimensions."""
+    return {
+        dimension: size
+        for spec in bundle.manifest.inputs
+        for dimension, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
+        if isinstance(dimension, str)
+    }
+
+
+def _work(trainer: Trainer, size: int) -> tuple[int, int]:
+    """Cells of the padded samples of an epoch that is cut into parts of `size`, and the number of parts."""
+    lengths = np.where(np.max(trainer.objective.lengths()) > 1, trainer.objective.lengths(), _NO_LENGTH)
+    cells, parts = 0, 0
+    for batch in trainer.batches(0):
+        ordered = np.sort(lengths[batch])
+        cut = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+        cells += sum(len(part) * int(part[-1]) for part in cut)
+        parts += len(cut)
+    return cells, parts
+
+
+def _gathered(trainer: Trainer, tables: Mapping[str, MemoryTable], size: int, window: int) -> int:
+    """Bytes of tables that become resident for the rows of a part, at most."""
+    found = {table for one in tables.values() for table in one.gathered}
+    if not can_give_back():
+        return sum(table.rows * table.row_bytes for table in found)
+    most = dict.fromkeys(found, 0)
+    batches = list(length_sorted_batches(trainer.objective.lengths(), size))[-_LOOKED_AT:]
+    for batch in batches:
+        feeds = trainer.objective.inputs(batch)
+        for table in found:
+            most[table] = max(most[table], _resident_rows(table, feeds, window))
+    return sum(most.values())
+
+
+def _resident_rows(table: GatheredTable, feeds: Feeds, window: int) -> int:
+    whole = table.rows * table.row_bytes
+    if table.input is None or table.input not in feeds:
+        return whole
+    first = np.unique(np.asarray(feeds[table.input], np.int64)) % table.rows * table.row_bytes
+    windows = np.unique(np.concatenate([first // window, (first + table.row_bytes - 1) // window]))
+    return min(whole, len(windows) * window)
+
+
+def _window(bundle: Bundle) -> int:
+    """Bytes of a weights file that become resident by reading one: the system maps some pages around it."""
+    largest = max(bundle.manifest.files, key=lambda name: bundle.manifest.files[name].size)
+    size = bundle.manifest.files[largest].size
+    if size < _PROBES * _PAGE:
+        return _PAGE
+    with (bundle.path / largest).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        before = resident_memory() or 0
+        for probe in range(_PROBES):
+            mapped[probe * (size // _PROBES)]
+        grown = (resident_memory() or 0) - before
+    return max(_PAGE, grown // _PROBES)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.0f} MB"

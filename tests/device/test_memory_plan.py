@@ -1,0 +1,206 @@
+"""A memory budget: the peak is predicted, kept under a hard limit, or refused before any work."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgelora.adapter import new_adapter
+from edgelora.bundle import Bundle
+from edgelora.config import LoraConfig
+from edgelora.data import TextSample
+from edgelora.errors import ConfigError
+from edgelora.manifest import Manifest, MemoryTable
+from edgelora.mapped_pages import added
+from edgelora.memory import parse_size
+from edgelora.memory_plan import candidate_plans, plan_memory
+from edgelora.runtime import Model
+from edgelora.tasks import objective_for
+from edgelora.trainer import Trainer, TrainingConfig
+from edgelora.training import train
+from tests.convert.bundles import to_bundle
+from tests.convert.networks import Net, perceptron
+from tests.device.tiny import commands, start_python
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is resident")
+SAMPLES = [TextSample(row["text"], row["label"]) for row in commands(24)]
+WIDTH, DEPTH, BATCH = 512, 12, 2048
+
+TRAIN = """
+import json, sys
+import numpy as np
+from edgelora.adapter import new_adapter
+from edgelora.bundle import Bundle
+from edgelora.config import LoraConfig
+from edgelora.memory import peak_memory
+from edgelora.memory_plan import follow, plan_memory
+from edgelora.objectives import Regression
+from edgelora.tasks import ArrayInputs
+from edgelora.trainer import Trainer, TrainingConfig
+
+path, batch, width, budget, limit = sys.argv[1], *map(int, sys.argv[2:])
+rng = np.random.default_rng(0)
+bundle = Bundle.open(path)
+adapter = new_adapter(bundle.manifest, LoraConfig(r=4, lora_alpha=4), None, outputs=2, rng=rng)
+x = rng.standard_normal((batch, width), np.float32)
+objective = Regression(ArrayInputs({"x": x}), rng.standard_normal((batch, 2), np.float32))
+trainer = Trainer(bundle, adapter, objective, TrainingConfig(batch_size=batch, learning_rate=1e-4, max_grad_norm=0.0))
+told = {}
+if budget:
+    plan = plan_memory(trainer, None, budget)
+    follow(plan, trainer)
+    told = plan.to_dict()
+if limit:
+    import resource
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+loss = [trainer.step(np.arange(batch)).loss for _ in range(2)]
+norm = float(np.linalg.norm(np.concatenate([g.ravel() for g in trainer.gradients().values()])))
+print(json.dumps({"peak": peak_memory(), "plan": told, "loss": loss, "norm": norm}))
+"""
+
+
+def deep(net: Net, x: str) -> str:
+    for layer in range(DEPTH):
+        x = net("Tanh", net.linear(x, f"layer{layer}", WIDTH, WIDTH))
+    return x
+
+
+@pytest.fixture(scope="module")
+def deep_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deep")
+    return to_bundle(perceptron(build=deep, width=WIDTH, output=8), folder, task="regression", pooling="pooler").path
+
+
+def measured(bundle: Path, budget: int, limit: int = 0) -> dict[str, Any]:
+    process = start_python("-c", TRAIN, bundle, str(BATCH), str(WIDTH), str(budget), str(limit))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+@LINUX
+def test_the_peak_is_predicted_within_a_tenth_and_the_budget_is_kept(deep_bundle: Path):
+    free = measured(deep_bundle, 10**12)
+    assert 0.9 < free["peak"] / free["plan"]["predicted"] < 1.1
+    assert free["plan"]["part_size"] == BATCH
+    assert free["plan"]["prepacked"]
+    budget = int(0.7 * free["peak"])
+    tight = measured(deep_bundle, budget)
+    assert tight["peak"] < budget * 1.02
+    assert 0.9 < tight["peak"] / tight["plan"]["predicted"] < 1.1
+    assert tight["plan"]["part_size"] < BATCH
+    np.testing.assert_allclose(tight["loss"], free["loss"], rtol=1e-5)
+    np.testing.assert_allclose(tight["norm"], free["norm"], rtol=1e-5)
+
+
+@LINUX
+def test_the_planned_run_completes_under_a_limit_in_which_the_plain_one_does_not(deep_bundle: Path):
+    """RLIMIT_DATA counts private memory: what a plan holds beside the mapped weights and the libraries' code."""
+    budget = 190_000_000
+    assert measured(deep_bundle, budget, limit=budget)["plan"]["predicted"] <= budget
+    process = start_python("-c", TRAIN, deep_bundle, str(BATCH), str(WIDTH), "0", str(budget))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "alloc" in err.lower() or "memory" in err.lower()
+
+
+def trainer_of(model: Model, batch_size: int = 8) -> Trainer:
+    config = TrainingConfig(batch_size=batch_size)
+    labels = tuple(dict.fromkeys(s.label for s in SAMPLES))
+    adapter = new_adapter(
+        model.bundle.manifest, LoraConfig(r=2, lora_alpha=2), labels, outputs=None, rng=np.random.default_rng(0)
+    )
+    return Trainer(model.bundle, adapter, objective_for(model, SAMPLES, labels, config), config)
+
+
+@LINUX
+def test_smaller_parts_and_no_packing_hold_less(open_model):
+    plans = list(candidate_plans(trainer_of(open_model()), None, 1))
+    assert {plan.part_size for plan in plans} == {8, 4, 2, 1}
+    assert {plan.prepacked for plan in plans} == {True, False}
+    results = {plan.part_size: plan.results for plan in plans}
+    assert results[1] < results[2] < results[4] < results[8]
+    assert all((plan.packed > 0) == plan.prepacked for plan in plans)
+    assert all(plan.predicted == plan.resident + plan.packed + plan.results + plan.pages for plan in plans)
+
+
+@LINUX
+def test_too_small_a_budget_is_refused_before_the_store_is_touched(open_model):
+    model = open_model()
+    with pytest.raises(ConfigError, match=r"too little: the smallest peak possible is \d+ MB"):
+        train(model, "user", SAMPLES, config=TrainingConfig(max_steps=1), ram=1_000_000)
+    assert not model.store.exists("user")
+    assert not model.store.state_path("user").exists()
+
+
+@LINUX
+def test_a_planned_run_is_the_plain_one_and_leaves_the_settings(open_model):
+    model, told = open_model(store="a"), []
+    config = TrainingConfig(num_train_epochs=1, batch_size=8)
+    plain = train(model, "user", SAMPLES, config=config)
+    settings = model.bundle.settings
+    other = open_model(store="b")
+    planned = train(other, "user", SAMPLES, config=config, ram=10**10, planned=told.append)
+    assert told == [planned.memory]
+    assert other.bundle.settings == settings
+    np.testing.assert_allclose(planned.history[0]["train_loss"], plain.history[0]["train_loss"], rtol=1e-4)
+    assert planned.to_dict()["memory"]["predicted"] == told[0].predicted
+
+
+@LINUX
+def test_a_run_that_is_continued_keeps_its_layout(open_model):
+    trainer = trainer_of(open_model())
+    for plan in candidate_plans(trainer, None, 10**10):
+        assert plan_memory(trainer, None, 10**10, plan.layout).layout == plan.layout
+
+
+def test_a_bundle_without_a_table_says_what_to_do(open_model):
+    model = open_model()
+    model.bundle.manifest = replace(model.bundle.manifest, memory={})
+    with pytest.raises(ConfigError, match=r"convert the model again, or set micro_batch_size and low_memory"):
+        train(model, "user", SAMPLES, ram=10**9)
+
+
+def test_the_table_survives_the_manifest(bundle: Path):
+    manifest = Bundle.open(bundle).manifest
+    assert set(manifest.memory) == {manifest.forward, *(graph.file for graph in manifest.training)}
+    assert Manifest.from_json(manifest.to_json(), "here") == manifest
+    old = json.loads(manifest.to_json())
+    del old["memory"]
+    assert Manifest.from_json(json.dumps(old), "here").memory == {}
+
+
+def test_the_largest_polynomial_counts(bundle: Path):
+    table = Bundle.open(bundle).manifest.memory["forward.onnx"]
+    one, two = table.peak({"batch": 1, "sequence": 8}), table.peak({"batch": 2, "sequence": 8})
+    assert 0 < one < two <= 2 * one
+    assert replace(table, peaks=()).peak({}) == 0
+    assert isinstance(table, MemoryTable)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("256MB", 256_000_000), ("1.5GiB", 3 << 29), ("268435456", 1 << 28), ("64 kb", 64_000), ("2g", 2_000_000_000)],
+)
+def test_sizes_are_read(text: str, size: int):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1MB", "256iB", "12 apples", "0", "0.0001kB", "nan"])
+def test_what_is_no_size_is_refused(text: str):
+    with pytest.raises(ConfigError, match="256MB"):
+        parse_size(text)
+
+
+def test_what_was_mapped_before_is_not_counted_as_added():
+    assert added([], [(0, 4)]) == [(0, 4)]
+    assert added([(0, 4)], [(0, 8)]) == [(4, 8)]
+    assert added([(4, 8)], [(0, 12), (20, 24)]) == [(0, 4), (8, 12), (20, 24)]
+    assert added([(0, 4), (8, 12)], [(0, 12)]) == [(4, 8)]
+    assert added([(0, 12)], [(2, 6)]) == []

@@ -1,0 +1,179 @@
+"""What a graph's run holds in memory: the bytes in use at each node, as polynomials of the dynamic sizes.
+
+ONNX Runtime's profile tells the bytes that its arena has given out at the end of every kernel, in the order in
+which it runs them. Every shape is a product of the dynamic sizes, so what is in use at a node is a polynomial of
+them: it is found by runs at several sizes, and of all nodes those are kept that are the largest anywhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from edgelora.manifest import GatheredTable, MemoryTable, MemoryTerm
+from edgelora_tools.measure_shapes import Sizes
+from edgelora_tools.runner import sample_inputs
+
+_RANK = 8  # of every size that no model input has: ranks and classes
+_MOST_RUNS, _MOST_CELLS = 16, 1 << 22
+_GRID = (1, 4, 16, 64, 256)
+_PRODUCTS = {"MatMul", "Gemm", "Conv"}
+_PASS_THROUGH = {"Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity"}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One profiled run: bytes in use at the end of each kernel by the node's name, the most ever, those before."""
+
+    sizes: Sizes
+    in_use: dict[str, int]
+    most: int
+    before: int
+
+
+def memory_table(path: Path, model: ir.Model, sizes: Sequence[Sizes]) -> MemoryTable | None:
+    """The table of the finished graph `model`, which lies at `path`; it runs at each of `sizes`.
+
+    None if this ONNX Runtime's profile does not tell, or the graph does not run at enough other sizes.
+    """
+    names = [name for name in dict.fromkeys(_dimensions(model)) if name in sizes[0]]
+    points = _points(names, sizes)
+    runs = _profile(path, model, points, prepack=True)
+    monomials = _monomials(names)
+    if len(runs) < min(len(points), len(monomials)):
+        return None
+    held = runs[0].before
+    copies = any(node.op_type == "Conv" for node in model.graph)
+    unpacked = _profile(path, model, points[:1], prepack=False) if copies else []
+    loaded = unpacked[0].before if unpacked else 0
+    read, read_always, gathered = _weights(model)
+    return MemoryTable(_peaks(runs, monomials, names), loaded, max(held - loaded, 0), read, read_always, gathered)
+
+
+def _dimensions(model: ir.Model) -> list[str]:
+    return [str(d.value) for v in model.graph.inputs if v.shape for d in v.shape if not isinstance(d, int)]
+
+
+def _points(names: Sequence[str], sizes: Sequence[Sizes]) -> list[Sizes]:
+    """Sizes to run at: those known to work, and combinations of them, their sum and twice their sum."""
+    axes = [[sizes[0][n], sizes[1][n], sizes[0][n] + sizes[1][n]] for n in names]
+    if len(names) == 1:
+        axes[0].append(2 * axes[0][2])
+    grid = [dict(zip(names, values, strict=True)) for values in itertools.product(*axes)]
+    grid = [point for point in grid if np.prod([float(v) for v in point.values()]) <= _MOST_CELLS] or grid[:1]
+    chosen = (
+        np.random.default_rng(0).permutation(len(grid))[:_MOST_RUNS] if len(grid) > _MOST_RUNS else range(len(grid))
+    )
+    return [grid[int(i)] for i in chosen]
+
+
+def _profile(path: Path, model: ir.Model, points: Sequence[Sizes], prepack: bool) -> list[_Run]:
+    """A run at each of the points; those at which it fails are left out."""
+    others = dict.fromkeys(_dimensions(model), _RANK)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.enable_mem_pattern = False
+    options.enable_profiling = True
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    with tempfile.TemporaryDirectory(prefix="edgelora-") as folder:
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        done: list[Sizes] = []
+        for point in points:
+            try:
+                session.run(None, sample_inputs(model, others | point, np.random.default_rng(0)))
+            except Exception:  # ONNX Runtime raises a class of its own per status; sizes are tried on purpose
+                continue
+            done.append(point)
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    kernels = [e for e in events if e.get("cat") == "Node" and str(e["name"]).endswith("_kernel_time")]
+    spans = [(e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "model_run"][-len(done) :]
+    if not done or len(spans) != len(done) or any("mem_bytes_requested_in_use" not in e["args"] for e in kernels):
+        return []
+    return [
+        _run(point, [e for e in kernels if begun <= e["ts"] <= ended])
+        for point, (begun, ended) in zip(done, spans, strict=True)
+    ]
+
+
+def _run(point: Sizes, kernels: Sequence[Mapping[str, Any]]) -> _Run:
+    used = {str(e["name"]): int(e["args"]["mem_bytes_requested_in_use"]) for e in kernels}
+    first = kernels[0]["args"]
+    before = int(first["mem_bytes_requested_in_use"]) - int(first["mem_requested_in_use_delta"])
+    return _Run(point, {name: u - before for name, u in used.items()}, max(used.values()) - before, before)
+
+
+def _monomials(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Products of up to three sizes, none to the third; `()` is the constant."""
+    powers = itertools.chain.from_iterable(itertools.combinations_with_replacement(names, d) for d in range(3))
+    cubic = [(a, b, b) for a, b in itertools.permutations(names, 2)]  # attention: batch, length, length
+    return [*powers, *cubic]
+
+
+def _peaks(
+    runs: Sequence[_Run], monomials: Sequence[tuple[str, ...]], names: Sequence[str]
+) -> tuple[tuple[MemoryTerm, ...], ...]:
+    """The polynomials of the nodes that hold the most at some sizes."""
+    nodes = [name for name in runs[0].in_use if all(name in run.in_use for run in runs)]
+    held = np.array([[run.in_use[name] for name in nodes] for run in runs], np.float64)
+    terms = np.array([_terms(monomials, run.sizes) for run in runs])
+    scale = 1 / np.maximum(held.max(axis=1, keepdims=True), 1)
+    coefficients, *_ = np.linalg.lstsq(terms * scale, held * scale, rcond=None)
+    grid = [dict(zip(names, values, strict=True)) for values in itertools.product(_GRID, repeat=len(names))]
+    kept = dict.fromkeys(
+        int(np.argmax(_terms(monomials, at) @ coefficients)) for at in [*grid, *(r.sizes for r in runs)]
+    )
+    return tuple(
+        tuple(
+            MemoryTerm(monomial, round(float(value)))
+            for monomial, value in zip(monomials, coefficients[:, node], strict=True)
+            if round(float(value))
+        )
+        for node in kept
+    )
+
+
+def _terms(monomials: Sequence[tuple[str, ...]], sizes: Mapping[str, int]) -> np.ndarray:
+    return np.array([np.prod([float(sizes[name]) for name in monomial]) for monomial in monomials])
+
+
+def _weights(model: ir.Model) -> tuple[int, int, tuple[GatheredTable, ...]]:
+    """Bytes of weights that are read whole; of those, the ones that no product packs; tables read by rows."""
+    read, always, gathered = 0, 0, list[GatheredTable]()
+    inputs = set(model.graph.inputs)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        readers = [node for node, _ in value.uses()]
+        if tensor is None or not readers or not isinstance(tensor, ir.ExternalTensor):
+            continue
+        by_rows = [
+            n for n, i in value.uses() if n.op_type == "Gather" and i == 0 and not n.attributes.get_int("axis", 0)
+        ]
+        if len(by_rows) == len(readers):
+            rows = int(tensor.shape.numpy()[0])
+            indices = {_source(node.inputs[1]) for node in by_rows}
+            known = {str(x.name) for x in indices if x in inputs}
+            which = known.pop() if len(known) == len(indices) == 1 else None
+            gathered.append(GatheredTable(which, rows, tensor.nbytes // max(rows, 1)))
+            continue
+        read += tensor.nbytes
+        if not any(node.op_type in _PRODUCTS for node in readers):
+            always += tensor.nbytes
+    return read, always, tuple(gathered)
+
+
+def _source(value: ir.Value | None) -> ir.Value | None:
+    """Where the numbers come from, through nodes that only reshape them."""
+    while value is not None and (node := value.producer()) is not None and node.op_type in _PASS_THROUGH:
+        value = node.inputs[0]
+    return value
