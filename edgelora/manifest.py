@@ -14,6 +14,7 @@ from edgelora.errors import BundleError
 FORMAT = "edgelora-bundle"
 FORMAT_VERSION = (1, 2)
 MIXED_INDEX = "adapter_index"  # the input of a graph for mixed batches that numbers each row's adapter
+SKIP_OP = "Skip"  # the `op` of a point that stands at no product, but leads past layers
 Body = Mapping[str, Any]
 
 
@@ -33,7 +34,8 @@ class InsertionPoint:
     A linear one maps `[..., in_features]` to `[..., out_features]` (`kernel` is empty), a convolution `[batch,
     in_features, ...]` to `[batch, out_features, ...]` with a kernel of this size an axis, in `groups` groups of
     channels. `id` is a stable dotted path (the module path where the source has one), `layer` the index of
-    the block it stands in, or None, `op` the ONNX operator.
+    the block it stands in, or None, `op` the ONNX operator, or "Skip": such a point has no product of its own, and adds
+    to the last hidden state what it makes of the input of its block.
     """
 
     id: str
@@ -110,7 +112,8 @@ class Prefix:
     """A frozen beginning of the model, which no adapter at `points` changes, and the graphs that go on from it.
 
     `file` is a graph from the model's inputs to the tensors `kept`, `[batch, ...]` each. `forward` and `training` take
-    these beside the inputs that they still need. `name` is `last-K`: the points stand in the last K layers.
+    these beside the inputs that they still need. `name` is `last-K`: the points stand in the last K layers; or `skip`:
+    they are all the bundle's, and lead past the layers.
     """
 
     name: str

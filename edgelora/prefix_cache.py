@@ -26,6 +26,7 @@ from edgelora.record_file import DamagedRecord, RecordFile, Records, RecordsInMe
 DTYPES = ("float32", "float16")
 PLACES = ("memory", "disk")
 MASK = "attention_mask"
+SKIP = "skip"
 CHUNK = 32  # samples that the prefix computes at once; fixed, so that a cache has the same bytes whenever it is filled
 _PROBED = 8
 _SAME = {"float32": 1e-4, "float16": 2e-2, "int8": 1e-1}
@@ -44,14 +45,14 @@ class CacheSettings:
     folder: Path | None = None
 
 
-def chosen_prefix(manifest: Manifest, train_last: int | None) -> Prefix | None:
-    """The prefix for training the last layers alone; None if all are trained.
+def chosen_prefix(manifest: Manifest, train_last: int | None, keeps: bool = False) -> Prefix | None:
+    """The prefix for training the last layers alone, or with `keeps` that for skips; None if the whole model runs.
 
     Raises:
         ConfigError: the bundle has no such graphs.
     """
     if train_last is None:
-        return None
+        return next((p for p in manifest.prefixes if p.name == SKIP and keeps), None)
     found = next((p for p in manifest.prefixes if p.name == f"last-{train_last}"), None)
     if found is None:
         had = ", ".join(p.name.removeprefix("last-") for p in manifest.prefixes if p.name.startswith("last-"))

@@ -55,7 +55,8 @@ class TrainingConfig:
     `train_last` trains the adapters of that many last layers alone (the bundle must have been converted for it). What
     comes before runs once a sample, and is kept in `cache` "memory" or "disk" (None: it runs each time), with real
     numbers in `cache_dtype`, in at most `cache_limit` bytes. With "float32" the result is that without cache, up to
-    rounding. `keep_cache` leaves the file of "disk" for a later run.
+    rounding. `keep_cache` leaves the file of "disk" for a later run. A bundle of skips (`convert --placement skip`) is
+    trained from the cache alone, unless that is None or there is LoRA dropout.
 
     Raises:
         ConfigError: values out of range; all are named.
@@ -139,10 +140,9 @@ class TrainingConfig:
         settings = self.to_dict()
         names = ("train_last", "cache", "cache_dtype", "cache_limit", "keep_cache")
         cache = {name: settings.pop(name) for name in names}
-        if self.train_last is not None:
-            settings["train_last"] = self.train_last
-            if self.cache is not None:
-                settings |= {name: cache[name] for name in ("cache_dtype", "cache_limit")}
+        settings |= {"train_last": self.train_last, "cached": self.cache is not None}
+        if self.cache is not None:
+            settings |= {name: cache[name] for name in ("cache_dtype", "cache_limit")}
         return settings
 
 
@@ -187,7 +187,8 @@ class Trainer:
         if dropout and isinstance(objective, OwnLoss):
             raise ConfigError("LoRA dropout cannot be combined with a loss of your own: it sees the outputs without it")
         self.names = tuple(sorted(adapter.tensors))
-        self.prefix = chosen_prefix(manifest, config.train_last)
+        keeps = config.cache is not None and not adapter.config.lora_dropout
+        self.prefix = chosen_prefix(manifest, config.train_last, keeps)
         self._cache_folder = cache_folder
         self._caches: list[PrefixCache] = []
         if self.prefix is not None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from edgelora.adapter import read_adapter, write_adapter
 from edgelora.cli.common import Verbs, add_bundle, add_verb, emit, note, open_model, size_text, table
+from edgelora.errors import AdapterError
+from edgelora.manifest import SKIP_OP
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -82,7 +84,14 @@ def run_adapters(options: argparse.Namespace) -> None:
 
 def run_export(options: argparse.Namespace) -> None:
     """Store -> directory."""
-    adapter = open_model(options).store.load(options.adapter, options.version)
+    model = open_model(options)
+    adapter = model.store.load(options.adapter, options.version)
+    skips = [p.id for p in model.bundle.manifest.points if p.op == SKIP_OP and p.id in adapter.points]
+    if skips:
+        raise AdapterError(
+            f"PEFT has no place for {', '.join(skips)}, which lead past layers: convert without --placement skip for "
+            "an adapter that PEFT reads"
+        )
     write_adapter(adapter, options.output)
     emit(
         options,

@@ -93,6 +93,12 @@ def add_verbs(verbs: Verbs) -> None:
         metavar="FILE",
         help="samples, as for train, to quantize for (default: random inputs)",
     )
+    parser.add_argument(
+        "--placement",
+        choices=("modules", "skip"),
+        default="modules",
+        help="skip: adapters from every layer's input to the last hidden state, for which the base runs once a sample",
+    )
     parser.add_argument("--name", help="the base's name in the manifest (default: the source's)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.add_argument("--no-check", action="store_true", help="do not verify the bundle after writing it")
@@ -177,6 +183,7 @@ def run_convert(options: argparse.Namespace) -> int:
         train_last=tuple(options.train_last),
         quantize=options.quantize,
         calibration=options.calibration,
+        placement=options.placement,
     )
     manifest: Manifest = compiler.convert(source, Path(options.output), chosen, progress_line)
     verdict = None

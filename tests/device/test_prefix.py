@@ -421,3 +421,36 @@ def test_the_command(bundles: Callable[[str], Path], tmp_path: Path):
     assert "version 1 saved" in out
     bad = tiny.start("train", bundles(CLASSIFICATION), "--adapter", "a", "--data", data, "--cache-limit", "lots")
     assert "is not a size" in bad.communicate(timeout=60)[1]
+
+
+# --- skips ------------------------------------------------------------------------------------------------
+
+
+def test_skips_train_from_pooled_vectors_and_are_not_peft(base: Any, tmp_path: Path):
+    path = tiny.write_bundle(base, CLASSIFICATION, tmp_path / "skip.edgelora", target_modules=None, placement="skip")
+    model = Model.open(path, tmp_path / "store")
+    assert [point.id for point in model.bundle.manifest.points] == ["encoder.layer.0.skip", "encoder.layer.1.skip"]
+    curves = []
+    for cache in ("memory", None):
+        seen: list[float] = []
+        config = settings(train_last=None, cache=cache)
+        train(model, f"with-{cache}", samples(), config=config, callback=lambda s, _: seen.append(s.loss))  # noqa: B023
+        curves.append(seen)
+    np.testing.assert_allclose(*curves, rtol=2e-5)
+    assert curves[0][-1] < 0.7 * curves[0][0]
+    trainer = Trainer(
+        model.bundle,
+        model.store.load("with-memory"),
+        objective_for(model, samples(), ("bright", "quiet", "warm"), settings()),
+        settings(train_last=None),
+    )
+    trainer.step(np.arange(8))
+    assert trainer._caches[0].size == 40 * 3 * 32 * 4, "a vector for each layer and one for the last"
+    whole = TrainingConfig(num_train_epochs=1)
+    train(model, "dropout", samples(), lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.2), config=whole)
+    assert model.predict(["make the room warm now"], "with-memory") == ["warm"]
+    process = tiny.start(
+        "export", path, "--adapter", "with-memory", "--store", tmp_path / "store", "-o", tmp_path / "peft"
+    )
+    assert "PEFT has no place for encoder.layer.0.skip" in process.communicate(timeout=60)[1]
+    assert process.returncode == 2 and not (tmp_path / "peft").exists()

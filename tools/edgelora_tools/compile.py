@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ from edgelora_tools.passes.prefix import cut_before, last_blocks
 from edgelora_tools.passes.quantize import Rung, quantize
 from edgelora_tools.passes.tidy import tidy
 from edgelora_tools.runner import sample_inputs
+from edgelora_tools.skips import Skips, with_skips
 from edgelora_tools.sources.base import Source
 from edgelora_tools.sources.fixed import fixed
 
@@ -61,7 +62,8 @@ class ConvertOptions:
     adapt. `output` names the source output that the task reads, where several fit. For each number in
     `train_last` there are also graphs for adapters in that many last layers alone, after a frozen prefix.
     `quantize` is the precision of the frozen weights (`int8`), calibrated on the samples of the file
-    `calibration`, or on random inputs.
+    `calibration`, or on random inputs. `placement` "skip" puts adapters from every layer's input to the last
+    hidden state, instead of into the modules (skips.py).
     """
 
     task: str = "sequence-classification"
@@ -75,6 +77,7 @@ class ConvertOptions:
     train_last: tuple[int, ...] = ()
     quantize: str | None = None
     calibration: Path | None = None
+    placement: str = "modules"
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ def convert(
         ConversionError: what about the source cannot be converted, by name.
     """
     check_destination(destination, options.overwrite)
+    if options.placement == "skip" and (options.train_last or options.quantize is not None):
+        raise ConversionError("placement skip runs the base once a sample: leave train_last and quantize out")
     progress("normal form")
     half = computes_in_half(source.model)
     model = normalize(source.model.clone())
@@ -106,6 +111,10 @@ def convert(
     sites = find_sites(base)
     if not sites:
         raise ConversionError("the model has no MatMul, Gemm or Conv with frozen weights: there is nothing to adapt")
+    skips = None
+    if options.placement == "skip":
+        skips = with_skips(base, sites, sizes[0], options.task, options.pooling)
+        base, sites = skips.base, find_sites(skips.base)
     points = tuple(site.point for site in sites)
     chosen = select_points(points, targets(points, options))
     progress(f"{len(chosen)} of {len(points)} insertion points")
@@ -132,6 +141,10 @@ def convert(
     for count in dict.fromkeys(options.train_last):
         progress(f"graphs for the last {count} layers")
         made, prefix = graphs_after_prefix(base, chosen, options, count, sizes[0])
+        graphs, prefixes = graphs | made, [*prefixes, prefix]
+    if skips is not None:
+        progress("graphs for kept layer inputs")
+        made, prefix = graphs_after_skips(skips, chosen, options)
         graphs, prefixes = graphs | made, [*prefixes, prefix]
     progress("parity samples from the source")
     samples = parity_samples(source, model, base, sizes)
@@ -353,20 +366,40 @@ def graphs_after_prefix(
     base: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions, count: int, sizes: Sizes
 ) -> tuple[dict[str, ir.Model], Prefix]:
     """The prefix before the last `count` layers, and the inference and training graphs that go on from it."""
-    name = f"last-{count}"
     chosen = last_blocks(points, count)
     cut = cut_before(base, chosen, sizes)
-    suffix = prune(cut.suffix, options)
-    kept = _specs([x for x in suffix.graph.inputs if x.producer() is None and str(x.name).startswith("prefix.")])
-    lower_nodes(cut.prefix.graph, GraphBuilder(free_names(cut.prefix.graph)).op, LOWERED)
+    return _graphs_after(f"last-{count}", cut.prefix, prune(cut.suffix, options), chosen, options, sizes)
+
+
+def graphs_after_skips(
+    skips: Skips, points: Sequence[InsertionPoint], options: ConvertOptions
+) -> tuple[dict[str, ir.Model], Prefix]:
+    """What is kept of each layer's input, and the graphs that go on from it; without dropout, which is not linear."""
+    pooling = "pooler" if skips.pooled else options.pooling
+    return _graphs_after(
+        "skip", skips.prefix, skips.suffix, points, replace(options, pooling=pooling, output=None), None
+    )
+
+
+def _graphs_after(
+    name: str,
+    prefix: ir.Model,
+    suffix: ir.Model,
+    chosen: Sequence[InsertionPoint],
+    options: ConvertOptions,
+    sizes: Sizes | None,
+) -> tuple[dict[str, ir.Model], Prefix]:
+    """The graphs of a base in two; `sizes` None leaves those with dropout out."""
+    kept = _specs(prefix.graph.outputs)
+    lower_nodes(prefix.graph, GraphBuilder(free_names(prefix.graph)).op, LOWERED)
     file, forward = f"prefix-{name}.onnx", f"forward-{name}.onnx"
-    graphs = {file: tidy(cut.prefix), forward: forward_graph(suffix, chosen, options).model}
+    graphs = {file: tidy(prefix), forward: forward_graph(suffix, chosen, options).model}
     training: list[TrainingGraph] = []
     for loss in LOSSES[options.task]:
-        for dropout in (False, True):
+        for dropout in (False, True) if sizes is not None else (False,):
             trains = f"train-{loss.name}{'-dropout' if dropout else ''}-{name}.onnx"
             trained, record, _ = training_graph(suffix, chosen, options, loss, dropout, trains)
-            if record is not None and _masks_follow(record, sizes):
+            if record is not None and (sizes is None or _masks_follow(record, sizes)):
                 graphs[trains], training = trained, [*training, record]
     return graphs, Prefix(name, file, kept, tuple(p.id for p in chosen), forward, tuple(training))
 

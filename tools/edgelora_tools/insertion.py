@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgelora.manifest import InsertionPoint
+from edgelora.manifest import SKIP_OP, InsertionPoint
 from edgelora_tools.composites.quantized_product import is_quantized
 from edgelora_tools.frozen import is_frozen, same_frozen, source_of
 from edgelora_tools.gradients.shapes import dims
@@ -18,6 +18,7 @@ _CALL = re.compile(r"_\d+$")  # TorchScript counts the calls of a module
 _CODES = re.compile(r"(_quantized|_q|_Q\d\w*)?(\.transposed|\.codes)?$")  # what quantization appends to a name
 _CONVOLUTIONS = ("Conv", "ConvInteger")
 _INTEGER = ("MatMulInteger", "ConvInteger")
+SKIP, SKIP_INTO = "edgelora.skip", "edgelora.into"  # marks of a node: the id of a skip from its input, and where to
 _ANONYMOUS = re.compile(r"onnx::|val_\d|v_\d|/|_|\d+$")
 
 
@@ -44,8 +45,11 @@ class Site:
 def find_sites(model: ir.Model) -> list[Site]:
     """Every product of an activation with a frozen matrix, and every frozen convolution, in the order of the graph.
 
-    A weight that several nodes use under one id (a module called more than once) is one site.
+    A weight that several nodes use under one id (a module called more than once) is one site. In a graph in which
+    skips are marked (skips.py), these are the sites.
     """
+    if skips := _skips(model):
+        return skips
     found: list[tuple[str, ir.Value, ir.Node, list[Use]]] = []
     for node in model.graph:
         weight = _frozen_matrix(node) or _frozen_kernel(node)
@@ -68,6 +72,21 @@ def find_sites(model: ir.Model) -> list[Site]:
         layer = _LAYER.match(unique + ".")
         point = _point(unique, node, weight, int(layer[1]) if layer else None)
         sites.append(Site(point, tuple(uses)))
+    return sites
+
+
+def _skips(model: ir.Model) -> list[Site]:
+    """The places that are marked: from what a node reads to the value that its mark names."""
+    sites = []
+    for node in model.graph:
+        if (name := node.metadata_props.get(SKIP)) is not None:
+            x = node.inputs[0]
+            into = next(y for n in model.graph for y in n.outputs if y.name == node.metadata_props[SKIP_INTO])
+            assert x is not None
+            width, out = (int(str(dims(v)[-1])) for v in (x, into))
+            layer = _LAYER.match(name)
+            point = InsertionPoint(name, SKIP_OP, width, out, int(layer[1]) if layer else None)
+            sites.append(Site(point, (Use(node, node, into),)))
     return sites
 
 

@@ -22,6 +22,7 @@ from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConfigError, ConversionError
 from edgelora.manifest import InsertionPoint
 from edgelora_tools.backward import values_read
+from edgelora_tools.composites.quantized_product import is_quantized
 from edgelora_tools.frozen import is_frozen
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.insertion import Site, find_sites
@@ -80,10 +81,20 @@ def cut_before(base: ir.Model, points: Sequence[InsertionPoint], sizes: Sizes) -
         ConversionError: the batch has a fixed size, nothing that goes by the sample separates the two parts, or
             modules of one name cannot be told apart in the suffix.
     """
+    base = sizes_of_inputs(base.clone())
+    values = values_before(base, points, sizes)
+    names = [str(v.name) for v in values]
+    cut = Cut(_prefix(base, names), _suffix(base, names), tuple(values))
+    wanted = {point.id for point in points}
+    _check_sites([site for site in find_sites(base) if site.point.id in wanted], cut.suffix)
+    return cut
+
+
+def values_before(base: ir.Model, points: Sequence[InsertionPoint], sizes: Sizes) -> list[ir.Value]:
+    """The values to cut at, by name; see `cut_before`."""
     batch = batch_name(base)
     if batch is None:
         raise ConversionError("a prefix is kept by the sample, and the inputs have no dynamic batch: export with one")
-    base = sizes_of_inputs(base.clone())
     wanted = {point.id for point in points}
     blocks = {block_of(point.id) for point in points}
     every = find_sites(base)
@@ -107,11 +118,7 @@ def cut_before(base: ir.Model, points: Sequence[InsertionPoint], sizes: Sizes) -
             f"the model cannot be cut before {sites[0].point.id}: no values with the batch first separate it from what "
             "comes before"
         )
-    values.sort(key=lambda v: str(v.name))
-    names = [str(v.name) for v in values]
-    cut = Cut(_prefix(base, names), _suffix(base, names), tuple(values))
-    _check_sites(sites, cut.suffix)
-    return cut
+    return sorted(values, key=lambda v: str(v.name))
 
 
 def sizes_of_inputs(model: ir.Model) -> ir.Model:
@@ -197,7 +204,8 @@ def _weighs(node: ir.Node, frozen: ir.Value) -> bool:
     shape = dims(frozen)
     product = len(shape) == 2 or node.op_type.startswith("Conv")
     elements = math.prod(d for d in shape if isinstance(d, int))
-    return len(shape) > 1 and ((node.op_type in _PRODUCTS and product) or elements > _TABLE)
+    multiplies = (node.op_type in _PRODUCTS and product) or is_quantized(node)
+    return len(shape) > 1 and (multiplies or elements > _TABLE)
 
 
 def _leads(value: ir.Value, batch: str) -> bool:
