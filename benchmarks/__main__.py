@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import clinc, conversion, report, speed, speed_report, stages, variants
+from benchmarks import clinc, conversion, quantized, report, speed, speed_report, stages, variants
 from benchmarks.cases import CASES
 from benchmarks.measure import BenchmarkError
 from benchmarks.rivals import RIVALS
@@ -77,6 +77,10 @@ def parser() -> argparse.ArgumentParser:
         markdown=stages.markdown,
         plot=None,
     )
+    case = cases.add_parser("quantize", help="an int8 base beside float32", description=quantized.__doc__)
+    case.add_argument("--steps", type=positive, default=20)
+    case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.set_defaults(run=lambda o: quantized.run(o.steps, progress), markdown=quantized.markdown, plot=None)
     return root
 
 

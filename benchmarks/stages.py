@@ -75,10 +75,10 @@ def run(
                 bundles[side] = Bundle.open(path)
         except EdgeLoraError as error:
             raise BenchmarkError(str(error)) from error
-        feeds = {side: _feeds(bundle, batch, length) for side, bundle in bundles.items()}
+        feeds = {side: cotangent_feeds(bundle, batch, length) for side, bundle in bundles.items()}
         progress("steps in turn")
         seconds = _steps(bundles, feeds, steps)
-        peaks = {side: _peak(Path(folder), side, feeds[side]) for side in bundles}
+        peaks = {side: peak_of(Path(folder), side, feeds[side]) for side in bundles}
         sizes = {side: bundle.manifest.files["weights.bin"].size for side, bundle in bundles.items()}
     body = {"case": "stages", "stage": stage, "source": source, "batch": batch, "length": length, "steps": steps}
     return body | {"seconds": seconds, "peak_bytes": peaks, "weights_bytes": sizes}
@@ -106,7 +106,7 @@ def left_out(stage: str) -> AbstractContextManager[Any]:
     return patch(target, replacement)
 
 
-def _feeds(bundle: Any, batch: int, length: int) -> dict[str, np.ndarray]:
+def cotangent_feeds(bundle: Any, batch: int, length: int) -> dict[str, np.ndarray]:
     """`batch` × `length` of what the bundle's first sample holds, an adapter at every point, a cotangent."""
     from edgelora.check import loss_feeds, parity_samples, whole_adapter
 
@@ -133,7 +133,7 @@ def _steps(bundles: Mapping[str, Any], feeds: Mapping[str, Mapping[str, np.ndarr
     return {side: float(np.median(s)) for side, s in seconds.items()}
 
 
-def _peak(folder: Path, side: str, feeds: Mapping[str, np.ndarray]) -> int:
+def peak_of(folder: Path, side: str, feeds: Mapping[str, np.ndarray]) -> int:
     np.savez(folder / f"{side}.npz", **feeds)  # pyright: ignore[reportArgumentType]
     command = [sys.executable, "-m", "benchmarks.stages", str(folder / f"{side}.edgelora"), str(folder / f"{side}.npz")]
     done = subprocess.run(command, env=process_environment(2), capture_output=True, text=True, check=False)
