@@ -166,6 +166,14 @@ def test_zeros_stay_zeros(quantized: str) -> None:
     assert not dx.any()
 
 
+def test_a_plan_holds_for_weights_with_names_of_a_builder() -> None:
+    model = product(np.ones((8, 4)), ("rows", 8))
+    weight = model.graph.initializers["layer.weight"]
+    weight.name = "const_0"
+    quantize(model, {"const_0": Choice(Rung.REAL)})
+    assert [node.op_type for node in model.graph] == ["MatMul"]
+
+
 # --- whole bundles
 
 

@@ -86,11 +86,11 @@ def products(model: ir.Model) -> list[Product]:
 
 def quantize(model: ir.Model, plan: Mapping[str, Choice]) -> ir.Model:
     """Quantize every table, and every product by the choice for its weight's name; in place."""
-    op = GraphBuilder(free_names(model.graph)).op
+    chosen = [(product, plan.get(str(product.weight.name), Choice())) for product in products(model)]
+    op = GraphBuilder(free_names(model.graph)).op  # which may rename weights
     for node in list(model.graph):
         _quantize_table(op, node)
-    for product in products(model):
-        choice = plan.get(str(product.weight.name), Choice())
+    for product, choice in chosen:
         if choice.rung is not Rung.REAL:
             _quantize_product(model.graph, product, choice)
     common.TopologicalSortPass()(model)
