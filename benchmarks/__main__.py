@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import clinc, conversion, quantized, report, speed, speed_report, stages, variants
+from benchmarks import clinc, conversion, memory, quantized, report, speed, speed_report, stages, variants
 from benchmarks.cases import CASES
 from benchmarks.measure import BenchmarkError
 from benchmarks.rivals import RIVALS
@@ -65,6 +65,15 @@ def parser() -> argparse.ArgumentParser:
     case.add_argument("--size", choices=list(conversion.SIZES), default="thin", help="width of the decoder (thin)")
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     case.set_defaults(run=lambda o: conversion.run(o.layers, o.size, progress), markdown=conversion.markdown, plot=None)
+    case = cases.add_parser("memory", help="memory budgets, predicted and measured", description=memory.__doc__)
+    case.add_argument("--ram", nargs="+", default=["256MB", "192MB", "160MB"], metavar="SIZE", help="the budgets")
+    case.add_argument("--repeats", type=positive, default=3)
+    case.add_argument("--steps", type=positive, default=47, help="updates of each run (an epoch)")
+    case.add_argument("--threads", type=positive, default=2)
+    case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.set_defaults(
+        run=lambda o: memory.run(o.ram, o.repeats, o.steps, o.threads, progress), markdown=memory.markdown, plot=None
+    )
     case = cases.add_parser("stages", help="what a stage of the conversion brings", description=stages.__doc__)
     case.add_argument("source", nargs="?", default="benchmarks.stages:llama", metavar="SOURCE", help="as for convert")
     case.add_argument("--stage", choices=list(stages.STAGES), default="composites", help="the one to leave out")

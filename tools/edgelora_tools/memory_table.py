@@ -32,11 +32,10 @@ _PASS_THROUGH = {"Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity
 
 @dataclass(frozen=True)
 class _Run:
-    """One profiled run: bytes in use at the end of each kernel by the node's name, the most ever, those before."""
+    """One profiled run: bytes in use at the end of each kernel by the node's name, and those before."""
 
     sizes: Sizes
     in_use: dict[str, int]
-    most: int
     before: int
 
 
@@ -49,14 +48,15 @@ def memory_table(path: Path, model: ir.Model, sizes: Sequence[Sizes]) -> MemoryT
     points = _points(names, sizes)
     runs = _profile(path, model, points, prepack=True)
     monomials = _monomials(names)
-    if len(runs) < min(len(points), len(monomials)):
+    if not runs or len(runs) < min(len(points), len(monomials)):
         return None
-    held = runs[0].before
     copies = any(node.op_type == "Conv" for node in model.graph)
     unpacked = _profile(path, model, points[:1], prepack=False) if copies else []
     loaded = unpacked[0].before if unpacked else 0
     read, read_always, gathered = _weights(model)
-    return MemoryTable(_peaks(runs, monomials, names), loaded, max(held - loaded, 0), read, read_always, gathered)
+    return MemoryTable(
+        _peaks(runs, monomials, names), loaded, max(runs[0].before - loaded, 0), read, read_always, gathered
+    )
 
 
 def _dimensions(model: ir.Model) -> list[str]:
@@ -100,17 +100,15 @@ def _profile(path: Path, model: ir.Model, points: Sequence[Sizes], prepack: bool
     spans = [(e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "model_run"][-len(done) :]
     if not done or len(spans) != len(done) or any("mem_bytes_requested_in_use" not in e["args"] for e in kernels):
         return []
-    return [
-        _run(point, [e for e in kernels if begun <= e["ts"] <= ended])
-        for point, (begun, ended) in zip(done, spans, strict=True)
-    ]
+    inside = [[e for e in kernels if begun <= e["ts"] <= ended] for begun, ended in spans]
+    return [_run(point, found) for point, found in zip(done, inside, strict=True) if found]
 
 
 def _run(point: Sizes, kernels: Sequence[Mapping[str, Any]]) -> _Run:
     used = {str(e["name"]): int(e["args"]["mem_bytes_requested_in_use"]) for e in kernels}
     first = kernels[0]["args"]
     before = int(first["mem_bytes_requested_in_use"]) - int(first["mem_requested_in_use_delta"])
-    return _Run(point, {name: u - before for name, u in used.items()}, max(used.values()) - before, before)
+    return _Run(point, {name: u - before for name, u in used.items()}, before)
 
 
 def _monomials(names: Sequence[str]) -> list[tuple[str, ...]]:
