@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import clinc, conversion, memory, quantized, report, speed, speed_report, stages, variants
+from benchmarks import clinc, conversion, memory, quantized, report, speed, speed_report, stages, sweep, variants
 from benchmarks.cases import CASES
 from benchmarks.measure import BenchmarkError
 from benchmarks.rivals import RIVALS
@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     case.add_argument("--quick", action="store_true", help="a smoke run of a few steps; its figures mean nothing")
     case.set_defaults(run=lambda o: clinc.run(clinc_options(o), progress), markdown=report.markdown, draw=report.plot)
     add_speed(cases)
+    add_sweep(cases)
     case = cases.add_parser(
         "conversion", help="conversion time and memory by the size of the graph", description=conversion.__doc__
     )
@@ -91,6 +92,21 @@ def parser() -> argparse.ArgumentParser:
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     case.set_defaults(run=lambda o: quantized.run(o.steps, progress), markdown=quantized.markdown, plot=None)
     return root
+
+
+def add_sweep(cases: Any) -> None:
+    case = cases.add_parser("sweep", help="how a step's cost grows, ours and PEFT's", description=sweep.__doc__)
+    case.add_argument("--axis", choices=list(sweep.AXES), required=True)
+    case.add_argument("--values", type=positive, nargs="+", metavar="N", help="along the axis (a usual choice)")
+    case.add_argument("--steps", type=positive, default=21, help="steps at each value (21)")
+    case.add_argument("--threads", type=positive, default=2, help="threads of each process")
+    case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.add_argument("--plot", type=Path, metavar="FILE", help="write step time and memory along the axis")
+    case.set_defaults(
+        run=lambda o: sweep.run(o.axis, o.values and tuple(o.values), o.steps, o.threads, progress),
+        markdown=sweep.markdown,
+        draw=sweep.plot,
+    )
 
 
 def add_speed(cases: Any) -> None:
