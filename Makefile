@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test lint types check bench clean
+.PHONY: demo test lint types check bench speed clean
 
 demo: $(VENV)/.demo
 	$(BIN)/edgelora demo --output demo
@@ -23,6 +23,9 @@ check: lint types test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks clinc
+
+speed: $(VENV)/.test
+	$(BIN)/python -m benchmarks speed --json speed.json --markdown speed.md --plot speed.png
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "EdgeLoRA needs Python 3.11 or newer; name one with PYTHON=python3.12")'

@@ -124,7 +124,7 @@ def add_speed(cases: Any) -> None:
     )
     case.add_argument("--accuracy-epochs", type=positive, default=default.accuracy_epochs, metavar="N")
     case.add_argument("--rivals", nargs="*", metavar="NAME", help=f"of {', '.join(r.name for r in RIVALS)} (all)")
-    known = ", ".join(dict.fromkeys(v.name for v in (*variants.COST, *variants.FASTEST)))
+    known = ", ".join(dict.fromkeys(v.name for v in (*variants.COST, *variants.FASTEST, variants.BUDGET)))
     case.add_argument("--variants", nargs="*", metavar="NAME", help=f"of {known} (all)")
     case.add_argument("--threads", type=positive, default=default.threads, help="threads of each process")
     case.add_argument("--seed", type=int, default=default.seed)

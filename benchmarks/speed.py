@@ -2,8 +2,8 @@
 
 Three rounds. "cost": an epoch by everyone, for step time, memory, cold start and the share of the multiplication
 peak, which is measured in the same turns. "prefix": two epochs, with adapters in the last layers. "accuracy": how
-long training takes to the case's accuracy, each side at the best of its learning rates. Then one run of the variant
-with the least memory, under a hard limit. A variant or rival that cannot run is a row that says why.
+long training takes to the case's accuracy, each side at the best of its learning rates. Then one run with a
+memory budget, under a hard limit. A variant or rival that cannot run is a row that says why.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.limited import run_limited
 from benchmarks.measure import BenchmarkError, Contender, Run, Runs, alternate
 from benchmarks.rivals import RIVALS, Rival, Unavailable
 from benchmarks.rivals.base import Place
-from benchmarks.variants import CACHED, FP32, INT8, LAST, SMALL, UNPADDED, Variant
+from benchmarks.variants import BUDGET, CACHED, FP32, INT8, LAST, SMALL, UNPADDED, Variant
 from edgelora.adapter import read_adapter
 from edgelora.bundle import Bundle
 from edgelora.errors import EdgeLoraError
@@ -298,12 +298,12 @@ def best_rates(runs: Runs, threshold: float) -> dict[str, str]:
 
 
 def limited_run(speed: Speed) -> dict[str, Any]:
-    """The variant of least memory, alone in a fresh process under a hard limit."""
-    ours = speed.ours([SMALL])
+    """A run with a memory budget, alone in a fresh process under a hard limit."""
+    ours = speed.ours([BUDGET])
     if not ours:
-        row = speed.unavailable.get(SMALL.name, {"reason": f"{SMALL.title} was left out"})
+        row = speed.unavailable.get(BUDGET.name, {"reason": f"{BUDGET.title} was left out"})
         return {"completed": False, "reason": row["reason"]}
-    speed.progress(f"{SMALL.title} within {LIMIT_MB} MB")
+    speed.progress(f"{BUDGET.title} within {LIMIT_MB} MB")
     job = speed.folder / "cost-0"
     return run_limited(ours[0], job, speed.folder / "limited", speed.options.threads, LIMIT_MB)
 

@@ -28,7 +28,7 @@ KINDS: tuple[tuple[str, type], ...] = (
 class Variant:
     """`defaults` are options that are passed over where the package does not have them: they say what it does anyway.
 
-    `last` is for adapters in the last layers alone.
+    `ram` is a memory budget in bytes, `last` is for adapters in the last layers alone.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Variant:
     session: Options = field(default_factory=dict)
     training: Options = field(default_factory=dict)
     defaults: frozenset[str] = frozenset()
+    ram: int | None = None
     last: bool = False
 
     def unknown(self) -> list[str]:
@@ -54,11 +55,13 @@ class Variant:
 
     def contender(self, bundle: str, job: str, **training: Any) -> Contender:
         """Who runs it on this bundle; `training` goes before the row's own."""
-        options = {
+        options: dict[str, Any] = {
             "bundle": bundle,
             "session": self.options("session"),
             "training": self.options("training") | training,
         }
+        if self.ram is not None:
+            options["ram"] = self.ram
         return Contender(self.name, self.title, WORKER, options, job=job)
 
 
@@ -78,6 +81,7 @@ CACHED = Variant(
     last=True,
 )
 SMALL = Variant("small", "EdgeLoRA, least memory", session={"low_memory": True}, training={"micro_batch_size": 8})
+BUDGET = Variant("budget", "EdgeLoRA, --ram 230MB", ram=230 << 20)
 COST = (FP32, UNPADDED, INT8, SMALL)
 FASTEST = (
     Variant("short-parts", "EdgeLoRA fp32, parts by length", training={"micro_batch_size": 16}),

@@ -1,7 +1,7 @@
 """One training run by EdgeLoRA, on the device package and numpy alone.
 
 Options: `bundle` (else the job's), and `session` and `training`, settings by the names of SessionSettings and
-TrainingConfig.
+TrainingConfig, and `ram`, a memory budget in bytes as of `edgelora train --ram`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import edgelora
 from benchmarks.job import INITIAL, PROBE, Job, Recorder, worker_arguments, worker_options
 from edgelora import Bundle, SessionSettings, Trainer, TrainingConfig
 from edgelora.adapter import read_adapter
+from edgelora.memory_plan import follow, plan_memory
 from edgelora.objectives import Classification
 from edgelora.session import ENGINE_VERSION
 
@@ -37,6 +38,8 @@ def main() -> None:
     config = TrainingConfig(**(usual | options.get("training", {})))
     objective = Classification(job.train, job.train.labels)
     trainer = Trainer(bundle, read_adapter(folder / INITIAL), objective, config)
+    if "ram" in options:
+        follow(plan_memory(trainer, None, options["ram"], None), trainer)
     batches = job.batches()
     snapshots: list[NDArray[np.float32]] = []
     for step, rows in enumerate(batches):

@@ -43,6 +43,7 @@ def main() -> None:
     del simplified.graph.input[:]
     simplified.graph.input.extend(kept)
     simplified.graph.initializer.extend(trained)
+    constants_to_initializers(simplified.graph)
     onnx.save(onnx.shape_inference.infer_shapes(simplified), output)
 
 
@@ -53,6 +54,16 @@ def as_inputs(graph: Any, names: Sequence[str]) -> list[Any]:
         graph.initializer.remove(tensor)
         graph.input.append(make.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     return found
+
+
+def constants_to_initializers(graph: Any) -> None:
+    """The trainer has no rule for Constant, which has no inputs."""
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        tensor = onnx.TensorProto()
+        tensor.CopyFrom(node.attribute[0].t)
+        tensor.name = node.output[0]
+        graph.initializer.append(tensor)
+        graph.node.remove(node)
 
 
 def write_out_gelu(graph: Any) -> None:
