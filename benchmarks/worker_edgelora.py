@@ -39,7 +39,8 @@ def main() -> None:
     objective = Classification(job.train, job.train.labels)
     trainer = Trainer(bundle, read_adapter(folder / INITIAL), objective, config)
     if "ram" in options:
-        follow(plan_memory(trainer, None, options["ram"], None), trainer)
+        held_out = Classification(job.test, job.test.labels)
+        follow(plan_memory(trainer, held_out, options["ram"], None), trainer)
     batches = job.batches()
     snapshots: list[NDArray[np.float32]] = []
     for step, rows in enumerate(batches):
@@ -52,10 +53,13 @@ def main() -> None:
             snapshots.append(trainer.flat.copy())
         record.next_turn()
     record.end_training()
-    probe = Trainer(bundle, read_adapter(folder / PROBE), objective, config)
-    probe.accumulate(batches[0])
-    record.keep_gradients(PROBE, disk_gradients(probe))
-    accuracies = [accuracy(trainer, flat, job) for flat in snapshots]
+    if "ram" in options:
+        accuracies = [planned_accuracy(trainer, flat, job) for flat in snapshots]
+    else:
+        probe = Trainer(bundle, read_adapter(folder / PROBE), objective, config)
+        probe.accumulate(batches[0])
+        record.keep_gradients(PROBE, disk_gradients(probe))
+        accuracies = [accuracy(trainer, flat, job) for flat in snapshots]
     versions = {
         "edgelora": edgelora.__version__,
         "onnxruntime": ENGINE_VERSION,
@@ -68,6 +72,12 @@ def main() -> None:
 def disk_gradients(trainer: Trainer) -> dict[str, NDArray[np.float32]]:
     """The last batch's gradients in PEFT's orientation."""
     return {n: g.T if n.endswith((".lora_A", ".lora_B")) else g for n, g in trainer.gradients().items()}
+
+
+def planned_accuracy(trainer: Trainer, flat: NDArray[np.float32], job: Job) -> float:
+    """The same by the trainer's own evaluation, which the memory plan counted in."""
+    trainer.flat[:] = flat
+    return trainer.evaluate(Classification(job.test, job.test.labels))["accuracy"]
 
 
 def accuracy(trainer: Trainer, flat: NDArray[np.float32], job: Job) -> float:
