@@ -8,7 +8,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import clinc, conversion, memory, quantized, report, speed, speed_report, stages, sweep, variants
+from benchmarks import (
+    clinc,
+    conversion,
+    inference,
+    memory,
+    quantized,
+    report,
+    speed,
+    speed_report,
+    stages,
+    sweep,
+    variants,
+)
 from benchmarks.cases import CASES
 from benchmarks.measure import BenchmarkError
 from benchmarks.rivals import RIVALS
@@ -74,6 +86,19 @@ def parser() -> argparse.ArgumentParser:
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     case.set_defaults(
         run=lambda o: memory.run(o.ram, o.repeats, o.steps, o.threads, progress), markdown=memory.markdown, plot=None
+    )
+    case = cases.add_parser("inference", help="what adapters cost at inference", description=inference.__doc__)
+    case.add_argument(
+        "--lengths", nargs="+", type=positive, default=[16, 64, 128], metavar="N", help="tokens of a text"
+    )
+    case.add_argument("--stored", type=positive, default=10_000, help="adapters on disk")
+    case.add_argument("--threads", type=positive, default=2)
+    case.add_argument("--runs", type=positive, default=100, help="runs of each side")
+    case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.set_defaults(
+        run=lambda o: inference.run(o.lengths, o.stored, o.threads, o.runs, progress),
+        markdown=inference.markdown,
+        plot=None,
     )
     case = cases.add_parser("stages", help="what a stage of the conversion brings", description=stages.__doc__)
     case.add_argument("source", nargs="?", default="benchmarks.stages:llama", metavar="SOURCE", help="as for convert")

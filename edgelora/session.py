@@ -30,11 +30,13 @@ class SessionSettings:
     """How graphs are run on this device.
 
     `threads` is the number of cores for one operator (None: all). `low_memory` gives up prepacked copies
-    of the weights: less memory, by up to the size of the weights that products read.
+    of the weights: less memory, by up to the size of the weights that products read. With `spinning`, threads
+    that wait stay awake: quicker where nothing else wants the cores.
     """
 
     threads: int | None = None
     low_memory: bool = False
+    spinning: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -55,7 +57,7 @@ class Graph:
         options.log_severity_level = 3
         options.enable_mem_pattern = False  # patterns hold the sum of all shapes seen; sizes vary here
         # Threads that wait sleep: spinning takes the cores from the app beside us, and a battery's energy.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spinning)))
         if settings.threads is not None:
             options.intra_op_num_threads = settings.threads
         if settings.low_memory:

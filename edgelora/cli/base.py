@@ -134,7 +134,7 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "bench",
         run_bench,
-        "Measure this device: step time, memory, switch time.",
+        "Measure this device: forward, step, switch, memory; and find the best settings for it.",
         "edgelora bench home.edgelora --batch-size 8 --length 32",
     )
     add_bundle(parser, store=False)
@@ -142,6 +142,9 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument("--length", type=int, default=32, help="size of the other dynamic dimensions (32)")
     parser.add_argument("--rank", "-r", type=int, default=8)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="how long to try settings of a training step (60; 0: not at all)"
+    )
 
     parser = add_verb(
         verbs,
@@ -386,14 +389,30 @@ def verdict_text(verdict: Verdict) -> str:
 
 
 def run_bench(options: argparse.Namespace) -> None:
-    """This device's figures."""
+    """This device's figures, and which settings would be best here."""
     from edgelora.bench import bench
+    from edgelora.tuning import advice, tune
 
     figures = bench(
         options.bundle, settings_of(options), options.batch_size, options.length, options.rank, options.steps
     )
-    rows = [(name, value) for name, value in figures.items()]
-    emit(options, figures, table(rows, ("figure", "value")))
+    rows = [(name, value) for name, value in figures.items() if name != "step_ms"]
+    rows += [(f"step_ms {file}", value) for file, value in figures["step_ms"].items()]
+    text = table(rows, ("figure", "value"))
+    if options.seconds > 0:
+        tried = tune(
+            Path(options.bundle), options.batch_size, options.length, options.rank, options.seconds, progress_line
+        )
+        end_progress()
+        figures["settings"] = [
+            {"options": o.trial.options, "cold_start_ms": o.cold_start_ms, "step_ms": o.step_ms,
+             "peak_memory_mb": o.peak_memory_mb} for o in tried
+        ]  # fmt: skip
+        figures["advice"] = advice(tried)
+        head = ("settings", "step_ms", "peak_memory_mb", "cold_start_ms")
+        trials = table([(o.trial.options, o.step_ms, o.peak_memory_mb, o.cold_start_ms) for o in tried], head)
+        text = "\n".join([text, "", trials, "", *figures["advice"]])
+    emit(options, figures, text)
 
 
 def run_demo(options: argparse.Namespace) -> None:

@@ -1,0 +1,115 @@
+"""Which settings would be best on this device: each is tried in a process of its own, within a limit of time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from edgelora.errors import EdgeLoraError
+from edgelora.session import SessionSettings
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings to try: those of the sessions, and how many rows of a batch run at once."""
+
+    threads: int
+    low_memory: bool = False
+    spinning: bool = False
+    micro_batch_size: int | None = None
+
+    @property
+    def settings(self) -> SessionSettings:
+        return SessionSettings(threads=self.threads, low_memory=self.low_memory, spinning=self.spinning)
+
+    @property
+    def options(self) -> str:
+        """As the command line takes them."""
+        parts = [f"--threads {self.threads}"]
+        parts += ["--low-memory"] if self.low_memory else []
+        parts += ["--spinning"] if self.spinning else []
+        parts += [f"--micro-batch-size {self.micro_batch_size}"] if self.micro_batch_size is not None else []
+        return " ".join(parts)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial took: from the start of the process to the end of its first step, a later step, the peak."""
+
+    trial: Trial
+    cold_start_ms: float
+    step_ms: float
+    peak_memory_mb: float | None
+
+
+def tune(
+    path: Path, batch_size: int, length: int, rank: int, seconds: float, progress: Progress = lambda _: None
+) -> list[Outcome]:
+    """Try thread counts, then, with the best, spinning, prepacking and parts of a batch; until `seconds` are over.
+
+    The first trial is always made: all cores and the default settings.
+
+    Raises:
+        EdgeLoraError: the bundle cannot be run in a process of its own.
+    """
+    cores = os.cpu_count() or 1
+    tried: list[Outcome] = []
+    until = time.monotonic() + seconds
+
+    def attempt(trial: Trial) -> None:
+        if (tried and time.monotonic() > until) or any(o.trial == trial for o in tried):
+            return
+        progress(trial.options)
+        tried.append(_measure(path, trial, batch_size, length, rank))
+
+    for threads in sorted({cores, *(2**i for i in range(cores.bit_length()) if 2**i < cores)}, reverse=True):
+        attempt(Trial(threads))
+    attempt(replace(fastest(tried).trial, spinning=True))
+    attempt(replace(fastest(tried).trial, low_memory=True))
+    size = batch_size // 2
+    while size >= 1:
+        attempt(replace(fastest(tried).trial, micro_batch_size=size, low_memory=False))
+        attempt(replace(fastest(tried).trial, micro_batch_size=size, low_memory=True))
+        size //= 2
+    return tried
+
+
+def fastest(outcomes: list[Outcome]) -> Outcome:
+    """The shortest step."""
+    return min(outcomes, key=lambda o: o.step_ms)
+
+
+def smallest(outcomes: list[Outcome]) -> Outcome | None:
+    """The least memory, if the system tells."""
+    return min((o for o in outcomes if o.peak_memory_mb is not None), key=lambda o: o.peak_memory_mb or 0, default=None)
+
+
+def advice(outcomes: list[Outcome]) -> list[str]:
+    """The recommendation, a line each."""
+    quick, small = fastest(outcomes), smallest(outcomes)
+    lines = [f"fastest: {quick.step_ms:.1f} ms a step: {quick.trial.options}"]
+    if small is not None:
+        lines.append(
+            f"least memory: {small.peak_memory_mb:.0f} MB, {small.step_ms:.1f} ms a step: {small.trial.options}"
+        )
+    return lines
+
+
+def _measure(path: Path, trial: Trial, batch_size: int, length: int, rank: int) -> Outcome:
+    asked = {"path": str(path), "trial": asdict(trial), "batch_size": batch_size, "length": length, "rank": rank}
+    command = [sys.executable, "-m", "edgelora.bench", json.dumps(asked | {"started": time.time()})]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise EdgeLoraError(f"{path}: the process that tries {trial.options} failed: {reason}")
+    body = cast("Mapping[str, Any]", json.loads(done.stdout))
+    return Outcome(trial, body["cold_start_ms"], body["step_ms"], body["peak_memory_mb"])
