@@ -27,3 +27,11 @@ def epoch_batches(
         part = part[np.argsort(lengths[part], kind="stable")]
         batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def shares(rows: NDArray[np.int64], lengths: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
+    """The rows of a batch in at most `count` parts of similar work, each of samples of similar length."""
+    rows = rows[np.argsort(lengths[rows], kind="stable")]
+    work = np.cumsum(np.maximum(lengths[rows], 1))
+    cuts = [int(np.searchsorted(work, work[-1] * part / count)) for part in range(1, count)]
+    return [part for part in np.split(rows, cuts) if len(part)]

@@ -24,7 +24,7 @@ class Bundle:
         self.path = path
         self.manifest = manifest
         self.settings = settings
-        self._graphs: dict[str, Graph] = {}
+        self._graphs: dict[tuple[str, SessionSettings], Graph] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -65,21 +65,23 @@ class Bundle:
         """
         return self.graph(self.manifest.forward)
 
-    def graph(self, file: str) -> Graph:
-        """A graph of the bundle by file name, loaded once.
+    def graph(self, file: str, settings: SessionSettings | None = None) -> Graph:
+        """A graph of the bundle by file name, loaded once; with the bundle's settings unless others are given.
 
         Raises:
             BundleError: ONNX Runtime cannot load it.
         """
+        key = file, settings or self.settings
         with self._lock:
-            if file not in self._graphs:
-                self._graphs[file] = Graph(self.path / file, self.settings)
-            return self._graphs[file]
+            if key not in self._graphs:
+                self._graphs[key] = Graph(self.path / file, key[1])
+            return self._graphs[key]
 
     def release(self, file: str) -> None:
         """Forget a loaded graph, so that its memory can be freed."""
         with self._lock:
-            self._graphs.pop(file, None)
+            for key in [key for key in self._graphs if key[0] == file]:
+                del self._graphs[key]
 
     def use_settings(self, settings: SessionSettings) -> None:
         """Run graphs in another way from now on; those that are loaded are forgotten."""

@@ -42,6 +42,11 @@ class Objective(Protocol):
     higher_is_better: bool
     metric: str
 
+    @property
+    def separable(self) -> bool:
+        """Whether the loss of a batch is the sum of those of its parts, which may be computed at once."""
+        ...
+
     def __len__(self) -> int: ...
 
     def lengths(self) -> NDArray[np.int64]: ...
@@ -67,6 +72,7 @@ class _OnSamples:
     """What objectives on one data set share: every sample counts one unless an objective weighs it."""
 
     data: Inputs
+    separable = True
 
     def __len__(self) -> int:
         return len(self.data)
@@ -117,6 +123,7 @@ class OwnLoss(_OnSamples):
     """
 
     loss, metric, higher_is_better = "cotangent", "loss", False
+    separable = False  # the caller's function need not bear several threads
 
     def __init__(self, data: Inputs, function: LossFunction) -> None:
         self.data, self.function = data, function
@@ -216,6 +223,10 @@ class Pairs:
     ) -> None:
         self.loss, self.temperature, self.margin = loss, temperature, margin
         self.columns = [columns[name] for name in ("anchor", "positive", "negative") if name in columns]
+
+    @property
+    def separable(self) -> bool:
+        return self.loss == "triplet"  # else the others of the batch are an anchor's negatives
 
     def __len__(self) -> int:
         return len(self.columns[0])

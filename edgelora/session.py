@@ -25,6 +25,11 @@ Feeds = Mapping[str, np.ndarray]
 _loading = threading.Lock()  # what a session maps is told from what was mapped before it
 
 
+def available_cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class SessionSettings:
     """How graphs are run on this device.
@@ -37,6 +42,11 @@ class SessionSettings:
     threads: int | None = None
     low_memory: bool = False
     spinning: bool = False
+
+    @property
+    def cores(self) -> int:
+        """How many threads compute at once."""
+        return self.threads or available_cores()
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:

@@ -7,7 +7,8 @@ are a few numpy operations whatever the number of points.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelora.adapter import Adapter
-from edgelora.batching import epoch_batches
+from edgelora.batching import epoch_batches, shares
 from edgelora.bundle import Bundle
 from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConfigError, DataError, TrainingError
@@ -210,6 +211,9 @@ class Trainer:
             else SGD(momentum=config.momentum, weight_decay=config.weight_decay)
         )
         self.step_number = 0
+        self._workers = self._count_workers()
+        self._settings = bundle.settings if self._workers == 1 else replace(bundle.settings, threads=1)
+        self._pool = ThreadPoolExecutor(self._workers, "edgelora-train")
         self._scales = {n: self._scale_of(n) for n in self.names}
         self._lengths = objective.lengths()
         self._absent = {n: a for n, a in adapter.feeds(manifest).items() if n not in adapter.tensors}
@@ -224,6 +228,17 @@ class Trainer:
     @property
     def steps_per_epoch(self) -> int:
         return -(-len(self.objective) // self.config.batch_size)
+
+    def _count_workers(self) -> int:
+        """How many parts of a batch are computed at once, on a core each.
+
+        A core that has samples of its own waits for no other at every operator. Where the batch has too few samples
+        for that, or its parts depend on each other, the cores share each operator instead.
+        """
+        rows = min(self.config.batch_size, self.config.micro_batch_size or self.config.batch_size, len(self.objective))
+        cores = self.bundle.settings.cores
+        divided = self.objective.separable and not self.adapter.config.lora_dropout and rows >= 2 * cores
+        return cores if divided else 1
 
     def _check_points(self, record: TrainingGraph) -> None:
         adapted = [n.rpartition(".")[0] for n in self.names if n.endswith(".lora_B")]
@@ -315,25 +330,25 @@ class Trainer:
 
     def _accumulate_backward(self, record: TrainingGraph, parts: list[NDArray[np.int64]], total: float) -> float:
         """The exact gradient, by the training graph; returns the loss."""
-        graph = self.bundle.graph(record.file)
-        adapter, cache = self._adapter_feeds(), self.cache_of(self.objective)
+        adapter = self._adapter_feeds()
         self._grad[:] = 0.0
         loss = 0.0
+
+        def run(feeds: Feeds, rows: NDArray[np.int64]) -> tuple[float, list[Floats]]:
+            return self._backward(record, feeds, rows, total)
+
         for part, members in enumerate(parts):
-            feeds = self.objective.feeds(members, total)
-            if cache is not None:
-                feeds = cache.feeds(feeds, members)
-            masks = self._masks(record, feeds, part)
-            share = None
-            if isinstance(self.objective, OwnLoss):
-                made = self._inference.run({**feeds, **adapter})
-                share, cotangents = self.objective.cotangents(made, members, total)
-                feeds |= cotangents
-            outputs = graph.run({**feeds, **adapter, **masks}, self._outputs)
-            loss += float(outputs["loss"]) if share is None else share
-            graph.give_back_pages()
-            for name, grad in zip(self.names, self._grad_views, strict=True):
-                grad += outputs[f"grad.{name}"]
+            if self._workers == 1:
+                made = [run(self._feeds(record, adapter, members, part, total), members)]
+            else:
+                pieces = shares(members, self._lengths, self._workers)
+                fed = [self._feeds(record, adapter, rows, 0, total) for rows in pieces]
+                made = list(self._pool.map(run, fed, pieces))
+            self._graph(record).give_back_pages()
+            for share, gradients in made:
+                loss += share
+                for grad, one in zip(self._grad_views, gradients, strict=True):
+                    grad += one
         for name, grad in zip(self.names, self._grad_views, strict=True):
             if self._scales[name] != 1.0:
                 grad *= self._scales[name]
@@ -343,6 +358,28 @@ class Trainer:
         """Run what a step and an evaluation run, on these samples, and leave everything as it was."""
         self._accumulate_backward(self.record, [rows], 1.0) if self.record else self._forward_loss([rows], 1.0)
         self._grad[:] = 0.0
+
+    def _feeds(self, record: TrainingGraph, adapter: Feeds, rows: NDArray[np.int64], part: int, total: float) -> Feeds:
+        """What the graph takes for these samples: inputs or cached values, adapter, dropout masks."""
+        feeds, cache = self.objective.feeds(rows, total), self.cache_of(self.objective)
+        if cache is not None:
+            feeds = cache.feeds(feeds, rows)
+        return {**feeds, **adapter, **self._masks(record, feeds, part)}
+
+    def _graph(self, record: TrainingGraph) -> Graph:
+        return self.bundle.graph(record.file, self._settings)
+
+    def _backward(
+        self, record: TrainingGraph, feeds: Feeds, rows: NDArray[np.int64], total: float
+    ) -> tuple[float, list[Floats]]:
+        """These samples' share of the loss, and the gradients of what is fed, in the order of the names."""
+        share = None
+        if isinstance(self.objective, OwnLoss):
+            share, cotangents = self.objective.cotangents(self._inference.run(feeds), rows, total)
+            feeds = {**feeds, **cotangents}
+        outputs = self._graph(record).run(feeds, self._outputs)
+        gradients = [outputs[f"grad.{name}"] for name in self.names]
+        return (float(outputs["loss"]) if share is None else share), gradients
 
     def _forward_loss(self, parts: list[NDArray[np.int64]], total: float) -> float:
         """The batch's loss at the present parameters, by the inference graph and numpy."""

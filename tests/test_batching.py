@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgelora.batching import epoch_batches
+from edgelora.batching import epoch_batches, shares
 
 lengths = st.lists(st.integers(1, 128), max_size=300).map(lambda x: np.asarray(x, np.int64))
 
@@ -53,3 +53,15 @@ def test_batches_do_not_come_in_order_of_length():
     sizes = np.random.default_rng(0).integers(4, 64, 640)
     means = np.asarray([sizes[batch].mean() for batch in epoch_batches(sizes, 16, 0, 0, True)])
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.5
+
+
+@given(st.lists(st.integers(0, 128), min_size=1, max_size=80), st.integers(1, 6), st.integers(0, 9))
+def test_shares_are_the_rows_in_parts_of_similar_work(sizes: list[int], count: int, seed: int):
+    lengths = np.asarray(sizes, np.int64)
+    rows = np.random.default_rng(seed).permutation(len(sizes))
+    parts = shares(rows, lengths, count)
+    assert sorted(np.concatenate(parts).tolist()) == sorted(rows.tolist())
+    assert 1 <= len(parts) <= count
+    assert all(len(part) for part in parts)
+    work = [int(np.maximum(lengths[part], 1).sum()) for part in parts]
+    assert max(work) <= sum(work) / count + max(1, *sizes)

@@ -15,6 +15,8 @@ from edgelora import LoraConfig, TrainingConfig, evaluate, train
 from edgelora.adapter import new_adapter, to_files
 from edgelora.data import NumberSample, PairSample, Sample, TextSample, TokenSample
 from edgelora.errors import ConfigError, DataError, StoreError, TrainingError
+from edgelora.runtime import Model
+from edgelora.session import SessionSettings
 from edgelora.tasks import objective_for
 from edgelora.trainer import Trainer
 from edgelora.training_run import fit
@@ -127,6 +129,24 @@ def test_micro_batches_are_the_batch_cut_by_length(open_model):
     assert (np.diff(lengths) >= 0).all()
     (whole,) = Trainer(model.bundle, adapter, objective, FAST).micro_batches(rows)
     assert whole is rows
+
+
+def test_cores_that_share_a_batch_give_its_gradients(open_model, tmp_path):
+    """On one core the batch is one run of the graph, on three it is three at once."""
+    gradients, losses = [], []
+    for cores in (1, 3):
+        model = Model.open(open_model().bundle.path, tmp_path, SessionSettings(threads=cores))
+        adapter = new_adapter(model.bundle.manifest, LoraConfig(r=4, lora_alpha=8), ("bright", "quiet", "warm"))
+        rng = np.random.default_rng(5)
+        adapter = adapter.with_tensors(
+            {n: t + rng.normal(0, 0.1, t.shape).astype("f4") for n, t in adapter.tensors.items()}
+        )
+        trainer = Trainer(model.bundle, adapter, objective_for(model, samples(), adapter.labels, FAST), FAST)
+        losses.append(trainer.accumulate(np.arange(11)))
+        gradients.append(trainer.gradients())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    for name, gradient in gradients[0].items():
+        np.testing.assert_allclose(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_contrastive_micro_batches_are_refused(open_model):

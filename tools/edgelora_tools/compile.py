@@ -34,10 +34,16 @@ from edgelora_tools.methods import LORA, AdapterMethod
 from edgelora_tools.methods.lora import OP_TYPE
 from edgelora_tools.mixed import stack_adapters
 from edgelora_tools.normalize import computes_in_half, normalize, onnx_errors
+from edgelora_tools.passes.accumulate import accumulate_products
 from edgelora_tools.passes.add_in_product import add_in_product
 from edgelora_tools.passes.free_names import free_names
+from edgelora_tools.passes.heads import LOWERED as HEADS
+from edgelora_tools.passes.heads import gather_heads
+from edgelora_tools.passes.padding import ignores_padding
 from edgelora_tools.passes.prefix import cut_before, last_blocks
 from edgelora_tools.passes.quantize import Rung, quantize
+from edgelora_tools.passes.rows import LOWERED as ROWS
+from edgelora_tools.passes.rows import gather_rows
 from edgelora_tools.passes.tidy import tidy
 from edgelora_tools.runner import sample_inputs
 from edgelora_tools.skips import Skips, with_skips
@@ -47,7 +53,12 @@ from edgelora_tools.sources.fixed import fixed
 # PEFT's defaults for the encoders and decoders that it knows (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING).
 USUAL_TARGETS = ("query", "value", "q_lin", "v_lin", "q_proj", "v_proj", "c_attn", "query_key_value", "q", "v")
 
-LOWERED: dict[str, Lowered] = {OP_TYPE: LORA, **{one.op_type: one for one in (*COMPOSITES, QUANTIZED_PRODUCT)}}
+LOWERED: dict[str, Lowered] = {
+    OP_TYPE: LORA,
+    **{one.op_type: one for one in (*COMPOSITES, QUANTIZED_PRODUCT)},
+    **ROWS,
+    **HEADS,
+}
 
 MIXED_FILE = "mixed.onnx"
 
@@ -63,7 +74,8 @@ class ConvertOptions:
     `train_last` there are also graphs for adapters in that many last layers alone, after a frozen prefix.
     `quantize` is the precision of the frozen weights (`int8`), calibrated on the samples of the file
     `calibration`, or on random inputs. `placement` "skip" puts adapters from every layer's input to the last
-    hidden state, instead of into the modules (skips.py).
+    hidden state, instead of into the modules (skips.py). `unpad` leaves padding out of the training graphs'
+    row-wise operators where that changes no result.
     """
 
     task: str = "sequence-classification"
@@ -73,6 +85,7 @@ class ConvertOptions:
     exclude_modules: str | tuple[str, ...] | None = None
     name: str | None = None
     max_length: int | None = None
+    unpad: bool = True
     overwrite: bool = False
     train_last: tuple[int, ...] = ()
     quantize: str | None = None
@@ -129,18 +142,21 @@ def convert(
         graphs[MIXED_FILE] = mixed
     training: list[TrainingGraph] = []
     lost: dict[str, LostPoint] = {}
+    unpadded = options.unpad and ignores_padding(_standard(base), options.pooling == "cls")
     for loss in LOSSES[options.task]:
         for dropout in (False, True):
             progress(f"backward pass for {loss.name}{' with dropout' if dropout else ''}")
             file = f"train-{loss.name}{'-dropout' if dropout else ''}.onnx"
-            trained, record, cut_off = training_graph(base, chosen, options, loss, dropout, file)
+            trained, record, cut_off = training_graph(
+                row_wise(base, options, loss, dropout or not unpadded), chosen, options, loss, dropout, file
+            )
             lost |= {point.id: point for point in cut_off}
             if record is not None and _masks_follow(record, sizes[0]):
                 graphs[file], training = trained, [*training, record]
     prefixes: list[Prefix] = []
     for count in dict.fromkeys(options.train_last):
         progress(f"graphs for the last {count} layers")
-        made, prefix = graphs_after_prefix(base, chosen, options, count, sizes[0])
+        made, prefix = graphs_after_prefix(base, chosen, options, count, sizes[0], unpadded)
         graphs, prefixes = graphs | made, [*prefixes, prefix]
     if skips is not None:
         progress("graphs for kept layer inputs")
@@ -326,6 +342,23 @@ def mixed_graph(
     return tidy(adapted.model)
 
 
+def _standard(base: ir.Model) -> ir.Model:
+    """A copy of the base in standard ONNX, without composites."""
+    model = base.clone()
+    lower_nodes(model.graph, GraphBuilder(free_names(model.graph)).op, LOWERED)
+    return tidy(model)
+
+
+def row_wise(base: ir.Model, options: ConvertOptions, loss: Loss, padded: bool) -> ir.Model:
+    """A copy of the base whose row-wise regions are matrices of rows, without the padding unless something sees it."""
+    model = base.clone()
+    if options.task != "feature-extraction" and options.pooling in ("mean", "cls"):
+        sees_all = options.task == "token-classification" and loss.name == "cotangent"
+        gather_rows(model, kept=not padded and not sees_all, first_too=options.pooling == "cls")
+        gather_heads(model)
+    return model
+
+
 def training_graph(
     base: ir.Model,
     points: Sequence[InsertionPoint],
@@ -357,18 +390,25 @@ def training_graph(
         return adapted.model, None, lost
     _set_outputs(adapted, outputs | gradients)
     lower_nodes(graph, op, LOWERED)
+    accumulate_products(adapted.model)
     tidy(adapted.model)
     reached = tuple(p.id for p in points if f"grad.{p.input_b}" in gradients)
     return adapted.model, TrainingGraph(file, loss.name, dropout, reached, extra, tuple(outputs)), lost
 
 
 def graphs_after_prefix(
-    base: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions, count: int, sizes: Sizes
+    base: ir.Model,
+    points: Sequence[InsertionPoint],
+    options: ConvertOptions,
+    count: int,
+    sizes: Sizes,
+    unpadded: bool,
 ) -> tuple[dict[str, ir.Model], Prefix]:
     """The prefix before the last `count` layers, and the inference and training graphs that go on from it."""
     chosen = last_blocks(points, count)
     cut = cut_before(base, chosen, sizes)
-    return _graphs_after(f"last-{count}", cut.prefix, prune(cut.suffix, options), chosen, options, sizes)
+    suffix = prune(cut.suffix, options)
+    return _graphs_after(f"last-{count}", cut.prefix, suffix, chosen, options, sizes, unpadded)
 
 
 def graphs_after_skips(
@@ -377,7 +417,7 @@ def graphs_after_skips(
     """What is kept of each layer's input, and the graphs that go on from it; without dropout, which is not linear."""
     pooling = "pooler" if skips.pooled else options.pooling
     return _graphs_after(
-        "skip", skips.prefix, skips.suffix, points, replace(options, pooling=pooling, output=None), None
+        "skip", skips.prefix, skips.suffix, points, replace(options, pooling=pooling, output=None), None, False
     )
 
 
@@ -388,8 +428,9 @@ def _graphs_after(
     chosen: Sequence[InsertionPoint],
     options: ConvertOptions,
     sizes: Sizes | None,
+    unpadded: bool,
 ) -> tuple[dict[str, ir.Model], Prefix]:
-    """The graphs of a base in two; `sizes` None leaves those with dropout out."""
+    """The graphs of a base in two; `sizes` None leaves those with dropout out, `unpadded` padding."""
     kept = _specs(prefix.graph.outputs)
     lower_nodes(prefix.graph, GraphBuilder(free_names(prefix.graph)).op, LOWERED)
     file, forward = f"prefix-{name}.onnx", f"forward-{name}.onnx"
@@ -398,7 +439,8 @@ def _graphs_after(
     for loss in LOSSES[options.task]:
         for dropout in (False, True) if sizes is not None else (False,):
             trains = f"train-{loss.name}{'-dropout' if dropout else ''}-{name}.onnx"
-            trained, record, _ = training_graph(suffix, chosen, options, loss, dropout, trains)
+            rest = row_wise(suffix, options, loss, dropout or not unpadded)
+            trained, record, _ = training_graph(rest, chosen, options, loss, dropout, trains)
             if record is not None and (sizes is None or _masks_follow(record, sizes)):
                 graphs[trains], training = trained, [*training, record]
     return graphs, Prefix(name, file, kept, tuple(p.id for p in chosen), forward, tuple(training))
