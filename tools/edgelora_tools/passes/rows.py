@@ -30,7 +30,9 @@ _TOGETHER = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum"})
 """Operators on elements of several tensors that are broadcast to each other."""
 _ALONG = frozenset({"LayerNormalization", "RMSNormalization", "RmsNorm", "Softmax", "LogSoftmax"})
 """Operators along the last axis, whose further inputs are vectors of its size."""
-_ENTERING = frozenset({"MatMul", "LayerNormalization", "RMSNormalization", "RmsNorm"})
+_PRODUCTS = frozenset({"MatMul", "QuantizedProduct"})
+"""Products with a matrix."""
+_ENTERING = _PRODUCTS | frozenset({"LayerNormalization", "RMSNormalization", "RmsNorm"})
 """Operators for whose sake tokens are made rows."""
 
 
@@ -103,7 +105,7 @@ class _Region:
         elif node.op_type in _TOGETHER:
             wanted = [i for i, x in enumerate(xs) if x is not None and self._of_tokens(x)]
             others = [x for i, x in enumerate(xs) if i not in wanted]
-        elif node.op_type == "MatMul":
+        elif node.op_type in _PRODUCTS:
             wanted, others = [0], []
             if xs[1] is None or xs[1].shape is None or rank(xs[1]) != 2:
                 return None
