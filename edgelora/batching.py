@@ -32,6 +32,6 @@ def epoch_batches(
 def shares(rows: NDArray[np.int64], lengths: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
     """The rows of a batch in at most `count` parts of similar work, each of samples of similar length."""
     rows = rows[np.argsort(lengths[rows], kind="stable")]
-    work = np.cumsum(np.maximum(lengths[rows], 1))
-    cuts = [int(np.searchsorted(work, work[-1] * part / count)) for part in range(1, count)]
+    work: NDArray[np.int64] = np.cumsum(np.maximum(lengths[rows], 1))
+    cuts = [int((work < work[-1] * part / count).sum()) for part in range(1, count)]
     return [part for part in np.split(rows, cuts) if len(part)]

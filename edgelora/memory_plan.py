@@ -200,9 +200,10 @@ def _measure_resident(trainer: Trainer, tables: Mapping[str, MemoryTable]) -> in
     bundle.use_settings(replace(settings, low_memory=True))
     try:
         shortest = np.argsort(trainer.objective.lengths(), kind="stable")[:1]
-        before = {file: bundle.graph(file) for file in tables}
+        record = trainer.record
+        graphs = [bundle.graph(f) if record is None or f != record.file else trainer.graph(record) for f in tables]
         trainer.run_once(shortest)
-        for graph in before.values():
+        for graph in graphs:
             graph.give_back_pages()
         resident = resident_memory()
     finally:

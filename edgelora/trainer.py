@@ -211,9 +211,7 @@ class Trainer:
             else SGD(momentum=config.momentum, weight_decay=config.weight_decay)
         )
         self.step_number = 0
-        self._workers = self._count_workers()
-        self._settings = bundle.settings if self._workers == 1 else replace(bundle.settings, threads=1)
-        self._pool = ThreadPoolExecutor(self._workers, "edgelora-train")
+        self._pool = ThreadPoolExecutor(bundle.settings.cores, "edgelora-train")
         self._scales = {n: self._scale_of(n) for n in self.names}
         self._lengths = objective.lengths()
         self._absent = {n: a for n, a in adapter.feeds(manifest).items() if n not in adapter.tensors}
@@ -229,7 +227,8 @@ class Trainer:
     def steps_per_epoch(self) -> int:
         return -(-len(self.objective) // self.config.batch_size)
 
-    def _count_workers(self) -> int:
+    @property
+    def _workers(self) -> int:
         """How many parts of a batch are computed at once, on a core each.
 
         A core that has samples of its own waits for no other at every operator. Where the batch has too few samples
@@ -344,7 +343,7 @@ class Trainer:
                 pieces = shares(members, self._lengths, self._workers)
                 fed = [self._feeds(record, adapter, rows, 0, total) for rows in pieces]
                 made = list(self._pool.map(run, fed, pieces))
-            self._graph(record).give_back_pages()
+            self.graph(record).give_back_pages()
             for share, gradients in made:
                 loss += share
                 for grad, one in zip(self._grad_views, gradients, strict=True):
@@ -366,8 +365,10 @@ class Trainer:
             feeds = cache.feeds(feeds, rows)
         return {**feeds, **adapter, **self._masks(record, feeds, part)}
 
-    def _graph(self, record: TrainingGraph) -> Graph:
-        return self.bundle.graph(record.file, self._settings)
+    def graph(self, record: TrainingGraph) -> Graph:
+        """The training graph; on one core where each core has a part of the batch."""
+        settings = self.bundle.settings
+        return self.bundle.graph(record.file, settings if self._workers == 1 else replace(settings, threads=1))
 
     def _backward(
         self, record: TrainingGraph, feeds: Feeds, rows: NDArray[np.int64], total: float
@@ -377,7 +378,7 @@ class Trainer:
         if isinstance(self.objective, OwnLoss):
             share, cotangents = self.objective.cotangents(self._inference.run(feeds), rows, total)
             feeds = {**feeds, **cotangents}
-        outputs = self._graph(record).run(feeds, self._outputs)
+        outputs = self.graph(record).run(feeds, self._outputs)
         gradients = [outputs[f"grad.{name}"] for name in self.names]
         return (float(outputs["loss"]) if share is None else share), gradients
 
