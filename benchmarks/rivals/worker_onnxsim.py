@@ -7,20 +7,21 @@ are not read. Options: `model`, what onnxsim_model wrote; `parameters`, the init
 
 from __future__ import annotations
 
+import importlib
 import platform
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-import onnxsim
-import onnxsim.graph_grad
 from numpy.typing import NDArray
 
 from benchmarks.job import INITIAL, Job, Recorder, Texts, worker_arguments, worker_options
 from benchmarks.rivals.onnxsim_model import INPUTS, LOSS, TARGETS
 from benchmarks.rivals.peft_tensors import graph_tensors
 
+onnxsim: Any = importlib.import_module("onnxsim")  # of that environment alone: no types
+graph_grad: Any = importlib.import_module("onnxsim.graph_grad")
 SCALED = ".unscaled"
 # The trainer walks back through the embeddings and the mask as well, which nothing trained reaches, and has no rules
 # for some of what stands there. In this model these operators stand nowhere else: no gradient is theirs.
@@ -42,7 +43,7 @@ def main() -> None:
     classes = next(v.type.tensor_type.shape.dim[1].dim_value for v in model.graph.input if v.name == TARGETS)
     taken = {value.name for value in model.graph.input}
     for operator in UNTRAINED:
-        onnxsim.graph_grad.register_gradient(operator, no_gradient, override=True)
+        graph_grad.register_gradient(operator, no_gradient, override=True)
     loop = onnxsim.compile_training_loop(model, LOSS, options["parameters"])
     rate = options.get("learning_rate", job.settings.learning_rate)
     size = job.settings.batch_size
