@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +15,7 @@ from edgelora.bundle import Bundle
 from edgelora.check import check
 from edgelora.errors import ConversionError
 from edgelora.manifest import InsertionPoint, Manifest, Prefix
+from edgelora.session import Graph
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.passes.prefix import block_of, cut_before, last_blocks
 from edgelora_tools.sources.torch_export import module_source
