@@ -71,6 +71,11 @@ class Work:
     data: tuple[clinc.Utterances, clinc.Utterances]
     intents: tuple[str, ...]
 
-    def write(self, folder: Path, repeat: int, layers: tuple[int, ...] | None = None) -> Path:
-        """The job of one repeat, with adapters in all layers or in these."""
-        return clinc.write_job(folder, self.options, self.bundle, self.model, self.data, self.intents, repeat, layers)
+    def write(
+        self, folder: Path, repeat: int, layers: tuple[int, ...] | None = None, bundle: Bundle | None = None
+    ) -> Path:
+        """The job of one repeat, with adapters in all layers, in these, or at every point of another bundle."""
+        chosen, everywhere = bundle or self.bundle, bundle is not None
+        return clinc.write_job(
+            folder, self.options, chosen, self.model, self.data, self.intents, repeat, layers, everywhere
+        )

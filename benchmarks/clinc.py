@@ -177,7 +177,8 @@ def cached_bundle(
     bundle = folder / f"{RECIPE}-{source.hexdigest()[:16]}.edgelora"
     if not (bundle / "bundle.json").is_file():
         progress("converting the model")
-        convert(open_source(str(model)), bundle, ConvertOptions(target_modules=targets, overwrite=True, **further))
+        chosen: dict[str, Any] = {"target_modules": targets, "overwrite": True} | further
+        convert(open_source(str(model)), bundle, ConvertOptions(**chosen))
     bundle.touch()
     for other in folder.glob(f"{RECIPE}-*.edgelora"):
         if time.time() - other.stat().st_mtime > DAY:
@@ -194,8 +195,12 @@ def write_job(
     intents: tuple[str, ...],
     repeat: int,
     layers: tuple[int, ...] | None = None,
+    everywhere: bool = False,
 ) -> Path:
-    """The files of one run; initial values and order change from repeat to repeat. `layers` limits the adapters."""
+    """The files of one run; initial values and order change from repeat to repeat.
+
+    `layers` limits the adapters; with `everywhere` they are at every point of the bundle.
+    """
     manifest = bundle.manifest
     encoder = TextEncoder(bundle.path, manifest.preprocessing, manifest.inputs)
     settings = Settings(
@@ -215,7 +220,8 @@ def write_job(
     rng = np.random.default_rng([options.seed, repeat])
     order = np.stack([rng.permutation(len(train)) for _ in range(options.epochs)])
     Job(folder, settings, train, test, order).write()
-    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=options.targets, layers_to_transform=layers)
+    targets = None if everywhere else options.targets
+    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, layers_to_transform=layers)
     initial = new_adapter(manifest, lora, labels=intents, rng=rng)
     write_adapter(initial, folder / INITIAL)
     probed = {

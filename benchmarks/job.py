@@ -52,6 +52,7 @@ class Texts:
 
     def __init__(self, tokens: Ints, offsets: Ints, labels: Ints, pad_id: int) -> None:
         self.tokens, self.offsets, self.labels, self.pad_id = tokens, offsets, labels, pad_id
+        self.least_width = 0
 
     @classmethod
     def of(cls, ids: Sequence[Sequence[int]], labels: Sequence[int], pad_id: int) -> Texts:
@@ -68,8 +69,8 @@ class Texts:
         return np.diff(self.offsets)
 
     def feeds(self, rows: Ints) -> dict[str, NDArray[np.generic]]:
-        """`input_ids`, `attention_mask` and `token_type_ids` `[rows, longest]`."""
-        width = int(self.lengths()[rows].max())
+        """`input_ids`, `attention_mask` and `token_type_ids` `[rows, longest]`, or as wide as `least_width`."""
+        width = max(int(self.lengths()[rows].max()), self.least_width)
         ids = np.full((len(rows), width), self.pad_id, np.int64)
         mask = np.zeros((len(rows), width), np.int64)
         for i, row in enumerate(rows):

@@ -76,7 +76,7 @@ def run(
         with tempfile.TemporaryDirectory(prefix="edgelora-sweep-") as folder:
             job = write_job(Path(folder) / "job", bundle, model, shape, steps, threads)
             contenders = [
-                OURS.contender(str(bundle.path), ""),
+                replace(OURS, job="").contender(str(bundle.path)),
                 Contender(RIVAL.name, RIVAL.title, RIVAL.worker, RIVAL.options),
             ]
             runs = alternate(contenders, [job], Path(folder) / "results", threads, progress)

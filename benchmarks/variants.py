@@ -28,7 +28,8 @@ KINDS: tuple[tuple[str, type], ...] = (
 class Variant:
     """`defaults` are options that are passed over where the package does not have them: they say what it does anyway.
 
-    `ram` is a memory budget in bytes, `last` is for adapters in the last layers alone.
+    `ram` is a memory budget in bytes, `padded` makes parts of a batch as wide as the batch, `job` says where the
+    adapters are: in all layers, in the last ones, or between them and the last hidden state.
     """
 
     name: str
@@ -38,7 +39,8 @@ class Variant:
     training: Options = field(default_factory=dict)
     defaults: frozenset[str] = frozenset()
     ram: int | None = None
-    last: bool = False
+    padded: bool = False
+    job: str = "all"
 
     def unknown(self) -> list[str]:
         """The options that the installed package does not have, as Kind.name."""
@@ -53,7 +55,7 @@ class Variant:
         """The options of "convert", "session" or "training" that the installed package has."""
         return {n: v for n, v in getattr(self, part).items() if n in known(dict(KINDS)[part])}
 
-    def contender(self, bundle: str, job: str, **training: Any) -> Contender:
+    def contender(self, bundle: str, **training: Any) -> Contender:
         """Who runs it on this bundle; `training` goes before the row's own."""
         options: dict[str, Any] = {
             "bundle": bundle,
@@ -62,7 +64,9 @@ class Variant:
         }
         if self.ram is not None:
             options["ram"] = self.ram
-        return Contender(self.name, self.title, WORKER, options, job=job)
+        if self.padded:
+            options["padded"] = True
+        return Contender(self.name, self.title, WORKER, options, job=self.job)
 
 
 def known(kind: Any) -> set[str]:
@@ -70,22 +74,32 @@ def known(kind: Any) -> set[str]:
     return {f.name for f in fields(kind)}
 
 
-FP32 = Variant("fp32", "EdgeLoRA fp32, padded as PEFT", convert={"unpad": False}, defaults=frozenset({"unpad"}))
-UNPADDED = Variant("unpadded", "EdgeLoRA fp32, without padding", convert={"unpad": True})
+FP32 = Variant("fp32", "EdgeLoRA fp32, padded as PEFT", convert={"unpad": False}, padded=True)
+UNPADDED = Variant("unpadded", "EdgeLoRA fp32, without padding")
 INT8 = Variant("int8", "EdgeLoRA int8 base", convert={"quantize": "int8"})
 CACHED = Variant(
     "cached",
-    f"EdgeLoRA, cached prefix, last {LAST} layers",
+    f"EdgeLoRA fp32, cached prefix, last {LAST} layers",
     convert={"train_last": (LAST,)},
     training={"train_last": LAST, "cache": "memory"},
-    last=True,
+    job="last",
 )
-SMALL = Variant("small", "EdgeLoRA, least memory", session={"low_memory": True}, training={"micro_batch_size": 8})
-BUDGET = Variant("budget", "EdgeLoRA, --ram 230MB", ram=230 << 20)
+CACHED_INT8 = Variant(
+    "cached-int8",
+    f"EdgeLoRA int8 base, cached prefix, last {LAST} layers",
+    convert={"train_last": (LAST,), "quantize": "int8"},
+    training={"train_last": LAST, "cache": "memory"},
+    job="last",
+)
+SKIP = Variant(
+    "skip",
+    "EdgeLoRA fp32, skips to the last hidden state, cached",
+    convert={"placement": "skip", "target_modules": None},
+    training={"cache": "memory"},
+    job="skip",
+)
+SMALL = Variant("small", "EdgeLoRA fp32, least memory", session={"low_memory": True}, training={"micro_batch_size": 8})
+BUDGET = Variant("budget", "EdgeLoRA fp32, --ram 230MB", ram=230 << 20)
 COST = (FP32, UNPADDED, INT8, SMALL)
-FASTEST = (
-    Variant("short-parts", "EdgeLoRA fp32, parts by length", training={"micro_batch_size": 16}),
-    UNPADDED,
-    INT8,
-    CACHED,
-)
+AFTER_PREFIX = (CACHED, CACHED_INT8)
+FASTEST = (UNPADDED, INT8, *AFTER_PREFIX, SKIP)

@@ -1,7 +1,8 @@
 """One training run by EdgeLoRA, on the device package and numpy alone.
 
 Options: `bundle` (else the job's), and `session` and `training`, settings by the names of SessionSettings and
-TrainingConfig, and `ram`, a memory budget in bytes as of `edgelora train --ram`.
+TrainingConfig, and `ram`, a memory budget in bytes as of `edgelora train --ram`. `padded`: parts of a batch are as
+wide as the batch, as they are for a rival that computes it in one.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def main() -> None:
     batches = job.batches()
     snapshots: list[NDArray[np.float32]] = []
     for step, rows in enumerate(batches):
+        if options.get("padded"):
+            job.train.least_width = int(job.train.lengths()[rows].max())
         record.begin_step()
         loss = trainer.step(rows).loss
         record.end_step(loss)
