@@ -8,6 +8,8 @@ wide as the batch, as they are for a rival that computes it in one.
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 import edgelora
 from benchmarks.job import INITIAL, PROBE, Job, Recorder, worker_arguments, worker_options
 from edgelora import Bundle, SessionSettings, Trainer, TrainingConfig
-from edgelora.adapter import read_adapter
+from edgelora.adapter import Adapter, read_adapter
 from edgelora.memory_plan import follow, plan_memory
 from edgelora.objectives import Classification
 from edgelora.session import ENGINE_VERSION
@@ -38,7 +40,7 @@ def main() -> None:
     }
     config = TrainingConfig(**(usual | options.get("training", {})))
     objective = Classification(job.train, job.train.labels)
-    trainer = Trainer(bundle, read_adapter(folder / INITIAL), objective, config)
+    trainer = Trainer(bundle, adapter(folder / INITIAL, bundle), objective, config)
     if "ram" in options:
         held_out = Classification(job.test, job.test.labels)
         follow(plan_memory(trainer, held_out, options["ram"], None), trainer)
@@ -59,7 +61,7 @@ def main() -> None:
     if "ram" in options:
         accuracies = [planned_accuracy(trainer, flat, job) for flat in snapshots]
     else:
-        probe = Trainer(bundle, read_adapter(folder / PROBE), objective, config)
+        probe = Trainer(bundle, adapter(folder / PROBE, bundle), objective, config)
         probe.accumulate(batches[0])
         record.keep_gradients(PROBE, disk_gradients(probe))
         accuracies = [accuracy(trainer, flat, job) for flat in snapshots]
@@ -70,6 +72,11 @@ def main() -> None:
         "python": platform.python_version(),
     }
     record.write(destination, accuracies, versions)
+
+
+def adapter(folder: Path, bundle: Bundle) -> Adapter:
+    """The values that all start from, for this bundle's base: a quantized one has a digest of its own."""
+    return replace(read_adapter(folder), base_digest=bundle.manifest.base_digest)
 
 
 def disk_gradients(trainer: Trainer) -> dict[str, NDArray[np.float32]]:
