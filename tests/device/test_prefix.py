@@ -155,11 +155,11 @@ def test_what_does_not_fit_is_computed_each_time(model: Model, tmp_path: Path, l
 def test_the_prefix_is_let_go_once_all_is_kept(model: Model):
     trainer = start(model)
     trainer.step(np.arange(8))
-    loaded = set(model.bundle._graphs)
+    loaded = {file for file, _ in model.bundle._graphs}
     assert loaded == {"train-cross-entropy-last-1.onnx"}, "neither the prefix nor the whole model stays in memory"
     partly = start(model, samples(80), cache_limit=60_000)
     partly.step(np.arange(8))
-    assert "prefix-last-1.onnx" in model.bundle._graphs
+    assert "prefix-last-1.onnx" in {file for file, _ in model.bundle._graphs}
 
 
 def file_of(folder: Path) -> Path:
@@ -278,7 +278,7 @@ def test_padding_is_tried_on_the_samples(model: Model):
 
     graphs = model.bundle._graphs
     for file in (cache.prefix.file, cache.prefix.forward):
-        graphs[file] = NoMask(model.bundle.graph(file))  # pyright: ignore[reportArgumentType]
+        graphs[file, model.bundle.settings] = NoMask(model.bundle.graph(file))  # pyright: ignore[reportArgumentType]
     assert not cache._padding_is_free(cache._layout)
 
 

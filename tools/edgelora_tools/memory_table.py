@@ -7,6 +7,7 @@ them: it is found by runs at several sizes, and of all nodes those are kept that
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import tempfile
@@ -19,8 +20,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from edgelora.dimensions import evaluate_dimension
+from edgelora.errors import ConfigError
 from edgelora.manifest import GatheredTable, MemoryTable, MemoryTerm
 from edgelora_tools.measure_shapes import Sizes
+from edgelora_tools.passes.rows import MASK
 from edgelora_tools.runner import sample_inputs
 
 _RANK = 8  # of every size that no model input has: ranks and classes
@@ -78,7 +82,6 @@ def _points(names: Sequence[str], sizes: Sequence[Sizes]) -> list[Sizes]:
 
 def _profile(path: Path, model: ir.Model, points: Sequence[Sizes], prepack: bool) -> list[_Run]:
     """A run at each of the points; those at which it fails are left out."""
-    others = dict.fromkeys(_dimensions(model), _RANK)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.enable_mem_pattern = False
@@ -91,7 +94,7 @@ def _profile(path: Path, model: ir.Model, points: Sequence[Sizes], prepack: bool
         done: list[Sizes] = []
         for point in points:
             try:
-                session.run(None, sample_inputs(model, others | point, np.random.default_rng(0)))
+                session.run(None, _feeds(model, point))
             except Exception:  # ONNX Runtime raises a class of its own per status; sizes are tried on purpose
                 continue
             done.append(point)
@@ -102,6 +105,16 @@ def _profile(path: Path, model: ir.Model, points: Sequence[Sizes], prepack: bool
         return []
     inside = [[e for e in kernels if begun <= e["ts"] <= ended] for begun, ended in spans]
     return [_run(point, found) for point, found in zip(done, inside, strict=True) if found]
+
+
+def _feeds(model: ir.Model, point: Sizes) -> dict[str, np.ndarray]:
+    """Inputs at these sizes, without padding; sizes that are computed from others, as masks have them, follow."""
+    sizes = dict.fromkeys(_dimensions(model), _RANK) | point
+    for dimension in sizes:
+        with contextlib.suppress(ConfigError):
+            sizes[dimension] = evaluate_dimension(dimension, point)
+    feeds = sample_inputs(model, sizes, np.random.default_rng(0))
+    return {name: np.ones_like(x) if name == MASK else x for name, x in feeds.items()}
 
 
 def _run(point: Sizes, kernels: Sequence[Mapping[str, Any]]) -> _Run:

@@ -76,10 +76,15 @@ def shape_of(op: OpBuilder, x: ir.Value) -> ir.Value:
         return op.Constant(value=ir.tensor([], dtype=ir.DataType.INT64))
     if all(isinstance(d, int) for d in sizes):
         return op.Constant(value_ints=[d for d in sizes if isinstance(d, int)])
-    sources = _dimension_sources(op)
-    if not all(isinstance(d, int) or d in sources for d in sizes):
+    if not named_by_inputs(op, x):
         return op.Shape(x)
     return op.Concat(*(size_of(op, x, axis) for axis in range(len(sizes))), axis=0)
+
+
+def named_by_inputs(op: OpBuilder, x: ir.Value) -> bool:
+    """Whether each dimension of `x` is a number or one that a graph input has."""
+    sources = _dimension_sources(op)
+    return all(isinstance(d, int) or d in sources for d in dims(x))
 
 
 def size_of(op: OpBuilder, x: ir.Value, axis: int) -> ir.Value:

@@ -11,7 +11,7 @@ import onnx_ir.passes.common as common
 from onnxscript import OpBuilder
 
 from edgelora_tools.frozen import is_frozen
-from edgelora_tools.gradients.shapes import annotate, dims, flatten_rows, rank, reshape_like
+from edgelora_tools.gradients.shapes import annotate, dims, flatten_rows, named_by_inputs, rank, reshape_like
 from edgelora_tools.lowering import DOMAIN
 from edgelora_tools.methods.lora import OP_TYPE
 
@@ -46,9 +46,18 @@ def _replace(op: OpBuilder, add: ir.Node, delta: ir.Node) -> None:
     rows = flatten_rows(op, x)
     sums = op.Gemm(op.MatMul(rows, a), b, _in_rows(op, y, x, rows, add))
     sums.shape = ir.Shape([None, dims(adapted)[-1]])
-    new = annotate(reshape_like(op, sums, adapted) if len(dims(adapted)) != 2 else sums, adapted)
+    new = sums if len(dims(adapted)) == 2 else _like(op, sums, x, adapted)
+    new = annotate(new, adapted)
     new.name = adapted.name if adapted.is_graph_output() else new.name
     adapted.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def _like(op: OpBuilder, sums: ir.Value, x: ir.Value, adapted: ir.Value) -> ir.Value:
+    """The sums in the shape of `adapted`, whose place they take: it is that of x but for the features."""
+    if named_by_inputs(op, adapted):
+        return reshape_like(op, sums, adapted)
+    leading = op.Shape(x, start=0, end=-1)
+    return op.Reshape(sums, op.Concat(leading, [dims(adapted)[-1]], axis=0), allowzero=1)
 
 
 def _in_rows(op: OpBuilder, y: ir.Value, x: ir.Value, rows: ir.Value, reader: ir.Node) -> ir.Value:

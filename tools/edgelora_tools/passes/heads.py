@@ -33,7 +33,6 @@ def gather_heads(model: ir.Model) -> ir.Model:
             (y,) = node.outputs
             made.shape, made.type = y.shape, y.type
             y.replace_all_uses_with(made, replace_graph_outputs=True)
-    common.RemoveUnusedNodesPass()(model)
     common.TopologicalSortPass()(model)
     return model
 
