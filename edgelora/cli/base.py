@@ -99,6 +99,12 @@ def add_verbs(verbs: Verbs) -> None:
         default="modules",
         help="skip: adapters from every layer's input to the last hidden state, for which the base runs once a sample",
     )
+    parser.add_argument(
+        "--keep-padding",
+        action="store_true",
+        help="let training graphs compute padding as they would in one batch elsewhere (default: left out where that "
+        "changes no result)",
+    )
     parser.add_argument("--name", help="the base's name in the manifest (default: the source's)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.add_argument("--no-check", action="store_true", help="do not verify the bundle after writing it")
@@ -187,6 +193,7 @@ def run_convert(options: argparse.Namespace) -> int:
         quantize=options.quantize,
         calibration=options.calibration,
         placement=options.placement,
+        unpad=not options.keep_padding,
     )
     manifest: Manifest = compiler.convert(source, Path(options.output), chosen, progress_line)
     verdict = None
