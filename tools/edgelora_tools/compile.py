@@ -148,7 +148,7 @@ def convert(
             progress(f"backward pass for {loss.name}{' with dropout' if dropout else ''}")
             file = f"train-{loss.name}{'-dropout' if dropout else ''}.onnx"
             trained, record, cut_off = training_graph(
-                row_wise(base, options, loss, dropout or not unpadded), chosen, options, loss, dropout, file
+                row_wise(base, options, dropout or not unpadded), chosen, options, loss, dropout, file
             )
             lost |= {point.id: point for point in cut_off}
             if record is not None and _masks_follow(record, sizes[0]):
@@ -349,12 +349,12 @@ def _standard(base: ir.Model) -> ir.Model:
     return tidy(model)
 
 
-def row_wise(base: ir.Model, options: ConvertOptions, loss: Loss, padded: bool) -> ir.Model:
+def row_wise(base: ir.Model, options: ConvertOptions, padded: bool) -> ir.Model:
     """A copy of the base whose row-wise regions are matrices of rows, without the padding unless something sees it."""
     model = base.clone()
     if options.task != "feature-extraction" and options.pooling in ("mean", "cls"):
-        sees_all = options.task == "token-classification" and loss.name == "cotangent"
-        gather_rows(model, kept=not padded and not sees_all, first_too=options.pooling == "cls")
+        by_token = options.task == "token-classification"  # a loss may weigh any position, masked or not
+        gather_rows(model, kept=not padded and not by_token, first_too=options.pooling == "cls")
         gather_heads(model)
     return model
 
@@ -439,7 +439,7 @@ def _graphs_after(
     for loss in LOSSES[options.task]:
         for dropout in (False, True) if sizes is not None else (False,):
             trains = f"train-{loss.name}{'-dropout' if dropout else ''}-{name}.onnx"
-            rest = row_wise(suffix, options, loss, dropout or not unpadded)
+            rest = row_wise(suffix, options, dropout or not unpadded)
             trained, record, _ = training_graph(rest, chosen, options, loss, dropout, trains)
             if record is not None and (sizes is None or _masks_follow(record, sizes)):
                 graphs[trains], training = trained, [*training, record]
