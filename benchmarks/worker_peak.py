@@ -18,6 +18,7 @@ import onnxruntime
 from benchmarks.job import GRADIENTS_FILE, RESULT_FILE, TURN, Job, wait_for_turn, worker_arguments, worker_options
 
 Product = Callable[[], Any]
+RUNS = 5
 
 
 def main() -> None:
@@ -69,9 +70,13 @@ def matmul_session(w: np.ndarray, threads: int) -> Any:
 
 
 def seconds(product: Product) -> float:
-    begun = time.perf_counter()
-    product()
-    return time.perf_counter() - begun
+    """The shortest of some runs in a row: after a wait, threads sleep and caches hold what others used."""
+    times: list[float] = []
+    for _ in range(RUNS):
+        begun = time.perf_counter()
+        product()
+        times.append(time.perf_counter() - begun)
+    return min(times)
 
 
 if __name__ == "__main__":
