@@ -225,6 +225,7 @@ def speed_body(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "--variants",
         "fp32",
         "small",
+        "budget",
     ]
     command += ["--rivals", "peft-sdpa", "--json", files[0], "--markdown", files[1]]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools")])}
