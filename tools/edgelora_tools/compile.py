@@ -142,7 +142,7 @@ def convert(
         graphs[MIXED_FILE] = mixed
     training: list[TrainingGraph] = []
     lost: dict[str, LostPoint] = {}
-    unpadded = options.unpad and ignores_padding(_standard(base), options.pooling == "cls")
+    unpadded = options.unpad and ignores_padding(_standard(base), sizes[0])
     for loss in LOSSES[options.task]:
         for dropout in (False, True):
             progress(f"backward pass for {loss.name}{' with dropout' if dropout else ''}")

@@ -6,26 +6,25 @@ import numpy as np
 import onnx_ir as ir
 
 from edgelora_tools.gradients.shapes import dims
-from edgelora_tools.measure_shapes import dimension_names
-from edgelora_tools.passes.rows import MASK
+from edgelora_tools.measure_shapes import Sizes
+from edgelora_tools.passes.rows import MASK, token_mask
 from edgelora_tools.runner import open_session, sample_inputs
 
-_BATCH, _LENGTH, _TOLERANCE = 4, 11, 1e-6
+_TOLERANCE = 1e-6
 
 
-def ignores_padding(model: ir.Model, first_too: bool) -> bool:
+def ignores_padding(model: ir.Model, sizes: Sizes) -> bool:
     """Run the model twice, with other tokens where `attention_mask` is 0: is the rest of its outputs the same?
 
-    `first_too` counts the first token of each sample among the rest, as pooling "cls" reads it.
+    `sizes` are some at which it runs (measure_shapes.py).
     """
-    mask = next((x for x in model.graph.inputs if x.name == MASK and x.shape is not None and len(x.shape) == 2), None)
-    if mask is None or not all(isinstance(d, str) for d in dims(mask)):
+    mask = token_mask(model)
+    if mask is None:
         return False
-    batch, length = (str(d) for d in dims(mask))
-    sizes = dict.fromkeys(dimension_names(model), 3) | {batch: _BATCH, length: _LENGTH}
+    batch, length = (sizes[str(d)] for d in dims(mask))
     feeds = sample_inputs(model, sizes, np.random.default_rng(0))
     others = sample_inputs(model, sizes, np.random.default_rng(1))
-    kept = np.arange(_LENGTH) < np.array([_LENGTH, 7, 4, 1])[:, None]
+    kept = np.arange(length) < np.linspace(length, 1, batch).round()[:, None]
     feeds[MASK] = kept.astype(feeds[MASK].dtype)
     changed = dict(feeds)
     for x in model.graph.inputs:

@@ -43,11 +43,10 @@ def gather_rows(model: ir.Model, kept: bool, first_too: bool = False) -> bool:
     of each sample; otherwise all. The graph's outputs keep their shapes; at tokens that are left out they are those
     of a row of zeros. Shapes must be known (measure_shapes.py).
     """
-    mask = next((x for x in model.graph.inputs if x.name == MASK and x.shape is not None and len(x.shape) == 2), None)
-    if mask is None or not all(isinstance(d, str) for d in dims(mask)):
+    mask = token_mask(model)
+    if mask is None:
         return False
-    batch, length = dims(mask)
-    region = _Region(model, mask, (batch, length), kept, first_too)
+    region = _Region(model, mask, kept, first_too)
     for node in list(model.graph):
         region.visit(node)
     region.leave_outputs()
@@ -55,11 +54,18 @@ def gather_rows(model: ir.Model, kept: bool, first_too: bool = False) -> bool:
     return bool(region.matrices)
 
 
+def token_mask(model: ir.Model) -> ir.Value | None:
+    """The input `attention_mask`, if it is `[batch, length]` of sizes that are dynamic."""
+    mask = next((x for x in model.graph.inputs if x.name == MASK and x.shape is not None), None)
+    return mask if mask is not None and len(dims(mask)) == 2 and all(isinstance(d, str) for d in dims(mask)) else None
+
+
 class _Region:
     """The rewriting of one graph: `matrices` has the rows of every value that has been made a matrix."""
 
-    def __init__(self, model: ir.Model, mask: ir.Value, tokens: Sequence[Dim], kept: bool, first_too: bool) -> None:
-        self.model, self.mask, self.tokens, self.kept, self.first_too = model, mask, tuple(tokens), kept, first_too
+    def __init__(self, model: ir.Model, mask: ir.Value, kept: bool, first_too: bool) -> None:
+        self.model, self.mask, self.kept, self.first_too = model, mask, kept, first_too
+        self.tokens = tokens = dims(mask)
         self.op = GraphBuilder(free_names(model.graph)).op
         self.matrices: dict[ir.Value, ir.Value] = {}
         self.tensors: dict[ir.Value, ir.Value] = {}
@@ -128,17 +134,13 @@ class _Region:
         """The rows of `x`."""
         assert x is not None
         if x not in self.matrices:
-            made = self.op.builder.opset(DOMAIN, 1).Rows(x, *self._places())
-            made.shape, made.type = ir.Shape([self.count, dims(x)[2]]), x.type
-            self.matrices[x] = made
+            self.matrices[x] = _placed(self.op, "Rows", (x, *self._places()), [self.count, dims(x)[2]])
         return self.matrices[x]
 
     def _tensor(self, y: ir.Value) -> ir.Value:
         """The rows `y` as `[batch, length, width]`."""
         if y not in self.tensors:
-            made = self.op.builder.opset(DOMAIN, 1).Padded(y, *self._places())
-            made.shape, made.type = ir.Shape([*self.tokens, dims(y)[1]]), y.type
-            self.tensors[y] = made
+            self.tensors[y] = _placed(self.op, "Padded", (y, *self._places()), [*self.tokens, dims(y)[1]])
         return self.tensors[y]
 
     def _places(self) -> tuple[ir.Value, ...]:
@@ -167,30 +169,25 @@ def _is_first(op: OpBuilder, count: ir.Value) -> ir.Value:
     return op.Equal(op.Range(0, op.Squeeze(count, [0]), 1), 0)
 
 
+def _placed(op: OpBuilder, op_type: str, inputs: Sequence[ir.Value], shape: Sequence[Dim]) -> ir.Value:
+    """A node of one of the two kinds on the first input and the places, with its shape."""
+    made = getattr(op.builder.opset(DOMAIN, 1), op_type)(*inputs)
+    made.shape, made.type = ir.Shape(list(shape)), inputs[0].type
+    return made
+
+
 @gradient_rule("Rows", domain=DOMAIN)
 def rows(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = the rows of X that are kept; dX = dY at their places, zeros elsewhere."""
     x, *places = operands(node)
-
-    def dx() -> ir.Value:
-        made = op.builder.opset(DOMAIN, 1).Padded(dy, *places)
-        made.shape, made.type = x.shape, x.type
-        return made
-
-    return (dx,)
+    return (lambda: _placed(op, "Padded", (dy, *places), dims(x)),)
 
 
 @gradient_rule("Padded", domain=DOMAIN)
 def padded(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = X at the places of its rows, zeros elsewhere; dX = dY there."""
     x, *places = operands(node)
-
-    def dx() -> ir.Value:
-        made = op.builder.opset(DOMAIN, 1).Rows(dy, *places)
-        made.shape, made.type = x.shape, x.type
-        return made
-
-    return (dx,)
+    return (lambda: _placed(op, "Rows", (dy, *places), dims(x)),)
 
 
 class Rows:
