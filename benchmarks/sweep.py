@@ -28,7 +28,7 @@ from edgelora.errors import EdgeLoraError
 
 CLASSES, FIRST_TOKEN, LAST_TOKEN = 150, 1000, 30000
 MODULES = ("query", "value", "key", "intermediate.dense", "output.dense")  # the last name is two modules of a layer
-OURS, RIVAL = variants.UNPADDED if not variants.UNPADDED.unknown() else variants.FP32, peft.SDPA
+OURS, RIVAL = variants.UNPADDED, peft.SDPA
 
 
 @dataclass(frozen=True)

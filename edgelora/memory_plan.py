@@ -109,7 +109,9 @@ def plan_memory(
     fitting = [plan for plan in candidates if plan.predicted <= budget]
     if not fitting:
         least = min(candidates, key=lambda plan: plan.predicted)
-        splits = "" if _splits(trainer) else f"; a batch of the loss {trainer.objective.loss!r} cannot be split"
+        splits = (
+            "" if trainer.objective.separable else f"; a batch of the loss {trainer.objective.loss!r} cannot be split"
+        )
         raise ConfigError(
             f"--ram {_mb(budget)} is too little: the smallest peak possible is {_mb(least.predicted)} "
             f"(process {_mb(least.resident)}, weights {_mb(least.packed + least.pages)}, results "
@@ -217,14 +219,10 @@ def _measure_resident(trainer: Trainer, tables: Mapping[str, MemoryTable]) -> in
     return resident - round(ARENA * ran)
 
 
-def _splits(trainer: Trainer) -> bool:
-    return trainer.objective.loss != "contrastive" and not isinstance(trainer.objective, OwnLoss)
-
-
 def _part_sizes(trainer: Trainer) -> list[int]:
     """The batch size and its halves, or what the settings say."""
     batch = min(trainer.config.batch_size, len(trainer.objective))
-    if trainer.config.micro_batch_size is not None or not _splits(trainer):
+    if trainer.config.micro_batch_size is not None or not trainer.objective.separable:
         return [min(trainer.config.micro_batch_size or batch, batch)]
     sizes = [batch]
     while sizes[-1] > 1:

@@ -234,7 +234,7 @@ class Trainer:
         A core that has samples of its own waits for no other at every operator. Where the batch has too few samples
         for that, or its parts depend on each other, the cores share each operator instead.
         """
-        rows = min(self.config.batch_size, self.config.micro_batch_size or self.config.batch_size, len(self.objective))
+        rows = min(self.config.batch_size, self.part_size, len(self.objective))
         cores = self.bundle.settings.cores
         divided = self.objective.separable and not self.adapter.config.lora_dropout and rows >= 2 * cores
         return cores if divided else 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -150,7 +149,9 @@ def add_verbs(verbs: Verbs) -> None:
         default=defaults.cache_dtype,
         help="float32 is exact (default), float16 half the size",
     )
-    run.add_argument("--cache-limit", type=byte_count, metavar="SIZE", help="at most, as 200MB; the rest is recomputed")
+    run.add_argument(
+        "--cache-limit", type=memory_size, metavar="SIZE", help="at most, as 200MB; the rest is recomputed"
+    )
     run.add_argument("--keep-cache", action="store_true", help="leave the file of --cache disk for a later training")
     run.add_argument(
         "--save-steps",
@@ -235,19 +236,6 @@ def training_config(options: argparse.Namespace) -> TrainingConfig:
         cache_limit=options.cache_limit,
         keep_cache=options.keep_cache,
     )
-
-
-def byte_count(text: str) -> int:
-    """A size such as 200MB or 512KiB, in bytes.
-
-    Raises:
-        ArgumentTypeError: it has another form.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kMG])(i?))?B?", text.strip().replace("K", "k"))
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give one as 200MB or 512KiB")
-    base = 1024 if found[3] else 1000
-    return int(float(found[1]) * base ** ("kMG".index(found[2]) + 1 if found[2] else 0))
 
 
 def lora_config(options: argparse.Namespace) -> LoraConfig | None:
