@@ -26,8 +26,9 @@ from edgelora.objectives import OwnLoss
 from edgelora.runtime import Model
 from edgelora.session import SessionSettings
 from edgelora.store import AdapterStore
-from edgelora.trainer import Trainer, TrainingConfig, evaluate
+from edgelora.trainer import Trainer, evaluate
 from edgelora.training import TrainingReport, train
+from edgelora.training_config import TrainingConfig
 
 __version__ = "0.1.0"
 

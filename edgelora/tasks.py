@@ -22,7 +22,7 @@ from edgelora.objectives import (
     balanced_weights,
 )
 from edgelora.text import IGNORED, TextEncoder
-from edgelora.trainer import TrainingConfig
+from edgelora.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from edgelora.runtime import Model

@@ -22,7 +22,8 @@ from edgelora.prefix_cache import chosen_prefix
 from edgelora.runtime import Model
 from edgelora.targets import select_points
 from edgelora.tasks import objective_for, outputs_of
-from edgelora.trainer import Trainer, TrainingConfig
+from edgelora.trainer import Trainer
+from edgelora.training_config import TrainingConfig
 from edgelora.training_run import STATE_FILE, Callback, Progress, finish, fit, run_id, unfinished
 
 

@@ -26,8 +26,9 @@ from edgelora.data import read_samples, split
 from edgelora.errors import ConfigError
 from edgelora.memory import parse_size, peak_memory
 from edgelora.prefix_cache import DTYPES, PLACES
-from edgelora.trainer import GRADIENTS, OPTIMIZERS, StepResult, TrainingConfig
+from edgelora.trainer import StepResult
 from edgelora.training import TrainingReport, train
+from edgelora.training_config import GRADIENTS, OPTIMIZERS, TrainingConfig
 from edgelora.training_run import Progress
 
 N = TypeVar("N", int, float)

@@ -14,7 +14,8 @@ from edgelora.data import read_samples, read_texts
 from edgelora.errors import ConfigError, DataError
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for
-from edgelora.trainer import TrainingConfig, evaluate
+from edgelora.trainer import evaluate
+from edgelora.training_config import TrainingConfig
 
 
 def add_verbs(verbs: Verbs) -> None:

@@ -15,8 +15,9 @@ from edgelora.cli.main import main
 from edgelora.config import LoraConfig
 from edgelora.errors import ConfigError
 from edgelora.objectives import OwnLoss
-from edgelora.trainer import Trainer, TrainingConfig
+from edgelora.trainer import Trainer
 from edgelora.training import chosen_lora
+from edgelora.training_config import TrainingConfig
 from edgelora_tools.backward import MissingRuleError, differentiate
 from edgelora_tools.gradients import NON_DIFFERENTIABLE, RULES
 from tests.convert import networks

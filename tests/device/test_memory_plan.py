@@ -22,8 +22,9 @@ from edgelora.memory import parse_size
 from edgelora.memory_plan import candidate_plans, plan_memory
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for
-from edgelora.trainer import Trainer, TrainingConfig
+from edgelora.trainer import Trainer
 from edgelora.training import train
+from edgelora.training_config import TrainingConfig
 from tests.convert.bundles import to_bundle
 from tests.convert.networks import Net, perceptron
 from tests.device.tiny import commands, start_python
@@ -42,7 +43,8 @@ from edgelora.memory import peak_memory
 from edgelora.memory_plan import follow, plan_memory
 from edgelora.objectives import Regression
 from edgelora.tasks import ArrayInputs
-from edgelora.trainer import Trainer, TrainingConfig
+from edgelora.trainer import Trainer
+from edgelora.training_config import TrainingConfig
 
 path, batch, width, budget, limit = sys.argv[1], *map(int, sys.argv[2:])
 rng = np.random.default_rng(0)

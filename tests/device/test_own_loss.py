@@ -11,7 +11,8 @@ from edgelora.data import NumberSample
 from edgelora.errors import ConfigError
 from edgelora.objectives import OwnLoss, Regression
 from edgelora.tasks import objective_for
-from edgelora.trainer import Trainer, TrainingConfig
+from edgelora.trainer import Trainer
+from edgelora.training_config import TrainingConfig
 
 WORDS = ("alpha beta", "gamma", "delta epsilon zeta", "beta beta", "eta alpha", "gamma theta")
 ROWS = np.arange(len(WORDS))
