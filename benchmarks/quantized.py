@@ -82,7 +82,7 @@ def time_products(repeats: int) -> list[dict[str, Any]]:
     from onnxscript import GraphBuilder
 
     from edgelora.session import Graph, SessionSettings
-    from edgelora_tools.compile import LOWERED
+    from edgelora_tools.graphs import LOWERED
     from edgelora_tools.lowering import DOMAIN, lower_nodes
     from edgelora_tools.passes.quantize import Choice, Rung, quantize
 

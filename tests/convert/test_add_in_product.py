@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgelora_tools.compile import ConvertOptions, forward_graph
 from edgelora_tools.gradients.shapes import dims
+from edgelora_tools.graphs import forward_graph
 from edgelora_tools.insertion import find_sites
 from edgelora_tools.measure_shapes import measure_shapes
 from edgelora_tools.normalize import normalize
+from edgelora_tools.options import ConvertOptions
 from tests.convert.bundles import relative
 from tests.convert.networks import FLOAT, Net
 from tests.convert.test_passes import run
@@ -43,7 +44,7 @@ def graphs(proto: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> tuple[ir.
     options = ConvertOptions(task="feature-extraction")
     with_pass = forward_graph(model, points, options).model
     with monkeypatch.context() as patched:
-        patched.setattr("edgelora_tools.compile.add_in_product", lambda model, op: model)
+        patched.setattr("edgelora_tools.graphs.add_in_product", lambda model, op: model)
         return with_pass, forward_graph(model, points, options).model
 
 

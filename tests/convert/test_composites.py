@@ -12,10 +12,10 @@ import pytest
 from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora_tools.backward import differentiate
-from edgelora_tools.compile import LOWERED
 from edgelora_tools.composites import COMPOSITES, recognise_composites
 from edgelora_tools.gradients import RULES
 from edgelora_tools.gradients.shapes import dims
+from edgelora_tools.graphs import LOWERED
 from edgelora_tools.lowering import DOMAIN, lower_nodes
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.reference import evaluator

@@ -14,9 +14,9 @@ from onnxscript import GraphBuilder
 from edgelora.check import check
 from edgelora.manifest import Manifest
 from edgelora_tools.backward import differentiate
-from edgelora_tools.compile import LOWERED
 from edgelora_tools.composites.quantized_product import OP_TYPE, real_weight
 from edgelora_tools.gradients.shapes import dims
+from edgelora_tools.graphs import LOWERED
 from edgelora_tools.lowering import DOMAIN, lower_nodes
 from edgelora_tools.passes.quantize import Choice, Rung, quantize
 from edgelora_tools.runner import open_session

@@ -1,0 +1,34 @@
+"""What a person chooses at conversion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Settings of a conversion.
+
+    `target_modules` and `exclude_modules` follow PEFT; they decide which points the bundle's graphs can
+    adapt. `output` names the source output that the task reads, where several fit. For each number in
+    `train_last` there are also graphs for adapters in that many last layers alone, after a frozen prefix.
+    `quantize` is the precision of the frozen weights (`int8`), calibrated on the samples of the file
+    `calibration`, or on random inputs. `placement` "skip" puts adapters from every layer's input to the last
+    hidden state, instead of into the modules (skips.py). `unpad` leaves padding out of the training graphs'
+    row-wise operators where that changes no result.
+    """
+
+    task: str = "sequence-classification"
+    pooling: str = "mean"
+    output: str | None = None
+    target_modules: str | tuple[str, ...] | None = None
+    exclude_modules: str | tuple[str, ...] | None = None
+    name: str | None = None
+    max_length: int | None = None
+    unpad: bool = True
+    overwrite: bool = False
+    train_last: tuple[int, ...] = ()
+    quantize: str | None = None
+    calibration: Path | None = None
+    placement: str = "modules"
