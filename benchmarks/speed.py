@@ -174,6 +174,8 @@ def run(options: SpeedOptions, progress: Progress) -> dict[str, Any]:
         accuracy = accuracy_round(speed, cost) if options.accuracy_repeats else {}
         limited = limited_run(speed)
     ratios, reasons = ratios_of(cost, cost_runs, prefix, accuracy)
+    if options.max_steps is not None:
+        ratios["cached_epoch"], reasons["cached_epoch"] = None, "epochs were cut short by the most steps"
     return {
         "case": speed.case.title,
         "options": asdict(options),

@@ -29,7 +29,7 @@ from edgelora.memory import resident_memory
 from edgelora.objectives import Feeds, Objective, OwnLoss
 from edgelora.trainer import Trainer, length_sorted_batches
 
-ARENA = 1.06  # what ONNX Runtime's arena holds for a byte in use (benchmarks/memory.py)
+ARENA = 1.06  # what ONNX Runtime's arena holds for a byte in use (docs/decisions/0015-a-memory-budget.md)
 _PER_PART = {True: 16, False: 32}  # what a run costs beside its cells, in cells, by whether weights are packed
 _UNPACKED, _NO_LENGTH = 1.08, 64  # step time without prepacking; cells of a sample that has no length
 _LOOKED_AT = 64  # parts whose rows are counted
