@@ -121,6 +121,9 @@ def check(
         if record.dropout or record.loss != "cotangent":
             progress(record.file)
             graphs.append(check_graph(bundle, record, inputs, rng))
+        if record.recomputed is not None:
+            progress(record.recomputed.file)
+            graphs.append(check_recomputed(bundle, record, record.recomputed.file, inputs, rng))
     for prefix in manifest.prefixes:
         progress(prefix.file)
         graphs += check_prefix(bundle, prefix, inputs, rng)
@@ -334,13 +337,28 @@ def check_prefix(bundle: Bundle, prefix: Prefix, inputs: Feeds, rng: np.random.G
         whole = bundle.training(record.loss, record.dropout)
         feeds = {**inputs, **values, **loss_feeds(bundle.manifest, whole, inputs, made, rng)}
         pairs.append((record.file, bundle.graph(whole.file).run(feeds), feeds))
+    return [_same(bundle, file, expected, {**feeds, **kept}) for file, expected, feeds in pairs]
+
+
+def check_recomputed(
+    bundle: Bundle, record: TrainingGraph, file: str, inputs: Feeds, rng: np.random.Generator
+) -> GraphVerdict:
+    """A graph that recomputes against the plain one, under random masks."""
+    values = whole_adapter(bundle, inputs, rng)
+    made = bundle.forward.run({**inputs, **values})
+    feeds: Feeds = {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, made, rng)}
+    for spec in record.inputs:
+        if spec.dtype == "uint8":
+            feeds[spec.name] = (rng.random(feeds[spec.name].shape) < 0.7).astype(np.uint8)
+    return _same(bundle, file, bundle.graph(record.file).run(feeds), feeds)
+
+
+def _same(bundle: Bundle, file: str, expected: Feeds, feeds: Feeds) -> GraphVerdict:
+    """Whether the graph returns what is expected."""
+    errors = {name: _gap(y, expected[name]) for name, y in bundle.graph(file).run(feeds).items()}
+    where = max(errors, key=lambda name: errors[name])
     tolerance = ROUNDED_TOLERANCE if _rounds(bundle) else SAME_TOLERANCE
-    verdicts: list[GraphVerdict] = []
-    for file, expected, feeds in pairs:
-        errors = {name: _gap(y, expected[name]) for name, y in bundle.graph(file).run({**feeds, **kept}).items()}
-        where = max(errors, key=lambda name: errors[name])
-        verdicts.append(GraphVerdict(file, bounded(errors[where]), where, errors[where] <= tolerance))
-    return verdicts
+    return GraphVerdict(file, bounded(errors[where]), where, errors[where] <= tolerance)
 
 
 def _expected(bundle: Bundle, record: TrainingGraph, feeds: Feeds, made: Feeds) -> Feeds:

@@ -12,7 +12,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from edgelora.errors import BundleError
 
 FORMAT = "edgelora-bundle"
-FORMAT_VERSION = (1, 2)
+FORMAT_VERSION = (1, 3)
 MIXED_INDEX = "adapter_index"  # the input of a graph for mixed batches that numbers each row's adapter
 SKIP_OP = "Skip"  # the `op` of a point that stands at no product, but leads past layers
 Body = Mapping[str, Any]
@@ -91,12 +91,23 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Recomputed:
+    """A graph that takes and returns what another one does and holds less at a time, because it computes parts twice.
+
+    `work` is what it computes as a multiple of that graph's.
+    """
+
+    file: str
+    work: float
+
+
+@dataclass(frozen=True)
 class TrainingGraph:
     """A graph of forward, loss and backward. `loss` names the loss, `dropout` whether it takes masks.
 
     `points` are the insertion points whose gradients it returns, `inputs` what it takes beside the
     adapter's tensors, `outputs` what it returns beside the gradients (the loss first). The gradient
-    of the input X is the output `grad.X`.
+    of the input X is the output `grad.X`. `recomputed` is the same graph in less memory.
     """
 
     file: str
@@ -105,6 +116,12 @@ class TrainingGraph:
     points: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[str, ...]
+    recomputed: Recomputed | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The plain graph, and the one that computes parts twice."""
+        return (self.file,) if self.recomputed is None else (self.file, self.recomputed.file)
 
 
 @dataclass(frozen=True)
@@ -293,9 +310,9 @@ def _fits(kind: Any, value: Any) -> bool:
 
 def _check_references(manifest: Manifest) -> None:
     """Raise ValueError unless every file that is named is listed, and there is an output."""
-    named = [manifest.forward, *(graph.file for graph in manifest.training)]
+    named = [manifest.forward, *(file for graph in manifest.training for file in graph.files)]
     for prefix in manifest.prefixes:
-        named += [prefix.file, prefix.forward, *(graph.file for graph in prefix.training)]
+        named += [prefix.file, prefix.forward, *(file for graph in prefix.training for file in graph.files)]
     named += [] if manifest.mixed is None else [manifest.mixed]
     if manifest.preprocessing.get("kind") == "text":
         named.append(_read(str, manifest.preprocessing.get("tokenizer"), "preprocessing.tokenizer"))

@@ -88,7 +88,10 @@ def convert(
     if mixed is not None:
         graphs[MIXED_FILE] = mixed
     unpadded = options.unpad and ignores_padding(standard(base), sizes[0])
-    trained, training, lost = training_graphs(base, chosen, options, sizes[0], unpadded, progress=progress)
+    weighed = weighing_sizes(model, sizes[1], options)
+    trained, training, lost = training_graphs(
+        base, chosen, options, sizes[0], unpadded, weighed=weighed, progress=progress
+    )
     graphs |= trained
     prefixes: list[Prefix] = []
     for count in dict.fromkeys(options.train_last):
@@ -132,7 +135,7 @@ def convert(
     )
     progress("writing")
     files = source.files if found is None else {**source.files, **found.files}
-    planned = {manifest.forward, *(graph.file for graph in manifest.training)}
+    planned = {manifest.forward, *(file for graph in manifest.training for file in graph.files)}
     return write_bundle(
         destination,
         manifest,
@@ -142,6 +145,12 @@ def convert(
         options.overwrite,
         lambda path, model: memory_table(path, model, sizes) if path.name in planned else None,
     )
+
+
+def weighing_sizes(model: ir.Model, known: Sizes, options: ConvertOptions) -> Sizes:
+    """The sizes that memory is weighed at: the batch, and of all else as much as is asked for or `known` to run."""
+    batch = batch_name(model)
+    return {name: options.batch_size if name == batch else max(options.length, size) for name, size in known.items()}
 
 
 def quantize_base(
@@ -160,7 +169,7 @@ def quantize_base(
 
     def probe_graph(plan: Plan) -> ir.Model:
         pruned = base if all(c.rung is Rung.REAL for c in plan.values()) else planned(plan)
-        return training_graph(pruned, chosen, options, COTANGENT, False, "probe.onnx")[0]
+        return training_graph(pruned, chosen, options, COTANGENT, False, "probe.onnx").model
 
     sample = calibration_sample(source, model, base, sizes[0], options)
     found = calibrate(base, chosen, sample, probe_graph, LOWERED, progress)

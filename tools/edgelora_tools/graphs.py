@@ -11,7 +11,7 @@ from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConfigError, ConversionError
-from edgelora.manifest import InsertionPoint, LostPoint, Prefix, TensorSpec, TrainingGraph
+from edgelora.manifest import InsertionPoint, LostPoint, Prefix, Recomputed, TensorSpec, TrainingGraph
 from edgelora_tools.backward import values_read, walk_back
 from edgelora_tools.composites import COMPOSITES
 from edgelora_tools.composites.quantized_product import QUANTIZED_PRODUCT
@@ -32,6 +32,8 @@ from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.heads import LOWERED as HEADS
 from edgelora_tools.passes.heads import gather_heads
 from edgelora_tools.passes.prefix import cut_before, last_blocks
+from edgelora_tools.passes.rematerialize import COTANGENT as SEED
+from edgelora_tools.passes.rematerialize import rematerialize
 from edgelora_tools.passes.rows import LOWERED as ROWS
 from edgelora_tools.passes.rows import gather_rows
 from edgelora_tools.passes.tidy import tidy
@@ -43,6 +45,19 @@ LOWERED: dict[str, Lowered] = {
     **ROWS,
     **HEADS,
 }
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training graph: the model, its record, and the points that the loss does not reach; `again` holds less.
+
+    There is no record, and nothing to train with the graph, if no gradient is left.
+    """
+
+    model: ir.Model
+    record: TrainingGraph | None
+    lost: tuple[LostPoint, ...]
+    again: ir.Model | None = None
 
 
 @dataclass(frozen=True)
@@ -180,11 +195,12 @@ def training_graph(
     loss: Loss,
     dropout: bool,
     file: str,
-) -> tuple[ir.Model, TrainingGraph | None, tuple[LostPoint, ...]]:
+    weighed: Sizes | None = None,
+) -> Trained:
     """Forward, loss and backward in one graph; outputs the loss and `grad.X` for every adapter input X.
 
-    Points that an operator without a gradient rule cuts off from the loss are returned as lost. There is
-    no record, and nothing to train with the graph, if no gradient is left.
+    Points that an operator without a gradient rule cuts off from the loss are returned as lost. The graph comes in
+    a form that holds less, too, if that pays at the sizes `weighed`.
     """
     adapted = adapt(base, points, options, LORA, dropout)
     op, graph = adapted.op, adapted.model.graph
@@ -196,18 +212,31 @@ def training_graph(
     if twice:
         raise ConversionError(f"the source has an input {', '.join(twice)}, as the loss {loss.name} has: rename it")
     outputs: dict[str, ir.Value] = {} if isinstance(built, dict) else {"loss": built}
-    seeds = built if isinstance(built, dict) else {built: op.Constant(value_float=1.0)}
+    seeds = built if isinstance(built, dict) else {built: _one(op)}
     walked = walk_back(op, list(graph), seeds, adapted.adapter_inputs)
     lost = lost_points(base.graph, graph, points, adapted.adapter_inputs, walked)
     gradients = {f"grad.{x.name}": walked.of[x] for x in adapted.adapter_inputs if x in walked.of}
     if not gradients:
-        return adapted.model, None, lost
+        return Trained(adapted.model, None, lost)
     _set_outputs(adapted, outputs | gradients)
     lower_nodes(graph, op, LOWERED)
     accumulate_products(adapted.model)
+    again = rematerialize(adapted.model, weighed) if weighed is not None else None
     tidy(adapted.model)
     reached = tuple(p.id for p in points if f"grad.{p.input_b}" in gradients)
-    return adapted.model, TrainingGraph(file, loss.name, dropout, reached, extra, tuple(outputs)), lost
+    record = TrainingGraph(file, loss.name, dropout, reached, extra, tuple(outputs))
+    if again is None:
+        return Trained(adapted.model, record, lost)
+    model, work = again
+    recomputed = Recomputed(f"{file.removesuffix('.onnx')}-recomputed.onnx", round(work, 3))
+    return Trained(adapted.model, replace(record, recomputed=recomputed), lost, tidy(model))
+
+
+def _one(op: OpBuilder) -> ir.Value:
+    """The loss's own cotangent."""
+    one = op.Constant(value_float=1.0)
+    one.name = f"{SEED}loss"
+    return one
 
 
 def training_graphs(
@@ -217,11 +246,13 @@ def training_graphs(
     sizes: Sizes | None,
     unpadded: bool,
     ending: str = "",
+    weighed: Sizes | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, ir.Model], tuple[TrainingGraph, ...], tuple[LostPoint, ...]]:
     """The graphs of every loss of the task, with dropout and without, by file; their records; the points lost to any.
 
-    `sizes`, some of the inputs', show whether masks can be drawn; None leaves the graphs with dropout out.
+    `sizes`, some of the inputs', show whether masks can be drawn; None leaves the graphs with dropout out. `weighed`
+    are those at which it must pay to recompute; None leaves these graphs out.
     """
     graphs: dict[str, ir.Model] = {}
     records: list[TrainingGraph] = []
@@ -231,11 +262,13 @@ def training_graphs(
             progress(f"backward pass for {loss.name}{' with dropout' if dropout else ''}")
             file = f"train-{loss.name}{'-dropout' if dropout else ''}{ending}.onnx"
             rows = row_wise(base, options, dropout or not unpadded)
-            model, record, cut_off = training_graph(rows, points, options, loss, dropout, file)
-            lost |= {point.id: point for point in cut_off}
-            if record is not None and (sizes is None or _masks_follow(record, sizes)):
-                graphs[file] = model
-                records.append(record)
+            made = training_graph(rows, points, options, loss, dropout, file, weighed)
+            lost |= {point.id: point for point in made.lost}
+            if made.record is not None and (sizes is None or _masks_follow(made.record, sizes)):
+                graphs[file] = made.model
+                records.append(made.record)
+                if made.record.recomputed is not None and made.again is not None:
+                    graphs[made.record.recomputed.file] = made.again
     return graphs, tuple(records), tuple(lost[point.id] for point in points if point.id in lost)
 
 

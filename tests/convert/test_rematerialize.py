@@ -1,0 +1,201 @@
+"""Training graphs that compute parts twice: the same gradients to the bit, in less memory, on real and small models."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgelora.bundle import Bundle
+from edgelora.check import check, check_recomputed, loss_feeds, whole_adapter
+from edgelora.errors import EdgeLoraError
+from edgelora.manifest import Recomputed, TrainingGraph
+from edgelora_tools.compile import ConvertOptions, convert
+from edgelora_tools.passes.segments import choose_cuts, narrow_places
+from edgelora_tools.runner import session_on
+from edgelora_tools.sources.torch_export import module_source
+from tests import families
+from tests.convert import networks
+from tests.convert.bundles import to_bundle
+from tests.convert.networks import Net
+
+LARGE: dict[str, Any] = {"batch_size": 8192, "length": 64}  # so that what small models save is worth a graph
+WIDTH, DEPTH = 64, 12
+FUSED = 5e-6  # ONNX Runtime may put the scale of attention into one product or another
+
+
+def residual(net: Net, x: str) -> str:
+    for layer in range(DEPTH):
+        inner = net("Tanh", net.linear(x, f"layer{layer}.up", WIDTH, WIDTH))
+        x = net("Add", x, net.linear(inner, f"layer{layer}.down", WIDTH, WIDTH))
+    return x
+
+
+def decoder(folder: Path) -> Bundle:
+    inputs = {name: torch.from_numpy(x) for name, x in families.sample("llama", rows=2, length=8).items()}
+    model: Any = families.build("llama")
+    outputs = ["last_hidden_state"]
+    source = module_source(model, inputs, "llama", "torchscript", extra={"use_cache": False}, outputs=outputs)
+    options = ConvertOptions(target_modules="all-linear", output=outputs[0], **LARGE)
+    convert(source, folder / "llama.edgelora", options)
+    return Bundle.open(folder / "llama.edgelora")
+
+
+def perceptron(folder: Path) -> Bundle:
+    model = networks.perceptron(build=residual, width=WIDTH)
+    return to_bundle(model, folder, "perceptron", task="regression", pooling="pooler", **LARGE)
+
+
+def encoder(folder: Path) -> Bundle:
+    model = networks.transformer(17, layers=3, pooler=False)
+    return to_bundle(model, folder, "encoder", task="sequence-classification", **LARGE)
+
+
+BUILDERS = {"perceptron": perceptron, "encoder": encoder, "decoder": decoder}
+
+
+@pytest.fixture(scope="module")
+def bundle_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Bundle]:
+    return functools.cache(lambda model: BUILDERS[model](tmp_path_factory.mktemp(model)))
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Bundle:
+    from benchmarks.clinc import RECIPE, ClincOptions, cached_bundle
+    from edgelora_tools.recipes import fetch, load_recipe
+
+    try:
+        model = fetch(load_recipe(RECIPE))
+    except EdgeLoraError as error:
+        pytest.skip(str(error))
+    return Bundle.open(cached_bundle(model, ClincOptions().targets, lambda _: None))
+
+
+def pairs(bundle: Bundle) -> list[tuple[TrainingGraph, Recomputed]]:
+    return [(record, record.recomputed) for record in bundle.manifest.training if record.recomputed is not None]
+
+
+def feeds_of(bundle: Bundle, record: TrainingGraph, rows: int, length: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(rows)
+    inputs: dict[str, np.ndarray] = {}
+    for spec in bundle.manifest.inputs:
+        shape = [rows, *(length if isinstance(d, str) else d for d in spec.shape[1:])]
+        if spec.dtype == "float32":
+            inputs[spec.name] = rng.standard_normal(shape).astype(np.float32)
+        elif spec.name == "attention_mask":
+            inputs[spec.name] = (np.arange(length) < np.linspace(length, 1, rows).round()[:, None]).astype(np.int64)
+        else:
+            inputs[spec.name] = rng.integers(0, 2, shape)
+    values = whole_adapter(bundle, inputs, rng)
+    outputs = bundle.forward.run({**inputs, **values})
+    feeds = {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, outputs, rng)}
+    masks = [spec.name for spec in record.inputs if spec.dtype == "uint8"]
+    return feeds | {name: rng.integers(0, 2, feeds[name].shape).astype(np.uint8) for name in masks}
+
+
+def assert_same(bundle: Bundle, record: TrainingGraph, again: Recomputed, sizes: list[tuple[int, int]]) -> None:
+    plain, twice = (session_on(bundle.path / file, optimize=False) for file in (record.file, again.file))
+    names = [y.name for y in plain.get_outputs()]
+    assert [y.name for y in twice.get_outputs()] == names
+    for rows, length in sizes:
+        feeds = feeds_of(bundle, record, rows, length)
+        taken = {x.name: feeds[x.name] for x in plain.get_inputs()}
+        for name, a, b in zip(names, plain.run(names, taken), twice.run(names, taken), strict=True):
+            np.testing.assert_array_equal(b, a, err_msg=f"{again.file} {name} {rows} × {length}")
+            assert rows == 1 or np.any(np.asarray(a)), name
+        wanted, got = bundle.graph(record.file).run(feeds), bundle.graph(again.file).run(feeds)
+        for name in names:
+            assert np.linalg.norm(got[name] - wanted[name]) <= FUSED * np.linalg.norm(wanted[name]), name
+
+
+@pytest.mark.parametrize("model", list(BUILDERS))
+def test_every_gradient_is_the_plain_graphs_to_the_bit(bundle_of: Callable[[str], Bundle], model: str):
+    bundle = bundle_of(model)
+    found = pairs(bundle)
+    assert {record.dropout for record, _ in found} == {False, True}
+    assert len(found) == len(bundle.manifest.training)
+    for record, again in found:
+        assert_same(bundle, record, again, [(1, 1), (3, 5), (4, 16)])
+        assert 1 < again.work < 1.6
+
+
+@pytest.mark.parametrize("model", ["perceptron", "encoder"])
+def test_onnxruntime_holds_less(bundle_of: Callable[[str], Bundle], model: str):
+    tables = bundle_of(model).manifest.memory
+    sizes = {"batch": 64, "sequence": 64}
+    for record, again in pairs(bundle_of(model)):
+        assert tables[again.file].peak(sizes) < 0.7 * tables[record.file].peak(sizes)
+
+
+def test_real_weights_give_the_same_gradients_in_half_the_memory(minilm: Bundle):
+    record = minilm.training("cross-entropy", dropout=False)
+    assert record.recomputed is not None
+    assert_same(minilm, record, record.recomputed, [(4, 33)])
+    tables, sizes = minilm.manifest.memory, {"batch": 8, "sequence": 128}
+    assert tables[record.recomputed.file].peak(sizes) < 0.5 * tables[record.file].peak(sizes)
+    assert (minilm.path / record.recomputed.file).stat().st_size < 500_000
+
+
+def test_check_compares_both(bundle_of: Callable[[str], Bundle]):
+    bundle = bundle_of("perceptron")
+    verdict = check(bundle)
+    assert verdict.passed
+    assert {again.file for _, again in pairs(bundle)} <= {graph.file for graph in verdict.graphs}
+    dropped, again = next(pair for pair in pairs(bundle) if pair[0].dropout)
+    inputs = {"x": np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32)}
+    assert check_recomputed(bundle, dropped, again.file, inputs, np.random.default_rng(0)).passed
+    blind = replace(dropped, file=bundle.training(dropped.loss, dropout=False).file)
+    assert not check_recomputed(bundle, blind, again.file, inputs, np.random.default_rng(0)).passed
+
+
+def test_what_saves_little_is_not_written(task_bundle: Any):
+    manifest = task_bundle("sequence-classification").manifest
+    assert not any(record.recomputed for record in manifest.training)
+    assert not any("recomputed" in file for file in manifest.files)
+
+
+def test_weights_are_stored_once(bundle_of: Callable[[str], Bundle]):
+    bundle = bundle_of("perceptron")
+    record, again = pairs(bundle)[0]
+    plain, twice = (ir.load(bundle.path / file) for file in (record.file, again.file))
+    places = [
+        {
+            (t.offset, t.length)
+            for v in m.graph.initializers.values()
+            if isinstance(t := v.const_value, ir.ExternalTensor)
+        }
+        for m in (plain, twice)
+    ]
+    assert places[0] == places[1] != set()
+
+
+@given(st.data())
+def test_cuts_hold_the_least_possible(data: st.DataObject):
+    count = data.draw(st.integers(2, 12))
+    crossing = data.draw(st.lists(st.integers(0, 9), min_size=count, max_size=count))
+    steps = data.draw(st.lists(st.integers(0, 9), min_size=count, max_size=count))
+    saved = list(itertools.accumulate(steps))
+    places = narrow_places(crossing)
+
+    def held(cuts: tuple[int, ...]) -> int:
+        ends = [0, *(saved[cut] for cut in cuts), saved[-1]]
+        return sum(crossing[cut] for cut in cuts) + max(b - a for a, b in itertools.pairwise(ends))
+
+    every = [c for n in range(len(places) + 1) for c in itertools.combinations(places, n)]
+    least = min(map(held, every))
+    found = choose_cuts(crossing, saved)
+    if least > 0.8 * saved[-1]:
+        assert found.at == ()
+    else:
+        assert found.at in every
+        assert held(found.at) <= found.held <= 1.05 * least
