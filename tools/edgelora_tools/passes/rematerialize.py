@@ -17,6 +17,7 @@ import onnx_ir.passes.common as common
 from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora_tools.backward import captured, values_read
+from edgelora_tools.gradients.shapes import rank
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.segments import choose_cuts
 from edgelora_tools.passes.value_sizes import VIEWS, ValueSizes
@@ -72,20 +73,26 @@ class _Forward:
         for at, node in enumerate(self.nodes):
             self.last_use.update((x, at) for x in values_read(node) if x in self.place)
         self.read = {x for node in self.backward for x in values_read(node) if x in self.place}
+        self.constant = set[ir.Value]()
         self.pinned = self._pinned(max((self.sizes.bytes(x) for x in self.read), default=0) // _SMALL)
         self.saved = self._saved()
 
     def _pinned(self, small: int) -> set[ir.Value]:
-        """What is kept wherever it stands: small values, and those that cannot be computed again."""
-        constant, pinned = set[ir.Value](), set[ir.Value]()
+        """What is kept wherever it stands: small values, constants, and those that cannot be computed again."""
+        pinned = set[ir.Value]()
         for node in self.nodes:
-            if all(x in constant or x.is_initializer() for x in values_read(node)):
-                constant.update(node.outputs)
+            if all(self.still(x) for x in values_read(node)):
+                self.constant.update(node.outputs)
             tensors = all(isinstance(x.type, ir.TensorType | None) for x in (*values_read(node), *node.outputs))
             if captured(node) or node.op_type in _RANDOM or not tensors:
                 pinned.update(node.outputs)
             pinned.update(y for y in node.outputs if self.sizes.bytes(y) <= small)
-        return constant | pinned | {x for node in self.backward for x in captured(node) if x in self.place}
+        return self.constant | pinned | {x for node in self.backward for x in captured(node) if x in self.place}
+
+    def still(self, value: ir.Value) -> bool:
+        """Whether it is a constant or a shape, or made of these alone: nothing that a gate can hold back."""
+        shape = value.dtype is not None and value.dtype.is_integer() and value.shape is not None and rank(value) < 2
+        return shape or value.is_initializer() or value in self.constant
 
     def _saved(self) -> list[int]:
         total, saved, counted = 0, list[int](), set[ir.Value]()
@@ -223,7 +230,7 @@ class _Backward:
         """The node on what is computed again; at least one of its inputs waits for the gate."""
         inputs = [None if x is None else copies.get(x) or (gate(x) if self._heavy(x) else x) for x in node.inputs]
         if all(x is y for x, y in zip(inputs, node.inputs, strict=True)):
-            at, first = next((at, x) for at, x in enumerate(inputs) if x is not None and not x.is_initializer())
+            at, first = next((at, x) for at, x in enumerate(inputs) if x is not None and not self.forward.still(x))
             inputs[at] = gate(first)
         copy = ir.node(
             node.op_type,
