@@ -79,14 +79,16 @@ def parser() -> argparse.ArgumentParser:
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     case.set_defaults(run=lambda o: conversion.run(o.layers, o.size, progress), markdown=conversion.markdown, plot=None)
     case = cases.add_parser("memory", help="memory budgets, predicted and measured", description=memory.__doc__)
-    case.add_argument("--ram", nargs="+", default=["256MB", "192MB", "160MB"], metavar="SIZE", help="the budgets")
-    case.add_argument("--repeats", type=positive, default=3)
-    case.add_argument("--steps", type=positive, default=47, help="updates of each run (an epoch)")
-    case.add_argument("--threads", type=positive, default=2)
+    budgets = memory.MemoryOptions()
+    case.add_argument("--ram", nargs="*", default=budgets.ram, metavar="SIZE", help="the budgets")
+    case.add_argument("--whole", nargs="+", default=[], metavar="SIZE", help="budgets in which no batch is split")
+    case.add_argument("--joined", type=positive, default=budgets.joined, help="utterances of a text (1)")
+    case.add_argument("--batch-size", type=positive, default=budgets.batch_size)
+    case.add_argument("--repeats", type=positive, default=budgets.repeats)
+    case.add_argument("--steps", type=positive, default=budgets.steps, help="updates of each run (an epoch)")
+    case.add_argument("--threads", type=positive, default=budgets.threads)
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    case.set_defaults(
-        run=lambda o: memory.run(o.ram, o.repeats, o.steps, o.threads, progress), markdown=memory.markdown, plot=None
-    )
+    case.set_defaults(run=lambda o: memory.run(memory_options(o), progress), markdown=memory.markdown, plot=None)
     case = cases.add_parser("inference", help="what adapters cost at inference", description=inference.__doc__)
     case.add_argument(
         "--lengths", nargs="+", type=positive, default=[16, 64, 128], metavar="N", help="tokens of a text"
@@ -131,6 +133,18 @@ def add_sweep(cases: Any) -> None:
         run=lambda o: sweep.run(o.axis, o.values and tuple(o.values), o.steps, o.threads, progress),
         markdown=sweep.markdown,
         draw=sweep.plot,
+    )
+
+
+def memory_options(options: argparse.Namespace) -> memory.MemoryOptions:
+    return memory.MemoryOptions(
+        ram=tuple(options.ram),
+        whole=tuple(options.whole),
+        joined=options.joined,
+        batch_size=options.batch_size,
+        repeats=options.repeats,
+        steps=options.steps,
+        threads=options.threads,
     )
 
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 from collections.abc import Iterator, Mapping
@@ -44,11 +45,13 @@ class MemoryPlan:
     """What was chosen: `predicted` bytes at the peak within `budget`, and how they come about.
 
     `part_size` is the number of samples of a run (the batch size if nothing is split), `prepacked` whether weights
-    are packed, `file` the training graph. `resident`, `packed`, `results` and `pages` sum to `predicted`.
+    are packed, `file` the training graph, `work` what that computes as a multiple of the plain one (1: it is the plain
+    one). `resident`, `packed`, `results` and `pages` sum to `predicted`.
     """
 
     budget: int
     file: str
+    work: float
     part_size: int
     prepacked: bool
     resident: int
@@ -69,6 +72,7 @@ class MemoryPlan:
     def describe(self) -> str:
         """The plan in a line."""
         weights = "weights packed" if self.prepacked else "weights not packed"
+        again = f", parts computed twice ({self.work:.2f} × the work)" if self.work > 1 else ""
         parts = ", ".join(
             f"{name} {_mb(size)}"
             for name, size in (
@@ -80,7 +84,7 @@ class MemoryPlan:
             if size >= 500_000
         )
         return (
-            f"--ram {_mb(self.budget)}: {self.part_size} samples at a time, {weights}; "
+            f"--ram {_mb(self.budget)}: {self.part_size} samples at a time, {weights}{again}; "
             f"predicted peak {_mb(self.predicted)} ({parts})"
         )
 
@@ -123,9 +127,8 @@ def plan_memory(
 def candidate_plans(trainer: Trainer, validation: Objective | None, budget: int) -> Iterator[MemoryPlan]:
     """Every way to train, with what it takes."""
     bundle = trainer.bundle
-    files = _files(trainer, validation)
-    tables = {file: _table(bundle, file) for file in files}
-    resident = _measure_resident(trainer, tables)
+    forms = {file: {f: _table(bundle, f) for f in files} for file, files in _files(trainer, validation).items()}
+    resident = _measure_resident(trainer, next(iter(forms.values())))
     window = _window(bundle)
     feeds_parameters = 4 * trainer.flat.nbytes  # gradients that a graph returns, and the optimizer's arrays
     packings = (False,) if bundle.settings.low_memory else (True, False)
@@ -133,29 +136,32 @@ def candidate_plans(trainer: Trainer, validation: Objective | None, budget: int)
         longest = _longest(trainer.objective, size)
         sizes = _sizes(bundle, longest)
         held_out = _sizes(bundle, _longest(validation, size)) if validation is not None else sizes
-        results = sum(
-            table.peak(sizes if file != bundle.manifest.forward else held_out) for file, table in tables.items()
-        )
-        gathered = _gathered(trainer, tables, size, window)
         cells, parts = _work(trainer, size)
-        for prepacked in packings:
+        for (file, tables), prepacked in itertools.product(forms.items(), packings):
+            work = _work_of(trainer, file)
+            results = sum(
+                table.peak(sizes if name != bundle.manifest.forward else held_out) for name, table in tables.items()
+            )
             read = max(t.read_always if prepacked else t.read for t in tables.values())
             yield MemoryPlan(
                 budget=budget,
-                file=files[0],
+                file=file,
+                work=work,
                 part_size=size,
                 prepacked=prepacked,
                 resident=resident + feeds_parameters,
                 packed=sum(t.prepacked for t in tables.values()) if prepacked else 0,
                 results=round(ARENA * results) + sum(x.nbytes for x in longest.values()),
-                pages=read + gathered,
-                cost=(cells + parts * _PER_PART[prepacked]) * (1.0 if prepacked else _UNPACKED),
+                pages=read + _gathered(trainer, tables, size, window),
+                cost=(cells + parts * _PER_PART[prepacked]) * (1.0 if prepacked else _UNPACKED) * work,
             )
 
 
 def follow(plan: MemoryPlan, trainer: Trainer) -> None:
     """Make the trainer and its bundle follow the plan."""
-    bundle = trainer.bundle
+    bundle, record = trainer.bundle, trainer.record
+    if record is not None and plan.file != record.file:
+        trainer.record = replace(record, file=plan.file, recomputed=None)
     if not plan.prepacked and not bundle.settings.low_memory:
         bundle.use_settings(replace(bundle.settings, low_memory=True))
     if plan.part_size < trainer.config.batch_size:
@@ -178,12 +184,18 @@ def read_layout(folder: Path, identity: str) -> Layout | None:
         return None
 
 
-def _files(trainer: Trainer, validation: Objective | None) -> list[str]:
-    """The graphs that training runs, the one with the gradients first."""
-    forward = trainer.bundle.manifest.forward
-    training = [] if trainer.record is None else [trainer.record.file]
-    needs_forward = trainer.record is None or validation is not None or isinstance(trainer.objective, OwnLoss)
-    return [*training, *([forward] if needs_forward else [])]
+def _files(trainer: Trainer, validation: Objective | None) -> dict[str, list[str]]:
+    """The graphs that training runs, by the one with the gradients: the plain one, then the one that recomputes."""
+    record, forward = trainer.record, trainer.bundle.manifest.forward
+    if record is None:
+        return {forward: [forward]}
+    needs_forward = validation is not None or isinstance(trainer.objective, OwnLoss)
+    return {file: [file, *([forward] if needs_forward else [])] for file in record.files}
+
+
+def _work_of(trainer: Trainer, file: str) -> float:
+    again = None if trainer.record is None else trainer.record.recomputed
+    return again.work if again is not None and again.file == file else 1.0
 
 
 def _table(bundle: Bundle, file: str) -> MemoryTable:

@@ -98,8 +98,8 @@ def add_verbs(verbs: Verbs) -> None:
         "--ram",
         type=memory_size,
         metavar="SIZE",
-        help="a memory budget for the whole process, as 256MB or 1.5GiB: splits batches and gives up prepacked weights "
-        "as far as needed, predicts the peak, and refuses what cannot fit before it begins",
+        help="a memory budget for the whole process, as 256MB or 1.5GiB: splits batches, gives up prepacked weights "
+        "and computes parts twice as far as needed, predicts the peak, and refuses what cannot fit before it begins",
     )
     run.add_argument(
         "--learning-rate", "--lr", type=float, default=defaults.learning_rate, help=f"({defaults.learning_rate})"
