@@ -21,10 +21,10 @@ import onnx
 TARGETS, LOSS = "targets", "loss"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 make: Any = onnx.helper
-onnxsim: Any = importlib.import_module("onnxsim")  # of that environment alone: no types
 
 
 def main() -> None:
+    onnxsim: Any = importlib.import_module("onnxsim")  # of that environment alone: no types
     path, batch, length, classes, output, *parameters = sys.argv[1:]
     model = onnx.load(path)
     write_out_gelu(model.graph)
@@ -45,7 +45,9 @@ def main() -> None:
     simplified.graph.input.extend(kept)
     simplified.graph.initializer.extend(trained)
     constants_to_initializers(simplified.graph)
-    onnx.save(onnx.shape_inference.infer_shapes(simplified), output)
+    simplified = onnx.shape_inference.infer_shapes(simplified, strict_mode=True)
+    flatten_to_reshape(simplified.graph)
+    onnx.save(simplified, output)
 
 
 def as_inputs(graph: Any, names: Sequence[str]) -> list[Any]:
@@ -65,6 +67,16 @@ def constants_to_initializers(graph: Any) -> None:
         tensor.name = node.output[0]
         graph.initializer.append(tensor)
         graph.node.remove(node)
+
+
+def flatten_to_reshape(graph: Any) -> None:
+    """The trainer has no rule for Flatten; every shape is known by now."""
+    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.value_info}
+    for node in graph.node:
+        if node.op_type == "Flatten":
+            size = np.array(shapes[node.output[0]], np.int64)
+            graph.initializer.append(onnx.numpy_helper.from_array(size, f"{node.output[0]}.size"))
+            node.CopyFrom(make.make_node("Reshape", [node.input[0], f"{node.output[0]}.size"], [node.output[0]]))
 
 
 def write_out_gelu(graph: Any) -> None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from benchmarks.rivals.base import Place, Preparation, Rival, environment, run_module
+from benchmarks.rivals.base import Place, Preparation, Rival
+from benchmarks.rivals.environments import environment, run_module
 from benchmarks.rivals.plain_graph import write_plain
 
-PACKAGES = ("onnxruntime-training==1.19.2", "numpy==1.26.4", "onnx==1.16.2", "cerberus", "h5py", "safetensors")
+PACKAGES = (
+    "onnxruntime-training==1.19.2",
+    "numpy==1.26.4",
+    "onnx==1.16.2",
+    "protobuf==7.36.2",
+    "flatbuffers==25.12.19",
+    "packaging==26.4",
+    "safetensors==0.8.0",
+)
 
 
 def artifacts(place: Place) -> Preparation:
@@ -14,8 +23,14 @@ def artifacts(place: Place) -> Preparation:
     folder = place.folder / "ort-training"
     if not (folder / "checkpoint").exists():
         plain = write_plain(place.bundle, place.job / "initial", folder / "forward.onnx")
-        module = "benchmarks.rivals.ort_artifacts"
-        run_module(python, module, str(plain.path), str(folder), *plain.parameters, threads=place.threads)
+        run_module(
+            python,
+            "benchmarks.rivals.ort_artifacts",
+            *(str(plain.path), str(folder), *plain.parameters),
+            threads=place.threads,
+            progress=place.progress,
+            log=folder / "artifacts.log",
+        )
     return Preparation({"artifacts": str(folder)}, python)
 
 
