@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import numpy as np
 import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
 
+from edgelora.cores import available_cores
 from edgelora.errors import BundleError, ConfigError
 from edgelora.mapped_pages import added, give_back, mapped_ranges
 
@@ -23,11 +26,6 @@ ENGINE_VERSION: str = ort.__version__
 
 Feeds = Mapping[str, np.ndarray]
 _loading = threading.Lock()  # what a session maps is told from what was mapped before it
-
-
-def available_cores() -> int:
-    """The cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -63,23 +61,9 @@ class Graph:
     """
 
     def __init__(self, path: Path, settings: SessionSettings) -> None:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.enable_mem_pattern = False  # patterns hold the sum of all shapes seen; sizes vary here
-        # Threads that wait sleep: spinning takes the cores from the app beside us, and a battery's energy.
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spinning)))
-        if settings.threads is not None:
-            options.intra_op_num_threads = settings.threads
-        if settings.low_memory:
-            options.add_session_config_entry("session.disable_prepacking", "1")
         with _loading:
             mapped = mapped_ranges(path.parent.resolve())
-            try:
-                self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            except Exception as error:  # onnxruntime has one exception class per status
-                raise BundleError(
-                    f"{path}: ONNX Runtime {ort.__version__} cannot load it: {_first_line(error)}"
-                ) from error
+            self._session = _session(path, _options(settings))
             self._mapped = added(mapped, mapped_ranges(path.parent.resolve()))
         self.inputs: dict[str, tuple[int | str | None, ...]] = {
             x.name: tuple(x.shape) for x in self._session.get_inputs()
@@ -100,6 +84,55 @@ class Graph:
     def give_back_pages(self) -> None:
         """Let go of the weights' pages that were read; the next run brings in those that it reads."""
         give_back(self._mapped)
+
+
+@dataclass(frozen=True)
+class NodeRun:
+    """A node as ONNX Runtime ran it: the shapes of its inputs and outputs, without what was packed beforehand."""
+
+    op: str
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
+
+
+def profile(path: Path, settings: SessionSettings, feeds: Feeds) -> list[NodeRun]:
+    """The nodes of one run, as ONNX Runtime's profile tells them.
+
+    Raises:
+        BundleError: ONNX Runtime cannot load it.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgelora-") as folder:
+        options = _options(settings)
+        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
+        session = _session(path, options)
+        session.run(None, {x.name: np.asarray(feeds[x.name]) for x in session.get_inputs()})
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+
+    def shapes(typed: list[dict[str, list[int]]]) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(shape) for one in typed for shape in one.values())
+
+    nodes = [event["args"] for event in events if str(event.get("name")).endswith("_kernel_time")]
+    return [NodeRun(n["op_name"], shapes(n["input_type_shape"]), shapes(n["output_type_shape"])) for n in nodes]
+
+
+def _options(settings: SessionSettings) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_mem_pattern = False  # patterns hold the sum of all shapes seen; sizes vary here
+    # Threads that wait sleep: spinning takes the cores from the app beside us, and a battery's energy.
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spinning)))
+    if settings.threads is not None or settings.cores < (os.cpu_count() or 1):
+        options.intra_op_num_threads = settings.cores
+    if settings.low_memory:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
+
+
+def _session(path: Path, options: Any) -> Any:
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has one exception class per status
+        raise BundleError(f"{path}: ONNX Runtime {ort.__version__} cannot load it: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

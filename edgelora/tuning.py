@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, cast
 
+from edgelora.cores import available_cores
 from edgelora.errors import EdgeLoraError
 from edgelora.session import SessionSettings
 
+_NOISE = 1.03  # a step must be so much quicker to count as quicker: otherwise the usual settings stay
+_CLOSE, _TRIALS = 1.2, 3
 Progress = Callable[[str], None]
 
 
@@ -26,6 +29,11 @@ class Trial:
     low_memory: bool = False
     spinning: bool = False
     micro_batch_size: int | None = None
+
+    @classmethod
+    def of(cls, settings: SessionSettings) -> Trial:
+        """These settings, and whole batches."""
+        return cls(settings.cores, settings.low_memory, settings.spinning)
 
     @property
     def settings(self) -> SessionSettings:
@@ -52,25 +60,35 @@ class Outcome:
 
 
 def tune(
-    path: Path, batch_size: int, length: int, rank: int, seconds: float, progress: Progress = lambda _: None
+    path: Path,
+    settings: SessionSettings,
+    batch_size: int,
+    length: int,
+    rank: int,
+    seconds: float,
+    progress: Progress = lambda _: None,
 ) -> list[Outcome]:
     """Try thread counts, then, with the best, spinning, prepacking and parts of a batch; until `seconds` are over.
 
-    The first trial is always made: all cores and the default settings.
+    The first trial is always made: these settings. In the time that is left, those that are close to the best are
+    tried again in turn; an outcome is the median of a trial's.
 
     Raises:
         EdgeLoraError: the bundle cannot be run in a process of its own.
     """
-    cores = os.cpu_count() or 1
+    cores = available_cores()
+    made: dict[Trial, list[Outcome]] = {}
     tried: list[Outcome] = []
     until = time.monotonic() + seconds
 
-    def attempt(trial: Trial) -> None:
-        if (tried and time.monotonic() > until) or any(o.trial == trial for o in tried):
+    def attempt(trial: Trial, times: int = 1) -> None:
+        if len(made.get(trial, ())) >= times or (made and time.monotonic() > until):
             return
-        progress(trial.options)
-        tried.append(_measure(path, trial, batch_size, length, rank))
+        progress(f"trying {trial.options}")
+        made.setdefault(trial, []).append(_measure(path, trial, batch_size, length, rank))
+        tried[:] = [_median(outcomes) for outcomes in made.values()]
 
+    attempt(Trial.of(settings))
     for threads in sorted({cores, *(2**i for i in range(cores.bit_length()) if 2**i < cores)}, reverse=True):
         attempt(Trial(threads))
     attempt(replace(fastest(tried).trial, spinning=True))
@@ -80,12 +98,28 @@ def tune(
         attempt(replace(fastest(tried).trial, micro_batch_size=size, low_memory=False))
         attempt(replace(fastest(tried).trial, micro_batch_size=size, low_memory=True))
         size //= 2
+    for times in range(2, _TRIALS + 1):
+        close = [o.trial for o in tried if o.step_ms <= _CLOSE * fastest(tried).step_ms]
+        for trial in close:
+            attempt(trial, times)
     return tried
 
 
+def _median(outcomes: list[Outcome]) -> Outcome:
+    """One outcome of several of the same trial."""
+    peaks = [o.peak_memory_mb for o in outcomes if o.peak_memory_mb is not None]
+    return Outcome(
+        outcomes[0].trial,
+        median(o.cold_start_ms for o in outcomes),
+        median(o.step_ms for o in outcomes),
+        median(peaks) if peaks else None,
+    )
+
+
 def fastest(outcomes: list[Outcome]) -> Outcome:
-    """The shortest step."""
-    return min(outcomes, key=lambda o: o.step_ms)
+    """The shortest step; of those that differ by noise alone, the one that was tried first, the most usual."""
+    shortest = min(o.step_ms for o in outcomes)
+    return next(o for o in outcomes if o.step_ms <= _NOISE * shortest)
 
 
 def smallest(outcomes: list[Outcome]) -> Outcome | None:
@@ -105,8 +139,16 @@ def advice(outcomes: list[Outcome]) -> list[str]:
 
 
 def _measure(path: Path, trial: Trial, batch_size: int, length: int, rank: int) -> Outcome:
-    asked = {"path": str(path), "trial": asdict(trial), "batch_size": batch_size, "length": length, "rank": rank}
-    command = [sys.executable, "-m", "edgelora.bench", json.dumps(asked | {"started": time.time()})]
+    asked = {
+        "path": str(path),
+        "settings": asdict(trial.settings),
+        "micro_batch_size": trial.micro_batch_size,
+        "batch_size": batch_size,
+        "length": length,
+        "rank": rank,
+        "started": time.time(),
+    }
+    command = [sys.executable, "-m", "edgelora.trial", json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
