@@ -42,6 +42,14 @@ def cost(runs: Sequence[Run]) -> dict[str, Figure]:
     }
 
 
+def loss_difference(runs: Sequence[Run], reference: Sequence[Run], steps: int) -> float:
+    """The largest difference of losses over the first steps, run by run: the same job on the same values."""
+    pairs = zip(runs, reference, strict=True)
+    return max(
+        float(np.abs(np.subtract(a.result["losses"][:steps], b.result["losses"][:steps])).max()) for a, b in pairs
+    )
+
+
 def later(values: Sequence[float]) -> Sequence[float]:
     """Without the first, which is the cold start's; alone it stays."""
     return values[1:] or values

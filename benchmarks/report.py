@@ -67,8 +67,8 @@ def _cost_rows(body: Mapping[str, Any], ours: Mapping[str, Any], rival: Mapping[
             f"{paired['median']:.2f} ({paired['low']:.2f}–{paired['high']:.2f})",
         ],
         row(f"training to {body['threshold']:.2f} accuracy, s", "seconds_to_threshold", "{:.1f}"),
-        row("peak memory, training, MB", "peak_memory_mb", "{:.0f}"),
-        row("peak memory, with evaluation, MB", "peak_memory_with_evaluation_mb", "{:.0f}"),
+        row("peak memory, training, MiB", "peak_memory_mb", "{:.0f}"),
+        row("peak memory, with evaluation, MiB", "peak_memory_with_evaluation_mb", "{:.0f}"),
         row("cold start to the end of the first step, s", "cold_start_seconds", "{:.2f}"),
     ]
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks import clinc, figures, variants
 from benchmarks.cases import CASES, Case, Work
+from benchmarks.duration import Round, in_words
 from benchmarks.gemm import OperationCount
 from benchmarks.job import INITIAL, Job
 from benchmarks.limited import run_limited
@@ -28,12 +29,14 @@ from benchmarks.variants import AFTER_PREFIX, BUDGET, FP32, INT8, LAST, SKIP, SM
 from edgelora.adapter import read_adapter
 from edgelora.bundle import Bundle
 from edgelora.errors import EdgeLoraError
+from edgelora.multiplication import square
 
 PEAK = "peak"
 ALL, LAST_LAYERS = "all", "last"
 LIMIT_MB = 256
 SQUARE = 1024
 SAME_COMPUTATION = (FP32.name, "peft-eager", "peft-sdpa", "peft-compile", "ort-training")
+COMPARED_STEPS = 5
 Progress = clinc.Progress
 
 
@@ -108,7 +111,7 @@ class Speed:
     def rivals(self, family: str | None, job: str, suffix: str = "", **options: Any) -> list[Contender]:
         """The rivals of this family (None: all) that can run here."""
         found: list[Contender] = []
-        for rival in self._chosen():
+        for rival in self.chosen():
             if family in (None, rival.family):
                 try:
                     found.append(rival.contender(self.place, job, suffix, **options))
@@ -128,7 +131,8 @@ class Speed:
                 self.versions |= run.result.get("versions", {})
         return {name: found for name, found in runs.items() if name not in failures}
 
-    def _chosen(self) -> tuple[Rival, ...]:
+    def chosen(self) -> tuple[Rival, ...]:
+        """The rivals that were asked for."""
         wanted = self.options.rivals
         unknown = set(wanted or ()) - {rival.name for rival in RIVALS}
         if unknown:
@@ -145,11 +149,8 @@ class Speed:
         """The bundle of a variant; None if it cannot be had, which becomes a row."""
         if row.name in self.bundles:
             return self.bundles[row.name]
-        if unknown := row.unknown():
-            self._cannot(row.name, row.title, f"not available: edgelora has no {', '.join(unknown)}")
-            return None
         try:
-            self.bundles[row.name] = self.case.bundle(self.model, row.options("convert"), self.progress)
+            self.bundles[row.name] = self.case.bundle(self.model, row.convert, self.progress)
         except EdgeLoraError as error:
             self._cannot(row.name, row.title, str(error))
             return None
@@ -197,6 +198,32 @@ def run(options: SpeedOptions, progress: Progress) -> dict[str, Any]:
     }
 
 
+def expectation(speed: Speed, operations: Sequence[int]) -> str:
+    """How many minutes the rounds take, where nothing else wants the cores; `operations` are an epoch's, by step."""
+    options, rivals = speed.options, speed.chosen()
+    peft = sum(rival.family == "peft" for rival in rivals)
+
+    def ours(rows: Sequence[Variant]) -> int:
+        return sum(options.variants is None or row.name in options.variants for row in rows)
+
+    steps, cached = len(operations), ours(AFTER_PREFIX)
+    rounds = [Round(options.repeats, steps, ours(variants.COST) + 1, len(rivals))]
+    if cached:
+        rounds.append(Round(options.repeats, 2 * steps, cached / 2, 2 * peft))
+    if options.accuracy_repeats:
+        runs = len(speed.case.rates) + options.accuracy_repeats - 1
+        sides = ours([FP32, *variants.FASTEST]), min(peft, 1)
+        batches = options.accuracy_epochs * clinc.TEST_TEXTS / speed.case.batch_size
+        rounds.append(Round(runs, options.accuracy_epochs * steps // options.epochs, *sides, batches))
+    products = square(options.threads)
+    step = sum(operations) / len(operations) / max(products.rates().values())
+    products.close()
+    return (
+        f"about {in_words(sum(r.seconds(step) for r in rounds))} where nothing else wants the cores, "
+        "and as long again to convert and to set up the rivals the first time"
+    )
+
+
 def cost_round(speed: Speed) -> tuple[dict[str, Any], Runs]:
     """Figures by contender, and the runs that they come from."""
     work = speed.work(speed.options.epochs, speed.options.max_steps, speed.options.test_texts or 64)
@@ -206,12 +233,16 @@ def cost_round(speed: Speed) -> tuple[dict[str, Any], Runs]:
     speed.place = replace(speed.place, job=jobs[0] / ALL)
     count = StepOperations(speed, jobs[0])
     operations = [[count(job.train.feeds(rows)) for rows in job.batches()] for job in map(read, jobs)]
+    speed.progress(expectation(speed, operations[0]))
     first = read(jobs[0])
     sizes = [*count.count.largest(count.adapter | first.train.feeds(first.batches()[0]), 3), [SQUARE] * 3]
     peak = Contender(PEAK, "multiplication peak", "benchmarks.worker_peak", {"sizes": sizes}, job=ALL)
-    rows = [*speed.ours(variants.COST), *speed.rivals(None, ALL)]
-    runs = speed.alternate([*rows, peak], jobs, "cost")
+    first_row, *rows = [*speed.ours(variants.COST), *speed.rivals(None, ALL)]
+    runs = speed.alternate([first_row, peak, *rows], jobs, "cost")
     found: dict[str, Any] = {name: figures.cost(made) for name, made in runs.items() if name != PEAK and made}
+    for name in found:
+        if runs.get(FP32.name):
+            found[name]["loss_difference"] = figures.loss_difference(runs[name], runs[FP32.name], COMPARED_STEPS)
     if runs.get(PEAK):
         for name in found:
             if name in SAME_COMPUTATION:
@@ -302,13 +333,19 @@ def best_rates(runs: Runs, threshold: float) -> dict[str, str]:
     return chosen
 
 
+def final_accuracies(accuracy: dict[str, Any], names: Sequence[str]) -> str:
+    """What accuracy those of these names ended at that took part."""
+    ended = [f"{n} {accuracy[n]['final_accuracy']['median']:.3f}" for n in names if n in accuracy]
+    return f"final accuracy {', '.join(ended)}"
+
+
 def limited_run(speed: Speed) -> dict[str, Any]:
     """A run with a memory budget, alone in a fresh process under a hard limit."""
     ours = speed.ours([BUDGET])
     if not ours:
         row = speed.unavailable.get(BUDGET.name, {"reason": f"{BUDGET.title} was left out"})
-        return {"completed": False, "reason": row["reason"]}
-    speed.progress(f"{BUDGET.title} within {LIMIT_MB} MB")
+        return {"completed": None, "reason": row["reason"]}
+    speed.progress(f"{BUDGET.title} within {LIMIT_MB} MiB")
     job = speed.folder / "cost-0"
     return run_limited(ours[0], job, speed.folder / "limited", speed.options.threads, LIMIT_MB)
 
@@ -334,6 +371,9 @@ def ratios_of(
         found["time_to_085"] = (None, "none of ours reached it")
     else:
         found["time_to_085"] = figures.ratio(accuracy, fastest, peft, "seconds_to_threshold")
+    for key, ours in (("step_int8", INT8.name), ("time_to_085", fastest)):
+        if ours in accuracy:
+            found[key] = found[key][0], f"{found[key][1]}; {final_accuracies(accuracy, [ours, *peft])}"
     share = cost.get(FP32.name, {}).get("gemm_share")
     found["gemm_share"] = (None, "the peak could not be measured") if share is None else (share["median"], FP32.name)
     return {key: found[key][0] for key in figures.AIMS}, {key: found[key][1] for key in figures.AIMS}

@@ -18,7 +18,7 @@ def markdown(body: Body) -> str:
         _conditions(body),
         table(["ratio to the best PEFT variant", "measured", "aim", "compared"], _ratio_rows(body)),
         table(
-            ["", "step, ms", "tokens/s", "GEMM peak", "peak memory, MB", "cold start, s"],
+            ["", "step, ms", "tokens/s", "GEMM peak", "peak memory, MiB", "cold start, s", "losses off by"],
             [_cost_row(body["titles"].get(name, name), row) for name, row in _contenders(body)],
         ),
     ]
@@ -83,6 +83,7 @@ def _cost_row(title: str, row: Mapping[str, Any]) -> list[str]:
         _range(row.get("gemm_share"), "{:.2f}"),
         _range(row["peak_memory_mb"], "{:.0f}"),
         _range(row["cold_start_seconds"], "{:.2f}"),
+        f"{row['loss_difference']:.0e}" if "loss_difference" in row else ABSENT,
     ]
 
 
@@ -97,13 +98,15 @@ def _accuracy_row(body: Body, name: str, figures: Mapping[str, Any]) -> list[str
 
 
 def _limited(limited: Mapping[str, Any]) -> str:
-    if not limited.get("completed"):
+    if limited["completed"] is None:
+        return f"Not run within the hard limit: {limited['reason']}."
+    if not limited["completed"]:
         return f"Within the hard limit: did not complete ({limited.get('reason')})."
     counter = limited["limit_peak_mb"]
-    counted = "no counter of its own" if counter is None else f"its own peak {counter:.0f} MB, files' pages included"
+    counted = "no counter of its own" if counter is None else f"its own peak {counter:.0f} MiB, files' pages included"
     return (
-        f"Within a hard limit of {limited['limit_mb']} MB ({limited['kind']}, {counted}): {limited['contender']} "
-        f"completes {limited['steps']} steps and an evaluation; peak of training {limited['peak_memory_mb']:.0f} MB."
+        f"Within a hard limit of {limited['limit_mb']} MiB ({limited['kind']}, {counted}): {limited['contender']} "
+        f"completes {limited['steps']} steps and an evaluation; peak of training {limited['peak_memory_mb']:.0f} MiB."
     )
 
 
@@ -117,7 +120,7 @@ def plot(body: Body, path: Path) -> None:
     rows = list(reversed(_contenders(body)))
     panels = (
         ("step_seconds", "step, ms", 1000.0),
-        ("peak_memory_mb", "peak memory, MB", 1.0),
+        ("peak_memory_mb", "peak memory, MiB", 1.0),
         ("cold_start_seconds", "cold start, s", 1.0),
     )
     figure, axes = plt.subplots(1, 3, figsize=(12, 0.8 + 0.38 * len(rows)), sharey=True, layout="constrained")

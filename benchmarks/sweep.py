@@ -1,7 +1,8 @@
 """Sweep: how the cost of a step grows along one axis, ours beside PEFT with sdpa, in turn and in fresh processes.
 
 Random tokens, every text of the same length, so that nothing is padding. The axes: batch, length (tokens a text),
-rank, points (how many modules of each layer have adapters) and depth (how many of the last layers do).
+rank, points (how many modules of each layer have adapters) and depth (how many of the last layers do: our backward pass
+ends there as PEFT's does, and nothing is cached).
 """
 
 from __future__ import annotations
@@ -45,7 +46,22 @@ class Shape:
     def targets(self) -> tuple[str, ...]:
         return MODULES[: self.points]
 
+    @property
+    def ours(self) -> variants.Variant:
+        """What runs it on our side."""
+        if self.depth == TEXT.layers:
+            return replace(OURS, job="")
+        last = {"train_last": self.depth, "cache": None}
+        return replace(OURS, job="", convert={"train_last": (self.depth,)}, training=last)
 
+
+LABELS = {
+    "batch": "batch, texts",
+    "length": "length, tokens a text",
+    "depth": "depth, last layers with adapters",
+    "rank": "rank",
+    "points": "points, modules of a layer with adapters",
+}
 AXES: dict[str, tuple[int, ...]] = {
     "batch": (4, 8, 16, 32, 64),
     "length": (8, 16, 32, 64, 128),
@@ -69,14 +85,13 @@ def run(
         shape = replace(Shape(), **{axis: value})
         progress(f"{axis} {value}")
         try:
-            conversion = OURS.options("convert")
-            bundle = Bundle.open(clinc.cached_bundle(model, shape.targets, progress, conversion))
+            bundle = Bundle.open(clinc.cached_bundle(model, shape.targets, progress, shape.ours.convert))
         except EdgeLoraError as error:
             raise BenchmarkError(str(error)) from error
         with tempfile.TemporaryDirectory(prefix="edgelora-sweep-") as folder:
             job = write_job(Path(folder) / "job", bundle, model, shape, steps, threads)
             contenders = [
-                replace(OURS, job="").contender(str(bundle.path)),
+                shape.ours.contender(str(bundle.path)),
                 Contender(RIVAL.name, RIVAL.title, RIVAL.worker, RIVAL.options),
             ]
             runs = alternate(contenders, [job], Path(folder) / "results", threads, progress)
@@ -139,7 +154,7 @@ def markdown(body: Mapping[str, Any]) -> str:
                 f"{memory[0] / memory[1]:.2f}",
             ]
         )
-    header = [body["axis"], "step, ms", "PEFT's", "ratio", "growth", "peak, MB", "PEFT's", "ratio"]
+    header = [body["axis"], "step, ms", "PEFT's", "ratio", "growth", "peak, MiB", "PEFT's", "ratio"]
     others = ", ".join(f"{name} {value}" for name, value in body["at"].items() if name != body["axis"])
     return f"{body['titles'][ours]} and {body['titles'][rival]}; {others}.\n\n{table(header, rows)}"
 
@@ -149,24 +164,35 @@ def _step(row: Mapping[str, Any], name: str) -> float:
 
 
 def plot(body: Mapping[str, Any], path: Path) -> None:
-    """Step time and peak memory along the axis, on logarithmic scales."""
+    """Step time and peak memory along the axis, with quartiles and a proportional line, on logarithmic scales."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
-    values = [row["value"] for row in body["rows"]]
+    values = np.array([row["value"] for row in body["rows"]], float)
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for axis, key, label, factor in (
         (axes[0], "step_seconds", "step, ms", 1000),
-        (axes[1], "peak_memory_mb", "peak memory, MB", 1),
+        (axes[1], "peak_memory_mb", "peak memory, MiB", 1),
     ):
         for name, title in body["titles"].items():
-            axis.plot(values, [row[name][key]["median"] * factor for row in body["rows"]], "o-", label=title)
-        axis.set(xlabel=body["axis"], ylabel=label, xscale="log", yscale="log", xticks=values)
-        axis.set_xticklabels([str(value) for value in values])
-        axis.minorticks_off()
+            low, median, high = (
+                np.array([row[name][key][q] for row in body["rows"]]) * factor for q in ("low", "median", "high")
+            )
+            axis.errorbar(values, median, [median - low, high - median], fmt="o-", capsize=2, label=title)
+            if name == OURS.name:
+                line = median[0] * values / values[0]
+                axis.plot(values, line, ":", color="grey", linewidth=1, zorder=0, label="proportional")
+        axis.set(xlabel=LABELS[body["axis"]], ylabel=label, xscale="log", yscale="log", xticks=values)
+        axis.set_xticklabels([f"{value:g}" for value in values])
+        axis.xaxis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axis.yaxis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0].legend()
+    axes[0].legend(fontsize=8)
+    figure.suptitle(", ".join(f"{n} {v}" for n, v in body["at"].items() if n != body["axis"]), fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)

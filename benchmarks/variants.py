@@ -1,32 +1,21 @@
-"""EdgeLoRA's own settings that are measured, as rows: what is converted, how it runs, how it trains.
-
-A row names options by the fields of ConvertOptions, SessionSettings and TrainingConfig. One that the installed
-package does not have makes the row "not available", with its name.
-"""
+"""EdgeLoRA's own settings that are measured, as rows: what is converted, how it runs, how it trains."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.measure import Contender
-from edgelora import SessionSettings, TrainingConfig
-from edgelora_tools.compile import ConvertOptions
 
 WORKER = "benchmarks.worker_edgelora"
 LAST = 2
 Options = Mapping[str, Any]
-KINDS: tuple[tuple[str, type], ...] = (
-    ("convert", ConvertOptions),
-    ("session", SessionSettings),
-    ("training", TrainingConfig),
-)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`defaults` are options that are passed over where the package does not have them: they say what it does anyway.
+    """Options by the fields of ConvertOptions, SessionSettings and TrainingConfig.
 
     `ram` is a memory budget in bytes, `padded` makes parts of a batch as wide as the batch, `job` says where the
     adapters are: in all layers, in the last ones, or between them and the last hidden state.
@@ -37,41 +26,22 @@ class Variant:
     convert: Options = field(default_factory=dict)
     session: Options = field(default_factory=dict)
     training: Options = field(default_factory=dict)
-    defaults: frozenset[str] = frozenset()
     ram: int | None = None
     padded: bool = False
     job: str = "all"
 
-    def unknown(self) -> list[str]:
-        """The options that the installed package does not have, as Kind.name."""
-        return [
-            f"{kind.__name__}.{name}"
-            for part, kind in KINDS
-            for name in getattr(self, part)
-            if name not in self.defaults and name not in known(kind)
-        ]
-
-    def options(self, part: str) -> dict[str, Any]:
-        """The options of "convert", "session" or "training" that the installed package has."""
-        return {n: v for n, v in getattr(self, part).items() if n in known(dict(KINDS)[part])}
-
     def contender(self, bundle: str, **training: Any) -> Contender:
-        """Who runs it on this bundle; `training` goes before the row's own."""
+        """Who runs it on this bundle; `training` goes before the row's own settings."""
         options: dict[str, Any] = {
             "bundle": bundle,
-            "session": self.options("session"),
-            "training": self.options("training") | training,
+            "session": dict(self.session),
+            "training": {**self.training, **training},
         }
         if self.ram is not None:
             options["ram"] = self.ram
         if self.padded:
             options["padded"] = True
         return Contender(self.name, self.title, WORKER, options, job=self.job)
-
-
-def known(kind: Any) -> set[str]:
-    """Names of the fields of a dataclass."""
-    return {f.name for f in fields(kind)}
 
 
 FP32 = Variant("fp32", "EdgeLoRA fp32, padded as PEFT", convert={"unpad": False}, padded=True)
