@@ -46,7 +46,7 @@ def drawn_adapter(bundle: Bundle, rank: int, seed: int, dropout: float = 0.0) ->
     labels = tuple(f"class {i}" for i in range(CLASSES)) if "classification" in bundle.manifest.task else None
     lost = {point.id for point in bundle.manifest.lost}
     targets = tuple(p.id for p in bundle.manifest.points if p.id not in lost) if lost else None
-    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=dropout, target_modules=targets)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets)
     return new_adapter(bundle.manifest, config, labels, outputs=1, rng=np.random.default_rng(seed))
 
 

@@ -34,13 +34,13 @@ class SGD:
     nesterov: bool = False
     weight_decay: float = 0.0
     _velocity: dict[str, Floats] = field(default_factory=dict[str, Floats], repr=False)
-    _scratch: dict[str, Floats] = field(default_factory=dict[str, Floats], repr=False)
+    _scratch: dict[str, tuple[Floats, Floats]] = field(default_factory=dict[str, "tuple[Floats, Floats]"], repr=False)
 
     def step(self, parameters: Named, gradients: Named, learning_rate: float) -> None:
         for name, theta in parameters.items():
             if name not in self._scratch:
-                self._scratch[name] = np.empty_like(theta)
-            update = self._scratch[name]
+                self._scratch[name] = (np.empty_like(theta), np.empty_like(theta if self.nesterov else theta[:0]))
+            update, _ = self._scratch[name]
             np.multiply(theta, np.float32(self.weight_decay), out=update)
             update += gradients[name]
             if self.momentum:
@@ -57,7 +57,7 @@ class SGD:
             self._velocity[name] += update
         v = self._velocity[name]
         if self.nesterov:
-            update += np.float32(self.momentum) * v
+            update += np.multiply(v, np.float32(self.momentum), out=self._scratch[name][1])
         else:
             update[...] = v
 

@@ -81,6 +81,16 @@ class Graph:
         wanted = {name: np.asarray(feeds[name]) for name in self.inputs if name in feeds}
         return dict(zip(names, self._session.run(names, wanted), strict=True))
 
+    def run_into(self, feeds: Feeds, outputs: Mapping[str, np.ndarray]) -> None:
+        """Evaluate, and write each of these outputs into its array, of the output's very shape and type."""
+        binding = self._session.io_binding()
+        for name in self.inputs:
+            if name in feeds:
+                binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]).reshape(np.shape(feeds[name])))
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        self._session.run_with_iobinding(binding)
+
     def give_back_pages(self) -> None:
         """Let go of the weights' pages that were read; the next run brings in those that it reads."""
         give_back(self._mapped)

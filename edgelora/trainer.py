@@ -71,6 +71,7 @@ class Trainer:
         if dropout and isinstance(objective, OwnLoss):
             raise ConfigError("LoRA dropout cannot be combined with a loss of your own: it sees the outputs without it")
         self.names = tuple(sorted(adapter.tensors))
+        self._gradient_names = tuple(f"grad.{name}" for name in self.names)
         keeps = config.cache is not None and not adapter.config.lora_dropout
         self.prefix = chosen_prefix(manifest, config.train_last, keeps)
         self._cache_folder = cache_folder
@@ -78,16 +79,17 @@ class Trainer:
         if self.prefix is not None:
             self._check_prefix(self.prefix)
         self.record: TrainingGraph | None = None
-        self._outputs: list[str] = []
         if config.gradient == "spsa":
             self._check_zeroth_order()
         else:
             self.record = bundle.training(objective.loss, dropout > 0, self.prefix)
-            self._outputs = [*self.record.outputs, *(f"grad.{n}" for n in self.names)]
             self._check_points(self.record)
         self.flat, self._views = flatten([adapter.tensors[n] for n in self.names])
+        self._shapes = [v.shape for v in self._views]
         self._grad = np.zeros_like(self.flat)
-        self._grad_views = views_of(self._grad, [v.shape for v in self._views])
+        self._grad_views = views_of(self._grad, self._shapes)
+        self._made = [(self._grad, self._grad_views)]  # gradients of parts of a batch, the first where the sum is
+        self._scaled_views = views_of(np.zeros_like(self.flat), self._shapes)
         self.optimizer: Optimizer = (
             AdamW(weight_decay=config.weight_decay)
             if config.optim == "adamw"
@@ -213,28 +215,35 @@ class Trainer:
     def _accumulate_backward(self, record: TrainingGraph, parts: list[NDArray[np.int64]], total: float) -> float:
         """The exact gradient, by the training graph; returns the loss."""
         adapter = self._adapter_feeds()
-        self._grad[:] = 0.0
         loss = 0.0
 
-        def run(feeds: Feeds, rows: NDArray[np.int64]) -> tuple[float, list[Floats]]:
-            return self._backward(record, feeds, rows, total)
+        def run(feeds: Feeds, rows: NDArray[np.int64], gradients: list[Floats]) -> float:
+            return self._backward(record, feeds, rows, total, gradients)
 
         for part, members in enumerate(parts):
-            if self._workers == 1:
-                made = [run(self._feeds(record, adapter, members, part, total), members)]
+            pieces = [members] if self._workers == 1 else shares(members, self._lengths, self._workers)
+            made = self._room(len(pieces), beside_the_sum=part > 0)
+            fed = [self._feeds(record, adapter, rows, part, total) for rows in pieces]
+            if len(pieces) == 1:
+                loss += run(fed[0], pieces[0], made[0][1])
             else:
-                pieces = shares(members, self._lengths, self._workers)
-                fed = [self._feeds(record, adapter, rows, 0, total) for rows in pieces]
-                made = list(self._pool.map(run, fed, pieces))
+                loss += sum(self._pool.map(run, fed, pieces, [views for _, views in made]))
             self.graph(record).give_back_pages()
-            for share, gradients in made:
-                loss += share
-                for grad, one in zip(self._grad_views, gradients, strict=True):
-                    grad += one
+            for flat, _ in made:
+                if flat is not self._grad:
+                    self._grad += flat
         for name, grad in zip(self.names, self._grad_views, strict=True):
             if self._scales[name] != 1.0:
                 grad *= self._scales[name]
         return loss
+
+    def _room(self, count: int, beside_the_sum: bool) -> list[tuple[Floats, list[Floats]]]:
+        """Where the gradients of so many parts go, flat and in views: beside the sum, or the first in its place."""
+        first = int(beside_the_sum)
+        while len(self._made) < first + count:
+            flat = np.zeros_like(self.flat)
+            self._made.append((flat, views_of(flat, self._shapes)))
+        return self._made[first : first + count]
 
     def run_once(self, rows: NDArray[np.int64]) -> None:
         """Run what a step and an evaluation run, on these samples, and leave everything as it was."""
@@ -254,16 +263,16 @@ class Trainer:
         return self.bundle.graph(record.file, settings if self._workers == 1 else replace(settings, threads=1))
 
     def _backward(
-        self, record: TrainingGraph, feeds: Feeds, rows: NDArray[np.int64], total: float
-    ) -> tuple[float, list[Floats]]:
-        """These samples' share of the loss, and the gradients of what is fed, in the order of the names."""
-        share = None
+        self, record: TrainingGraph, feeds: Feeds, rows: NDArray[np.int64], total: float, gradients: list[Floats]
+    ) -> float:
+        """These samples' share of the loss; what is fed has its gradients in `gradients`, in the order of the names."""
+        share, made = np.zeros((), np.float32), dict(zip(self._gradient_names, gradients, strict=True))
         if isinstance(self.objective, OwnLoss):
-            share, cotangents = self.objective.cotangents(self._inference.run(feeds), rows, total)
-            feeds = {**feeds, **cotangents}
-        outputs = self.graph(record).run(feeds, self._outputs)
-        gradients = [outputs[f"grad.{name}"] for name in self.names]
-        return (float(outputs["loss"]) if share is None else share), gradients
+            loss, cotangents = self.objective.cotangents(self._inference.run(feeds), rows, total)
+            self.graph(record).run_into({**feeds, **cotangents}, made)
+            return loss
+        self.graph(record).run_into(feeds, {"loss": share, **made})
+        return float(share)
 
     def _forward_loss(self, parts: list[NDArray[np.int64]], total: float) -> float:
         """The batch's loss at the present parameters, by the inference graph and numpy."""
@@ -306,9 +315,9 @@ class Trainer:
 
     def _adapter_feeds(self) -> Feeds:
         feeds: Feeds = dict(self._absent)
-        for name, view in zip(self.names, self._views, strict=True):
+        for name, view, scaled in zip(self.names, self._views, self._scaled_views, strict=True):
             scale = self._scales[name]
-            feeds[name] = view if scale == 1.0 else view * np.float32(scale)
+            feeds[name] = view if scale == 1.0 else np.multiply(view, np.float32(scale), out=scaled)
         return feeds
 
     def _masks(self, record: TrainingGraph, feeds: Feeds, part: int) -> Feeds:
