@@ -13,6 +13,7 @@ from benchmarks import (
     conversion,
     inference,
     memory,
+    methods,
     quantized,
     report,
     speed,
@@ -89,6 +90,21 @@ def parser() -> argparse.ArgumentParser:
     case.add_argument("--threads", type=positive, default=budgets.threads)
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     case.set_defaults(run=lambda o: memory.run(memory_options(o), progress), markdown=memory.markdown, plot=None)
+    case = cases.add_parser("methods", help="adapter methods beside each other", description=methods.__doc__)
+    names = list(methods.METHODS)
+    case.add_argument("--methods", nargs="+", choices=names, default=names, metavar="METHOD", help=", ".join(names))
+    case.add_argument("--epochs", type=positive, default=10)
+    case.add_argument("--rates", type=positive, default=3, help="learning rates to try for each (3)")
+    case.add_argument("--threads", type=positive, default=2)
+    case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.add_argument("--markdown", dest="markdown_file", type=Path, metavar="FILE", help="write the table")
+    case.add_argument("--plot", type=Path, metavar="FILE", help="write accuracy against parameters")
+    case.add_argument("--quick", action="store_true", help="a smoke run of a few steps; its figures mean nothing")
+    case.set_defaults(
+        run=lambda o: methods.run(o.methods, o.epochs, o.rates, o.threads, o.quick, progress),
+        markdown=methods.markdown,
+        draw=methods.plot,
+    )
     case = cases.add_parser("inference", help="what adapters cost at inference", description=inference.__doc__)
     case.add_argument(
         "--lengths", nargs="+", type=positive, default=[16, 64, 128], metavar="N", help="tokens of a text"

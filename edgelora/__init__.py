@@ -22,6 +22,7 @@ from edgelora.errors import (
     StoreError,
     TrainingError,
 )
+from edgelora.methods import BeftConfig, IA3Config, VeraConfig
 from edgelora.objectives import OwnLoss
 from edgelora.runtime import Model
 from edgelora.session import SessionSettings
@@ -36,12 +37,14 @@ __all__ = [
     "Adapter",
     "AdapterError",
     "AdapterStore",
+    "BeftConfig",
     "Bundle",
     "BundleError",
     "ConfigError",
     "ConversionError",
     "DataError",
     "EdgeLoraError",
+    "IA3Config",
     "LoraConfig",
     "Model",
     "NumberSample",
@@ -55,6 +58,7 @@ __all__ = [
     "TrainingConfig",
     "TrainingError",
     "TrainingReport",
+    "VeraConfig",
     "check",
     "evaluate",
     "new_adapter",

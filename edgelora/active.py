@@ -10,14 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelora.manifest import LORA_GRAPHS
+
 
 @dataclass(frozen=True)
 class ActiveAdapter:
-    """An adapter ready to feed: graph inputs by name, and the labels of its head."""
+    """An adapter ready to feed: graph inputs by name, the labels of its head, and the set of graphs that takes it."""
 
     feeds: Mapping[str, NDArray[np.float32]]
     labels: tuple[str, ...] | None
     has_head: bool
+    graphs: str = LORA_GRAPHS
 
     @property
     def size(self) -> int:

@@ -1,7 +1,6 @@
 """An adapter: named tensors and their settings, in PEFT's layout on disk.
 
-In memory tensors have the graph's orientation, A `[in, r]`, B `[r, out]`; on disk PEFT's, lora_A
-`[r, in]`, lora_B `[out, r]`. A convolution's are the same in both, A `[r, in, *kernel]`, B `[out, r/groups, 1, ...]`.
+Which tensors there are, and how they lie in memory and on disk, is the method's (edgelora/methods/).
 `docs/adapter-format.md` specifies the files.
 """
 
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,18 +16,19 @@ from typing import Any, cast
 
 import numpy as np
 import safetensors
-from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from edgelora.config import LoraConfig
+from edgelora.config import AdapterConfig
 from edgelora.errors import AdapterError, ConfigError
 from edgelora.files import write_atomic
-from edgelora.manifest import InsertionPoint, Manifest
+from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest
+from edgelora.methods import LORA, Floats, Method, Norms, config_from_peft, method_of, split_name
 from edgelora.targets import select_points
+from edgelora.task_models import onto_points
 
 CONFIG_FILE, TENSORS_FILE, RECORD_FILE = "adapter_config.json", "adapter_model.safetensors", "edgelora.json"
-FORMAT, FORMAT_VERSION = "edgelora-adapter", (1, 0)
-_PREFIX = "base_model.model."
+FORMAT, FORMAT_VERSION = "edgelora-adapter", (1, 1)
+_ROOT, _PREFIX = "base_model.", "base_model.model."
 _TASK_TYPES = {
     "sequence-classification": "SEQ_CLS",
     "regression": "SEQ_CLS",
@@ -41,20 +40,18 @@ _JSON_LIMIT, _TENSORS_LIMIT = 16 << 20, 2 << 30
 _SHOWN = 20
 _MOST_AXES = 5
 
-Floats = NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class Adapter:
     """One person's adapter.
 
-    `tensors` holds `{point}.lora_A` and `{point}.lora_B` (not scaled) in the point's shapes, and the head's
-    weight `[outputs, features]` and bias `[outputs]`, all float32. `labels` names the head's outputs, None where
+    `tensors` holds those of the method at each point (LoRA: `{point}.lora_A` and `{point}.lora_B`, not scaled), and the
+    head's weight `[outputs, features]` and bias `[outputs]`, all float32. `labels` names the head's outputs, None where
     they have no names (regression) or there is no head. `training` is the record of the run that made it, empty
     if none did. Nothing is checked here; `validate` does.
     """
 
-    config: LoraConfig
+    config: AdapterConfig
     tensors: Mapping[str, Floats]
     base_digest: str
     task: str
@@ -65,7 +62,18 @@ class Adapter:
     @property
     def points(self) -> tuple[str, ...]:
         """The ids of the insertion points that the adapter joins."""
-        return tuple(name.removesuffix(".lora_A") for name in self.tensors if name.endswith(".lora_A"))
+        found = [point for point, suffix in map(split_name, self.tensors) if suffix in self.method.disk]
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def method(self) -> Method:
+        """The adapter method."""
+        return method_of(self.config)
+
+    def joined(self, manifest: Manifest) -> tuple[InsertionPoint, ...]:
+        """The insertion points that the adapter joins, in the bundle's order."""
+        ids = set(self.points)
+        return tuple(point for point in manifest.points if point.id in ids)
 
     @property
     def parameters(self) -> int:
@@ -76,21 +84,17 @@ class Adapter:
         """The same adapter with other values."""
         return replace(self, tensors=dict(tensors))
 
-    def feeds(self, manifest: Manifest) -> dict[str, Floats]:
-        """The graph inputs: B multiplied by the scale, rank 0 where a point has no adapter, the head if any.
+    def feeds(self, manifest: Manifest, norms: Norms | None = None) -> dict[str, Floats]:
+        """The graph inputs of the method's graphs: LoRA's B multiplied by the scale, the neutral value where a point
+        has no adapter, the head if any.
 
-        A and B are in the point's shapes, float32. Dropout's factor is not in them: it is training's alone.
+        DoRA needs `norms=bundle.norms`. All are contiguous float32. Dropout's factor is not in them: it is training's
+        alone.
         """
-        feeds = absent_adapter(manifest)
-        for point in manifest.points:
-            if point.input_a in self.tensors:
-                feeds[point.input_a] = np.ascontiguousarray(self.tensors[point.input_a])
-                scale = np.float32(self.config.scale(point.id))
-                feeds[point.input_b] = np.ascontiguousarray(self.tensors[point.input_b] * scale)
-        for name in head_names(manifest):
-            if name in self.tensors:
-                feeds[name] = np.ascontiguousarray(self.tensors[name])
-        return feeds
+        made = self.method.feeds(self.config, self.tensors, self.joined(manifest), norms)
+        made |= {name: self.tensors[name] for name in head_names(manifest) if name in self.tensors}
+        feeds = absent_adapter(manifest, self.method.graphs)
+        return feeds | {name: np.ascontiguousarray(array, np.float32) for name, array in made.items()}
 
     def validate(self, manifest: Manifest) -> None:
         """Check that the adapter belongs to this base and fits it.
@@ -103,9 +107,16 @@ class Adapter:
                 f"the adapter was trained against another base model (digest {self.base_digest[:12] or 'unknown'}…, "
                 f"this bundle's is {manifest.base_digest[:12]}…): open the bundle that it belongs to"
             )
+        if manifest.graph_set(self.method.graphs) is None:
+            raise AdapterError(
+                f"the bundle has no graphs for {self.config.peft_type} adapters: convert the model again with "
+                f"--methods {self.method.graphs}"
+            )
+        joined = self.joined(manifest)
         problems = [
-            *self._shape_problems(manifest),
-            *self._rank_problems(manifest),
+            *self._shape_problems(manifest, joined),
+            *self._missing(joined),
+            *self.method.problems(self.config, self.tensors, joined),
             *self._head_problems(manifest),
             *(f"{n} is {t.dtype}, not float32" for n, t in self.tensors.items() if t.dtype != np.float32),
             *(f"{n} holds NaN or infinity" for n, t in self.tensors.items() if not np.isfinite(t).all()),
@@ -113,12 +124,8 @@ class Adapter:
         if problems:
             raise AdapterError("the adapter does not fit this bundle:\n" + _listed(problems))
 
-    def _shape_problems(self, manifest: Manifest) -> list[str]:
-        expected: dict[str, tuple[int | str, ...]] = {}
-        for point in manifest.points:
-            rank = self.config.rank(point.id)
-            a, b = point.shape_a(rank), point.shape_b(rank)
-            expected |= {point.input_a: a, point.input_b: b} if point.kernel else _any_rank(point)
+    def _shape_problems(self, manifest: Manifest, joined: Sequence[InsertionPoint]) -> list[str]:
+        expected = self.method.shapes(self.config, joined)
         if manifest.head is not None:
             outputs = "outputs" if self.labels is None else len(self.labels)
             expected |= {manifest.head.weight: (outputs, manifest.head.features), manifest.head.bias: (outputs,)}
@@ -134,18 +141,14 @@ class Adapter:
                 problems.append(f"{name} has shape {list(tensor.shape)} where [{shape}] is expected")
         return problems
 
-    def _rank_problems(self, manifest: Manifest) -> list[str]:
-        problems = group_problems(self.config, [p for p in manifest.points if p.input_a in self.tensors])
-        suffixes = (".lora_A", ".lora_B")
-        for point in sorted({n.removesuffix(x) for x in suffixes for n in self.tensors if n.endswith(x)}):
-            a, b = self.tensors.get(f"{point}.lora_A"), self.tensors.get(f"{point}.lora_B")
-            rank = self.config.rank(point)
-            if a is None or b is None:
-                problems.append(f"{point} has {'lora_B and no lora_A' if a is None else 'lora_A and no lora_B'}")
-            elif a.ndim == b.ndim == 2 and not a.shape[1] == b.shape[0] == rank:
-                problems.append(
-                    f"{point}: lora_A has rank {a.shape[1]}, lora_B {b.shape[0]} where its settings say {rank}"
-                )
+    def _missing(self, joined: Sequence[InsertionPoint]) -> list[str]:
+        """Tensors that a point must have beside those that it has; shared ones."""
+        problems = [f"there is no {name}" for name in self.method.shared if joined and name not in self.tensors]
+        for point in joined:
+            wanted = [split_name(name)[1] for name in self.method.shapes(self.config, [point]) if "." in name]
+            absent = [suffix for suffix in wanted if f"{point.id}.{suffix}" not in self.tensors]
+            present = [suffix for suffix in wanted if suffix not in absent]
+            problems += [f"{point.id} has {present[0]} and no {suffix}" for suffix in absent]
         return problems
 
     def _head_problems(self, manifest: Manifest) -> list[str]:
@@ -163,28 +166,11 @@ class Adapter:
         return problems
 
 
-def _any_rank(point: InsertionPoint) -> dict[str, tuple[int | str, ...]]:
-    """The shapes of a linear point's tensors, the rank left open: A and B are held against each other elsewhere."""
-    return {point.input_a: (point.in_features, "r"), point.input_b: ("r", point.out_features)}
-
-
-def group_problems(config: LoraConfig, points: Sequence[InsertionPoint]) -> list[str]:
-    """Convolutions in groups whose rank is no multiple of them: B could not be divided (as in PEFT)."""
-    return [
-        f"{point.id} is a convolution in {point.groups} groups and its rank {config.rank(point.id)} is no multiple of "
-        "that: give it another rank with rank_pattern, or leave it out of target_modules"
-        for point in points
-        if config.rank(point.id) % point.groups
-    ]
-
-
-def absent_adapter(manifest: Manifest) -> dict[str, Floats]:
-    """The base model's feeds: at every point an A and a B of rank 0."""
-    feeds: dict[str, Floats] = {}
-    for point in manifest.points:
-        feeds[point.input_a] = np.zeros(point.shape_a(0), np.float32)
-        feeds[point.input_b] = np.zeros(point.shape_b(0), np.float32)
-    return feeds
+def absent_adapter(manifest: Manifest, graphs: str = LORA_GRAPHS) -> dict[str, Floats]:
+    """The base model's feeds in a set of graphs: at every point the value that changes nothing (LoRA: rank 0)."""
+    found = manifest.graph_set(graphs)
+    inputs = () if found is None else found.inputs
+    return {x.name: np.full([d if isinstance(d, int) else 0 for d in x.shape], x.neutral, np.float32) for x in inputs}
 
 
 def head_names(manifest: Manifest) -> tuple[str, ...]:
@@ -194,30 +180,34 @@ def head_names(manifest: Manifest) -> tuple[str, ...]:
 
 def new_adapter(
     manifest: Manifest,
-    config: LoraConfig,
+    config: AdapterConfig,
     labels: tuple[str, ...] | None = None,
     outputs: int | None = None,
     rng: np.random.Generator | None = None,
+    norms: Norms | None = None,
 ) -> Adapter:
-    """A fresh adapter: A uniform in ±1/√(inputs of an output) (PEFT's Kaiming initialisation), B zero; head N(0,
-    0.02), bias zero.
+    """A fresh adapter with PEFT's initialisation (LoRA: A uniform in ±1/√(inputs of an output), B zero); the head's
+    weight N(0, 0.02), its bias zero.
 
-    The head has a row per label, or `outputs` rows. `rng` draws the values (default: seed 0).
+    The head has a row per label, or `outputs` rows. `rng` draws the values (default: seed 0). DoRA needs
+    `norms=bundle.norms`.
 
     Raises:
-        ConfigError: a pattern matches nothing, a rank does not suit a convolution in groups, or the head needs
-            labels and there are none, or bad ones.
+        ConfigError: a pattern matches nothing, the settings do not suit a point, the bundle has no graphs for the
+            method, or the head needs labels and there are none, or bad ones.
     """
     rng = np.random.default_rng(0) if rng is None else rng
     problems = label_problems(labels or ())
     if problems:
         raise ConfigError("; ".join(problems))
-    tensors: dict[str, Floats] = {}
-    points = select_points(manifest.points, config)
-    if problems := group_problems(config, points):
+    method, points = method_of(config), select_points(manifest.points, config)
+    if problems := method.problems(config, {}, points):
         raise ConfigError("\n".join(problems))
-    for point in points:
-        tensors |= _fresh(point, config.rank(point.id), rng)
+    if manifest.graph_set(method.graphs) is None:
+        raise ConfigError(
+            f"the bundle has no graphs for {config.peft_type} adapters: convert with --methods {method.graphs}"
+        )
+    tensors = method.new(config, points, rng, norms)
     if manifest.head is not None:
         rows = len(labels) if labels is not None else outputs
         if not rows:
@@ -244,30 +234,34 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _fresh(point: InsertionPoint, rank: int, rng: np.random.Generator) -> dict[str, Floats]:
-    bound = 1.0 / (point.in_features * math.prod(point.kernel)) ** 0.5
-    a = rng.uniform(-bound, bound, point.shape_a(rank)).astype(np.float32)
-    return {point.input_a: a, point.input_b: np.zeros(point.shape_b(rank), np.float32)}
-
-
 def to_files(adapter: Adapter) -> dict[str, bytes]:
     """The adapter's files by name; equal adapters give equal bytes."""
-    tensors = {_disk_name(name): _transposed(name, adapter.tensors[name]) for name in sorted(adapter.tensors)}
+    method, config = adapter.method, adapter.config
+    tensors = {
+        _disk_name(method, name): np.ascontiguousarray(method.to_disk(config, name, adapter.tensors[name]), np.float32)
+        if _is_methods(method, name)
+        else np.ascontiguousarray(adapter.tensors[name], np.float32)
+        for name in sorted(adapter.tensors)
+    }
     content = save(tensors, {"format": "pt"})
-    config = adapter.config.to_peft(_TASK_TYPES.get(adapter.task))
-    config["target_modules"] = sorted(adapter.points)  # exact, whatever else the patterns would match elsewhere
+    body = config.to_peft(_TASK_TYPES.get(adapter.task), adapter.points)
     record = {
         "format": FORMAT,
-        "format_version": ".".join(map(str, FORMAT_VERSION)),
+        "format_version": "1.0" if adapter.method is LORA else ".".join(map(str, FORMAT_VERSION)),
         "base_digest": adapter.base_digest,
         "base_name": adapter.base_name,
         "task": adapter.task,
         "labels": adapter.labels,
-        "lora": adapter.config.to_dict(),
+        settings_field(config): config.to_dict(),
         "training": dict(adapter.training),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    return {CONFIG_FILE: _json(config), RECORD_FILE: _json(record), TENSORS_FILE: content}
+    return {CONFIG_FILE: _json(body), RECORD_FILE: _json(record), TENSORS_FILE: content}
+
+
+def settings_field(config: AdapterConfig) -> str:
+    """The field of a record that holds the settings of a method: `lora` of LoRA."""
+    return config.peft_type.lower()
 
 
 def write_adapter(adapter: Adapter, folder: Path) -> None:
@@ -287,14 +281,15 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
 def read_adapter(folder: Path, manifest: Manifest | None = None, accept_base: bool = False) -> Adapter:
     """Read an adapter's folder, ours or PEFT's own.
 
-    PEFT does not record its base's digest: `accept_base` says that it was trained on `manifest`'s base.
+    PEFT does not record its base's digest: `accept_base` says that it was trained on `manifest`'s base. It may name the
+    modules as those of a task model that holds the base (task_models.py).
 
     Raises:
         AdapterError: a file is missing, damaged, or says what cannot be represented.
     """
-    config = LoraConfig.from_peft(_read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    config = config_from_peft(_read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
     content = _read_bytes(folder / TENSORS_FILE, _TENSORS_LIMIT)
-    tensors = _parse_tensors(content, folder / TENSORS_FILE)
+    tensors = _parse_tensors(content, folder / TENSORS_FILE, config)
     if (folder / RECORD_FILE).exists():
         return _with_record(config, tensors, content, folder)
     if manifest is None or not accept_base:
@@ -302,10 +297,11 @@ def read_adapter(folder: Path, manifest: Manifest | None = None, accept_base: bo
             f"{folder}: the adapter does not say which base it belongs to (no {RECORD_FILE}); if it is this bundle's, "
             "say so with --accept-base"
         )
+    config, tensors = onto_points(method_of(config), config, tensors, [point.id for point in manifest.points])
     return Adapter(config, tensors, manifest.base_digest, manifest.task, manifest.name)
 
 
-def _with_record(config: LoraConfig, tensors: dict[str, Floats], content: bytes, folder: Path) -> Adapter:
+def _with_record(config: AdapterConfig, tensors: dict[str, Floats], content: bytes, folder: Path) -> Adapter:
     path = folder / RECORD_FILE
     record = _read_json(path)
     if record.get("format") != FORMAT or str(record.get("format_version", "")).split(".")[0] != str(FORMAT_VERSION[0]):
@@ -318,15 +314,16 @@ def _with_record(config: LoraConfig, tensors: dict[str, Floats], content: bytes,
     valid = (
         all(isinstance(record.get(k), str) for k in ("base_digest", "base_name", "task"))
         and isinstance(record.get("training"), dict)
-        and isinstance(record.get("lora"), dict)
+        and isinstance(record.get(settings_field(config)), dict)
         and (labels is None or (isinstance(labels, list) and _are_labels(cast("list[object]", labels))))
     )
     if not valid:
         raise AdapterError(f"{path}: a field is missing or malformed")
-    named = LoraConfig.from_peft({"peft_type": "LORA", **record["lora"]}, str(path))
-    same = (named.r, named.lora_alpha, named.rank_pattern, named.alpha_pattern, named.use_rslora)
-    if same != (config.r, config.lora_alpha, config.rank_pattern, config.alpha_pattern, config.use_rslora):
-        raise AdapterError(f"{path}: disagrees with {CONFIG_FILE} on rank or alpha")
+    named = config.from_peft({"peft_type": config.peft_type, **record[settings_field(config)]}, str(path))
+    method = method_of(config)
+    points = [point for point, suffix in map(split_name, tensors) if suffix in method.disk]
+    if method.decisive(named, points) != method.decisive(config, points):
+        raise AdapterError(f"{path}: disagrees with {CONFIG_FILE} on what the adapter computes, as on rank or alpha")
     return Adapter(
         named,
         tensors,
@@ -342,16 +339,17 @@ def _are_labels(values: list[object]) -> bool:
     return all(isinstance(x, str) for x in values) and not label_problems(cast("list[str]", values))
 
 
-def _parse_tensors(content: bytes, path: Path) -> dict[str, Floats]:
+def _parse_tensors(content: bytes, path: Path, config: AdapterConfig) -> dict[str, Floats]:
     try:
         entries = cast("list[tuple[str, dict[str, Any]]]", safetensors.deserialize(content))  # pyright: ignore[reportUnknownMemberType]
         repeated = _repeated_keys(content)
     except (safetensors.SafetensorError, ValueError, OverflowError, RecursionError) as error:
         raise AdapterError(f"{path}: not a complete safetensors file ({error}); copy it again") from error
     tensors: dict[str, Floats] = {}
+    method = method_of(config)
     problems = [f"{key} is there twice" for key in repeated]
     for key, entry in sorted(entries, key=lambda item: item[0]):
-        name = _graph_name(key)
+        name = _graph_name(method, key)
         array = _float32(entry["dtype"], entry["data"], entry["shape"])
         if name is None:
             problems.append(f"{key} is not a tensor that this runtime knows")
@@ -364,7 +362,8 @@ def _parse_tensors(content: bytes, path: Path) -> dict[str, Floats]:
         elif not np.isfinite(array).all():
             problems.append(f"{key} holds NaN or infinity: its training diverged, or the file is damaged")
         else:
-            tensors[name] = _transposed(name, array)
+            turned = method.from_disk(config, name, array) if _is_methods(method, name) else array
+            tensors[name] = np.ascontiguousarray(turned, np.float32)
     if problems:
         raise AdapterError(f"{path}: cannot be used:\n{_listed(problems)}")
     return tensors
@@ -395,25 +394,29 @@ def _float32(dtype: str, data: bytes | bytearray, shape: Sequence[int]) -> Float
     return None
 
 
-def _disk_name(name: str) -> str:
-    return f"{_PREFIX}{name}.weight" if name.endswith((".lora_A", ".lora_B")) else _PREFIX + name
+def _is_methods(method: Method, name: str) -> bool:
+    """Whether a tensor is the method's, not the head's."""
+    return name in method.shared or split_name(name)[1] in method.disk
 
 
-def _graph_name(key: str) -> str | None:
+def _disk_name(method: Method, name: str) -> str:
+    if name in method.shared:
+        return _ROOT + name
+    point, suffix = split_name(name)
+    return f"{_PREFIX}{point}.{method.disk[suffix]}" if suffix in method.disk else _PREFIX + name
+
+
+def _graph_name(method: Method, key: str) -> str | None:
+    if key.removeprefix(_ROOT) in method.shared:
+        return key.removeprefix(_ROOT)
     if not key.startswith(_PREFIX):
         return None
     name = key.removeprefix(_PREFIX)
-    for part in (".lora_A", ".lora_B"):
-        if name.endswith(f"{part}.weight"):
-            return name.removesuffix(".weight")
+    for suffix, written in method.disk.items():
+        if name.endswith(f".{written}"):
+            return f"{name.removesuffix(written)}{suffix}"
     head = name.replace(".modules_to_save.", ".")
     return head if head.endswith((".weight", ".bias")) and head.count(".") == 1 else None
-
-
-def _transposed(name: str, tensor: Floats) -> Floats:
-    """From the graph's orientation to the disk's or back: A and B are transposed, the head is not."""
-    is_factor = name.endswith((".lora_A", ".lora_B")) and tensor.ndim == 2
-    return np.ascontiguousarray(tensor.T if is_factor else tensor, np.float32)
 
 
 def _listed(problems: Sequence[str]) -> str:

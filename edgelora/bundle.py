@@ -6,8 +6,10 @@ import hashlib
 import threading
 from pathlib import Path
 
+from edgelora.adapter import Adapter, absent_adapter
 from edgelora.errors import BundleError, ConfigError
-from edgelora.manifest import Manifest, Prefix, TrainingGraph
+from edgelora.manifest import LORA_GRAPHS, Manifest, Prefix, TrainingGraph
+from edgelora.methods import Floats, Tensors, split_name
 from edgelora.session import Graph, SessionSettings
 
 MANIFEST_FILE = "bundle.json"
@@ -89,22 +91,57 @@ class Bundle:
             self.settings = settings
             self._graphs.clear()
 
-    def training(self, loss: str, dropout: bool, prefix: Prefix | None = None) -> TrainingGraph:
+    def forward_in(self, graphs: str) -> Graph:
+        """The inference graph of a set (`Method.graphs`), loaded once.
+
+        Raises:
+            ConfigError: the bundle does not have the set.
+        """
+        found = self.manifest.graph_set(graphs)
+        if found is None:
+            raise ConfigError(f"{self.path}: it has no graphs for {graphs} adapters: convert with --methods {graphs}")
+        return self.graph(found.forward)
+
+    def feeds(self, adapter: Adapter) -> dict[str, Floats]:
+        """The graph inputs of an adapter; see `Adapter.feeds`."""
+        return adapter.feeds(self.manifest, self.norms)
+
+    def norms(self, low: Tensors) -> dict[str, Floats]:
+        """The lengths of the columns of W + A·B' by point `[out]`, from A and B' of each by input name.
+
+        Raises:
+            ConfigError: the bundle has no graph that tells them.
+        """
+        file = next((found.norms for found in self.manifest.methods.values() if found.norms is not None), None)
+        if file is None:
+            raise ConfigError(f"{self.path}: it does not tell the lengths of weights: convert with --methods dora")
+        points = dict.fromkeys(split_name(name)[0] for name in low)
+        made = self.graph(file).run({**absent_adapter(self.manifest), **low}, [f"norm.{point}" for point in points])
+        return {point: made[f"norm.{point}"] for point in points}
+
+    def training(
+        self, loss: str, dropout: bool, prefix: Prefix | None = None, graphs: str = LORA_GRAPHS
+    ) -> TrainingGraph:
         """What the training graph for this loss (after a prefix) takes and returns; `graph(….file)` runs it.
+
+        `graphs` names the set of graphs of an adapter method.
 
         Raises:
             ConfigError: the bundle has none; those that it has are named.
         """
-        graphs = self.manifest.training if prefix is None else prefix.training
-        for graph in graphs:
+        found = self.manifest.graph_set(graphs)
+        records = prefix.training if prefix is not None else () if found is None else found.training
+        for graph in records:
             if graph.loss == loss and graph.dropout == dropout:
                 return graph
-        available = sorted({graph.loss for graph in graphs})
+        available = sorted({graph.loss for graph in records})
         if not available:
             raise ConfigError(
                 f"{self.path}: no gradient reaches any insertion point (`edgelora points --explain` shows why); "
                 'train by forward passes alone: gradient "spsa"'
             )
+        if loss in available and graphs != LORA_GRAPHS:
+            raise ConfigError(f"{self.path}: its graphs for {graphs} adapters take no dropout")
         if loss in available:
             raise ConfigError(
                 f"{self.path}: it cannot train with LoRA dropout: sizes inside do not follow from those of inputs; "

@@ -25,7 +25,7 @@ from edgelora.bundle import MANIFEST_FILE, Bundle
 from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import BundleError
 from edgelora.files import write_atomic
-from edgelora.manifest import InsertionPoint, Manifest, Prefix, TrainingGraph
+from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest, Prefix, TrainingGraph
 from edgelora.quantization import QuantizedVerdict, check_quantization
 from edgelora.reference_losses import REFERENCES
 from edgelora.session import ENGINE_VERSION, Graph
@@ -45,7 +45,7 @@ PARITY_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 1e-1}
 SAME_TOLERANCE = 1e-3
 _RANK, _OUTPUTS = 4, 3
 _PLACES, _SPOTS, _SPREAD = 12, 8, 0.3
-_CHANGE, _LOUDEST = 0.1, 64.0
+_CHANGE, _LOUDEST, _NEAR = 0.1, 64.0, 0.1
 _ALONG = "loss along a direction"
 
 Feeds = dict[str, NDArray[Any]]
@@ -124,6 +124,10 @@ def check(
         if record.recomputed is not None:
             progress(record.recomputed.file)
             graphs.append(check_recomputed(bundle, record, record.recomputed.file, inputs, rng))
+    for name, found in manifest.methods.items():
+        for record in found.training:
+            progress(record.file)
+            graphs.append(check_method(bundle, record, name, inputs, rng))
     for prefix in manifest.prefixes:
         progress(prefix.file)
         graphs += check_prefix(bundle, prefix, inputs, rng)
@@ -214,19 +218,20 @@ def check_head(bundle: Bundle, inputs: Feeds, rng: np.random.Generator) -> Point
 
 
 def _against_differences(
-    bundle: Bundle, name: str, base: Feeds, values: Feeds, rng: np.random.Generator
+    bundle: Bundle, name: str, base: Feeds, values: Feeds, rng: np.random.Generator, graphs: str = LORA_GRAPHS
 ) -> PointVerdict:
     """The cotangent graph's gradient of each tensor of `values` against the inference graph's slope; the worst.
 
     The direction is noise plus twice the gradient's own, so that neither a wrong part of a gradient nor
     a wrong size of it can go unseen.
     """
-    graph = bundle.graph(bundle.training("cotangent", dropout=False).file)
+    graph = bundle.graph(bundle.training("cotangent", dropout=False, graphs=graphs).file)
+    forward = bundle.forward_in(graphs)
     if _rounds(bundle):
-        found = [_on_average(bundle, graph, base, values, tensor, rng) for tensor in values]
+        found = [_on_average(forward, graph, base, values, tensor, rng) for tensor in values]
         rounded = [PointVerdict(name, a, n, error, error <= ROUNDED_TOLERANCE) for a, n, error in found]
         return max(rounded, key=lambda verdict: verdict.error)
-    here: Feeds = bundle.forward.run({**base, **values})
+    here: Feeds = forward.run({**base, **values})
     weights: Feeds = {n: rng.standard_normal(y.shape).astype(np.float32) for n, y in here.items()}
 
     def gradient_at(at: Feeds, tensor: str) -> NDArray[np.float64]:
@@ -240,7 +245,7 @@ def _against_differences(
             return {**values, tensor: values[tensor] + np.float32(step) * direction}
 
         def value(step: float) -> float:
-            there = bundle.forward.run({**base, **moved(step)})
+            there = forward.run({**base, **moved(step)})
             return sum(float(np.sum((there[n] - here[n]) * w.astype(np.float64))) for n, w in weights.items())
 
         def slope(step: float) -> float:
@@ -265,7 +270,7 @@ def _rounds(bundle: Bundle) -> bool:
 
 
 def _on_average(
-    bundle: Bundle, graph: Graph, base: Feeds, values: Feeds, tensor: str, rng: np.random.Generator
+    forward: Graph, graph: Graph, base: Feeds, values: Feeds, tensor: str, rng: np.random.Generator
 ) -> tuple[float, float, float]:
     """The gradient of one tensor and the slope of the outputs, at places around `values`; see `fit_staircase`.
 
@@ -277,15 +282,15 @@ def _on_average(
 
     def place() -> tuple[Feeds, Feeds, NDArray[np.float32]]:
         at = _nearby(values, rng)
-        here: Feeds = bundle.forward.run({**base, **at})
+        here: Feeds = forward.run({**base, **at})
         weights: Feeds = {n: rng.standard_normal(y.shape).astype(np.float32) for n, y in here.items()}
         return at, weights, _direction(at[tensor], gradient_at(at, weights), rng)
 
     def spot(at: Feeds, weights: Feeds, direction: NDArray[np.float32]) -> tuple[float, Function]:
-        here: Feeds = bundle.forward.run({**base, **at})
+        here: Feeds = forward.run({**base, **at})
 
         def value(step: float) -> float:
-            moved = bundle.forward.run({**base, **at, tensor: at[tensor] + np.float32(step) * direction})
+            moved = forward.run({**base, **at, tensor: at[tensor] + np.float32(step) * direction})
             return sum(float(np.sum((moved[n] - here[n]) * w.astype(np.float64))) for n, w in weights.items())
 
         return float((gradient_at(at, weights) * direction).sum()), value
@@ -322,6 +327,44 @@ def check_graph(bundle: Bundle, record: TrainingGraph, inputs: Feeds, rng: np.ra
     where = max(shares, key=lambda name: shares[name])
     tolerance = slope if where == _ALONG else same
     return GraphVerdict(record.file, bounded(shares[where] * tolerance), where, shares[where] <= 1)
+
+
+def check_method(
+    bundle: Bundle, record: TrainingGraph, graphs: str, inputs: Feeds, rng: np.random.Generator
+) -> GraphVerdict:
+    """A training graph of another adapter method than LoRA, by name its set of graphs.
+
+    The loss `cotangent` stands against differences of the set's inference graph, one point at a time, and that graph,
+    with no adapter, against LoRA's; every other loss stands against an independent reference, with an adapter at every
+    point.
+    """
+    manifest, forward = bundle.manifest, bundle.forward_in(graphs)
+    absent, head = absent_adapter(manifest, graphs), random_head(manifest, rng)
+    values: Feeds = {name: x + _NEAR * rng.standard_normal(x.shape) for name, x in absent.items()}
+    for point in manifest.points:
+        if point.input_a in absent:
+            values[point.input_a], b = _random_pair(point, rng)
+            values[point.input_b] = _NEAR * b
+    values = {name: x.astype(np.float32) for name, x in values.items()}
+    if record.loss == "cotangent":
+        off, base = forward.run({**inputs, **absent, **head}), {**inputs, **absent_adapter(manifest), **head}
+        errors = {name: _gap(off[name], y) / SAME_TOLERANCE for name, y in bundle.forward.run(base).items()}
+        for point in manifest.trainable:
+            own = {name: x for name, x in values.items() if name.rpartition(".")[0] == point.id}
+            verdict = _against_differences(bundle, point.id, {**inputs, **absent, **head}, own, rng, graphs)
+            errors[point.id] = verdict.error / (ROUNDED_TOLERANCE if _rounds(bundle) else GRADIENT_TOLERANCE)
+        tolerance = GRADIENT_TOLERANCE
+    else:
+        made = forward.run({**inputs, **values, **head})
+        feeds: Feeds = {**inputs, **values, **head, **loss_feeds(manifest, record, inputs, made, rng)}
+        got, expected = bundle.graph(record.file).run(feeds), _expected(bundle, record, feeds, made, graphs)
+        tolerance = ROUNDED_TOLERANCE if _rounds(bundle) else SAME_TOLERANCE
+        errors = {name: _gap(got[name], y) / tolerance if name in got else LARGEST for name, y in expected.items()}
+        if not expected:
+            moved = [name for name in values if f"grad.{name}" in got]
+            errors[_ALONG] = _slope_error(bundle, record, feeds, moved, rng) / GRADIENT_TOLERANCE
+    where = max(errors, key=lambda name: errors[name])
+    return GraphVerdict(record.file, bounded(errors[where] * tolerance), where, errors[where] <= 1)
 
 
 def check_prefix(bundle: Bundle, prefix: Prefix, inputs: Feeds, rng: np.random.Generator) -> list[GraphVerdict]:
@@ -361,9 +404,9 @@ def _same(bundle: Bundle, file: str, expected: Feeds, feeds: Feeds) -> GraphVerd
     return GraphVerdict(file, bounded(errors[where]), where, errors[where] <= tolerance)
 
 
-def _expected(bundle: Bundle, record: TrainingGraph, feeds: Feeds, made: Feeds) -> Feeds:
+def _expected(bundle: Bundle, record: TrainingGraph, feeds: Feeds, made: Feeds, graphs: str = LORA_GRAPHS) -> Feeds:
     """What a graph must return for `feeds`, masks of ones among them; nothing for a loss without a reference."""
-    twin = bundle.graph(bundle.training("cotangent", dropout=False).file)
+    twin = bundle.graph(bundle.training("cotangent", dropout=False, graphs=graphs).file)
     if record.loss == "cotangent":
         return twin.run(feeds)
     if record.loss not in REFERENCES:

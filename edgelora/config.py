@@ -1,12 +1,12 @@
-"""LoRA's settings with PEFT's names, defaults and pattern semantics; to and from `adapter_config.json`."""
+"""Settings of adapters with PEFT's names, defaults and pattern semantics; to and from `adapter_config.json`."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, cast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Self, cast
 
 from edgelora.errors import AdapterError, ConfigError
 
@@ -14,96 +14,207 @@ Patterns = tuple[str, ...] | str | None
 
 MAX_RANK = 1 << 16
 
-# What PEFT 0.21 may say that changes the adapter's arithmetic and that this format does not hold, with
-# its neutral value.
-_REFUSED: dict[str, Any] = {
-    "use_dora": False,
-    "bias": "none",
-    "lora_bias": False,
-    "use_qalora": False,
-    "layer_replication": None,
-    "target_parameters": None,
-    "trainable_token_indices": None,
-    "alora_invocation_tokens": None,
-    "use_bdlora": None,
-    "arrow_config": None,
-    "kasa_config": None,
-    "velora_config": None,
-    "monteclora_config": None,
-    "megatron_config": None,
-}
-# What does not enter the arithmetic of a trained adapter. fan_in_fan_out says how the base stores its
-# weight (GPT-2's Conv1D); A and B have the same orientation either way.
+# What enters no adapter's arithmetic, in PEFT's settings of any method. fan_in_fan_out says how the base stores its
+# weight (GPT-2's Conv1D); an adapter's tensors have the same orientation either way.
 _WITHOUT_EFFECT = frozenset(
     {
         "auto_mapping",
         "base_model_name_or_path",
-        "corda_config",
-        "ensure_weight_tying",
-        "eva_config",
         "fan_in_fan_out",
         "inference_mode",
-        "init_lora_weights",
-        "loftq_config",
-        "lora_ga_config",
-        "megatron_core",
         "peft_type",
         "peft_version",
-        "qalora_group_size",
         "revision",
-        "runtime_config",
         "task_type",
     }
 )
-# Initialisations that also change the base's weights: the adapter is meant for that base, not for this one.
+# LoRA initialisations that also change the base's weights: the adapter is meant for that base, not for this one.
 _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-@dataclass(frozen=True)
-class LoraConfig:
-    """Settings of a LoRA adapter (peft.LoraConfig; the paper is arXiv:2106.09685).
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What the settings of every adapter method have: the modules that it joins, by PEFT's rules.
 
-    `r` is the rank, 1 to 65,536; the low-rank product is multiplied by `lora_alpha`/r, or by `lora_alpha`/√r with
-    `use_rslora`. `target_modules` is a tuple of names (an id, or its dotted suffix), a regular expression as a
-    string, "all-linear", or None for every insertion point; `exclude_modules` has the same forms and leaves
-    points out. `rank_pattern` and `alpha_pattern` map patterns of ids to other values. `layers_to_transform`
-    keeps the layers of these indices, counted at `layers_pattern`. `lora_dropout` is the probability, in [0, 1),
-    that an element of an adapter's input is dropped in training. `modules_to_save` names the head.
+    `target_modules` is a tuple of names (an id, or its dotted suffix), a regular expression as a string, "all-linear",
+    or None for every insertion point; `exclude_modules` has the same forms and leaves points out. `layers_to_transform`
+    keeps the layers of these indices, counted at `layers_pattern`. `modules_to_save` names the head.
+
+    A method's class says what else PEFT may write: `neutral` are the values that settings which this format does not
+    hold must have, `without_effect` those that enter no arithmetic, `unwritten` our fields that PEFT's class does not
+    have.
 
     Raises:
         ConfigError: values out of range or of another type; all are named.
     """
 
-    r: int = 8
-    lora_alpha: float = 8
+    peft_type: ClassVar[str]
+    neutral: ClassVar[Mapping[str, Any]] = {}
+    without_effect: ClassVar[frozenset[str]] = frozenset()
+    unwritten: ClassVar[frozenset[str]] = frozenset()
+
     target_modules: Patterns = None
     exclude_modules: Patterns = None
-    lora_dropout: float = 0.0
     layers_to_transform: tuple[int, ...] | int | None = None
     layers_pattern: tuple[str, ...] | str | None = None
-    rank_pattern: Mapping[str, int] = field(default_factory=dict[str, int])
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float])
-    use_rslora: bool = False
     modules_to_save: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if problems := self.problems():
+            raise ConfigError("; ".join(problems))
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values."""
         problems = [
-            *_rank_problems("r", self.r),
-            *_alpha_problems("lora_alpha", self.lora_alpha),
-            *_map_problems("rank_pattern", self.rank_pattern, _rank_problems),
-            *_map_problems("alpha_pattern", self.alpha_pattern, _alpha_problems),
-            *_pattern_problems("target_modules", self.target_modules),
-            *_pattern_problems("exclude_modules", self.exclude_modules),
+            *pattern_problems("target_modules", self.target_modules),
+            *pattern_problems("exclude_modules", self.exclude_modules),
             *_layer_problems(self),
         ]
-        if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
-            problems.append(f"lora_dropout must be in [0, 1), not {self.lora_dropout!r}")
-        if not isinstance(cast(object, self.use_rslora), bool):
-            problems.append(f"use_rslora must be true or false, not {self.use_rslora!r}")
         if self.modules_to_save is not None and not _are_names(self.modules_to_save):
             problems.append(f"modules_to_save must be a tuple of names, not {self.modules_to_save!r}")
-        if problems:
-            raise ConfigError("; ".join(problems))
+        return problems
+
+    @property
+    def dropout(self) -> float:
+        """The probability that an element of an adapter's input is dropped in training."""
+        return 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able mapping of these settings."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+    def to_peft(self, task_type: str | None, points: Sequence[str] | None = None) -> dict[str, Any]:
+        """The body of PEFT's `adapter_config.json`; of an adapter at `points`, exactly these are its `target_modules`.
+
+        It names no base model: PEFT would look that name up on the network.
+        """
+        settings = {name: value for name, value in self.to_dict().items() if name not in self.unwritten}
+        if points is not None:
+            settings["target_modules"] = sorted(points)
+        return {
+            "peft_type": self.peft_type,
+            "task_type": task_type,
+            "base_model_name_or_path": None,
+            "inference_mode": True,
+            **settings,
+        }
+
+    def renamed(self, ids: Mapping[str, str]) -> Self:
+        """The same settings for exactly the points that have new `ids`, by their old ones."""
+        return replace(
+            self,
+            target_modules=tuple(ids.values()),
+            exclude_modules=None,
+            layers_to_transform=None,
+            layers_pattern=None,
+        )
+
+    @classmethod
+    def from_peft(cls, body: Mapping[str, Any], where: str) -> Self:
+        """Read PEFT's `adapter_config.json`; `where` names the file in errors.
+
+        Raises:
+            AdapterError: another method, or a setting that cannot be represented; all are named.
+        """
+        if body.get("peft_type") != cls.peft_type:
+            raise AdapterError(f"{where}: peft_type is {body.get('peft_type')!r} where {cls.peft_type} is expected")
+        known = {f.name for f in fields(cls)}
+        refused = [
+            f"{key}={value!r}"
+            for key, value in sorted(body.items())
+            if key not in known | _WITHOUT_EFFECT | cls.without_effect and not cls._is_neutral(key, value)
+        ]
+        if refused := [*refused, *cls.refused(body)]:
+            raise AdapterError(f"{where}: what this runtime cannot represent: {', '.join(refused)}")
+        settings = {k: _frozen(v) for k, v in body.items() if k in known and v is not None}
+        try:
+            return cls(**settings)
+        except ConfigError as error:
+            raise AdapterError(f"{where}: {error}") from error
+
+    @classmethod
+    def refused(cls, body: Mapping[str, Any]) -> list[str]:
+        """Settings of PEFT's, beyond those with a neutral value, that cannot be represented."""
+        del body
+        return []
+
+    @classmethod
+    def _is_neutral(cls, key: str, value: object) -> bool:
+        """Whether a setting of PEFT's says nothing: its neutral value, or, for one that is not known, emptiness."""
+        return value in (cls.neutral.get(key), None, False, [], {})
+
+
+@dataclass(frozen=True)
+class LoraConfig(AdapterConfig):
+    """Settings of a LoRA adapter (peft.LoraConfig; the paper is arXiv:2106.09685).
+
+    `r` is the rank, 1 to 65,536; the low-rank product is multiplied by `lora_alpha`/r, or by `lora_alpha`/√r with
+    `use_rslora`. With `use_dora` the columns of W and the product together have lengths of their own
+    (edgelora/methods/dora.py). `rank_pattern` and `alpha_pattern` map patterns of ids to other values. `lora_dropout`
+    is the probability, in [0, 1), that an element of an adapter's input is dropped in training. See `AdapterConfig` for
+    the rest.
+
+    Raises:
+        ConfigError: values out of range or of another type; all are named.
+    """
+
+    peft_type: ClassVar[str] = "LORA"
+    neutral: ClassVar[Mapping[str, Any]] = {
+        "bias": "none",
+        "lora_bias": False,
+        "use_qalora": False,
+        "layer_replication": None,
+        "target_parameters": None,
+        "trainable_token_indices": None,
+        "alora_invocation_tokens": None,
+        "use_bdlora": None,
+        "arrow_config": None,
+        "kasa_config": None,
+        "velora_config": None,
+        "monteclora_config": None,
+        "megatron_config": None,
+    }
+    without_effect: ClassVar[frozenset[str]] = frozenset(
+        {
+            "corda_config",
+            "ensure_weight_tying",
+            "eva_config",
+            "init_lora_weights",
+            "loftq_config",
+            "lora_ga_config",
+            "megatron_core",
+            "qalora_group_size",
+            "runtime_config",
+        }
+    )
+
+    r: int = 8
+    lora_alpha: float = 8
+    lora_dropout: float = 0.0
+    rank_pattern: Mapping[str, int] = field(default_factory=dict[str, int])
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float])
+    use_rslora: bool = False
+    use_dora: bool = False
+
+    def problems(self) -> list[str]:
+        problems = [
+            *rank_problems("r", self.r),
+            *_alpha_problems("lora_alpha", self.lora_alpha),
+            *_map_problems("rank_pattern", self.rank_pattern, rank_problems),
+            *_map_problems("alpha_pattern", self.alpha_pattern, _alpha_problems),
+            *super().problems(),
+            *dropout_problems("lora_dropout", self.lora_dropout),
+        ]
+        problems += [
+            f"{name} must be true or false, not {value!r}"
+            for name, value in (("use_rslora", self.use_rslora), ("use_dora", self.use_dora))
+            if not isinstance(cast(object, value), bool)
+        ]
+        return problems
+
+    @property
+    def dropout(self) -> float:
+        return self.lora_dropout
 
     def rank(self, point_id: str) -> int:
         """The rank at a point: `rank_pattern`'s first matching entry, else `r`."""
@@ -111,59 +222,38 @@ class LoraConfig:
 
     def scale(self, point_id: str) -> float:
         """What the low-rank product is multiplied by: alpha/r, or alpha/√r for rsLoRA (arXiv:2312.03732)."""
-        alpha = float(self.alpha_pattern.get(_pattern_key(self.alpha_pattern, point_id), self.lora_alpha))
-        rank = self.rank(point_id)
+        alpha, rank = self._alpha(point_id), self.rank(point_id)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
+    def _alpha(self, point_id: str) -> float:
+        return float(self.alpha_pattern.get(_pattern_key(self.alpha_pattern, point_id), self.lora_alpha))
+
+    def renamed(self, ids: Mapping[str, str]) -> Self:
+        ranks, alphas = self.rank_pattern, self.alpha_pattern
+        return replace(
+            super().renamed(ids),
+            rank_pattern={re.escape(new): self.rank(old) for old, new in ids.items()} if ranks else ranks,
+            alpha_pattern={re.escape(new): self._alpha(old) for old, new in ids.items()} if alphas else alphas,
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able mapping of these settings."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        """Without `use_dora` where it is not: what was written before it was known stays as it is."""
+        settings = super().to_dict()
+        return settings if self.use_dora else {k: v for k, v in settings.items() if k != "use_dora"}
 
-    def to_peft(self, task_type: str | None) -> dict[str, Any]:
-        """The body of PEFT's `adapter_config.json`.
-
-        It names no base model: PEFT would look that name up on the network.
-        """
-        return {
-            "peft_type": "LORA",
-            "task_type": task_type,
-            "base_model_name_or_path": None,
-            "inference_mode": True,
-            "bias": "none",
-            "fan_in_fan_out": False,
-            "init_lora_weights": True,
-            "use_dora": False,
-            **self.to_dict(),
-        }
+    def to_peft(self, task_type: str | None, points: Sequence[str] | None = None) -> dict[str, Any]:
+        own = {"bias": "none", "fan_in_fan_out": False, "init_lora_weights": True, "use_dora": False}
+        return {**own, **super().to_peft(task_type, points)}
 
     @classmethod
-    def from_peft(cls, body: Mapping[str, Any], where: str) -> LoraConfig:
-        """Read PEFT's `adapter_config.json`; `where` names the file in errors.
-
-        Raises:
-            AdapterError: another method than LoRA, or a setting that cannot be represented; all are named.
-        """
-        if body.get("peft_type") != "LORA":
-            raise AdapterError(f"{where}: peft_type is {body.get('peft_type')!r}; this runtime loads LORA")
-        known = {f.name for f in fields(cls)}
-        refused = [
-            f"{key}={value!r}"
-            for key, value in sorted(body.items())
-            if key not in known and key not in _WITHOUT_EFFECT and not _is_neutral(key, value)
-        ]
+    def refused(cls, body: Mapping[str, Any]) -> list[str]:
         initialisation = body.get("init_lora_weights")
         if isinstance(initialisation, str) and initialisation.lower().startswith(_BASE_CHANGING):
-            refused.append(
+            return [
                 f"init_lora_weights={initialisation!r} (it changes the base; save the adapter from PEFT with "
                 "path_initial_model_for_weight_conversion)"
-            )
-        if refused:
-            raise AdapterError(f"{where}: what this runtime cannot represent: {', '.join(refused)}")
-        settings = {k: _frozen(v) for k, v in body.items() if k in known and v is not None}
-        try:
-            return cls(**settings)
-        except ConfigError as error:
-            raise AdapterError(f"{where}: {error}") from error
+            ]
+        return []
 
 
 def _pattern_key(patterns: Iterable[str], point_id: str) -> str:
@@ -174,19 +264,15 @@ def _pattern_key(patterns: Iterable[str], point_id: str) -> str:
     return point_id
 
 
-def _is_neutral(key: str, value: object) -> bool:
-    """Whether a setting of PEFT's says nothing: its neutral value, or, for one that is not known, emptiness."""
-    return value in (_REFUSED.get(key), None, False, [], {})
-
-
-def _rank_problems(name: str, value: object) -> list[str]:
+def rank_problems(name: str, value: object) -> list[str]:
+    """What is wrong with a rank."""
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_RANK:
         return []
     return [f"{name} must be a whole number from 1 to {MAX_RANK}, not {_short(value)}"]
 
 
 def _alpha_problems(name: str, value: object) -> list[str]:
-    if _is_number(value) and 0 < cast(float, value) < 1e30:
+    if is_number(value) and 0 < cast(float, value) < 1e30:
         return []
     return [f"{name} must be a number above 0, not {_short(value)}"]
 
@@ -201,7 +287,8 @@ def _map_problems(name: str, value: object, problems_of: Any) -> list[str]:
     return problems
 
 
-def _pattern_problems(name: str, value: object) -> list[str]:
+def pattern_problems(name: str, value: object) -> list[str]:
+    """What is wrong with patterns of ids."""
     if isinstance(value, str):
         return _regex_problems(name, value)
     return (
@@ -211,7 +298,14 @@ def _pattern_problems(name: str, value: object) -> list[str]:
     )
 
 
-def _layer_problems(config: LoraConfig) -> list[str]:
+def dropout_problems(name: str, value: object) -> list[str]:
+    """What is wrong with a probability to drop."""
+    if is_number(value) and 0 <= cast(float, value) < 1:
+        return []
+    return [f"{name} must be in [0, 1), not {value!r}"]
+
+
+def _layer_problems(config: AdapterConfig) -> list[str]:
     layers: object = config.layers_to_transform
     pattern: object = config.layers_pattern
     problems: list[str] = []
@@ -238,7 +332,7 @@ def _regex_problems(setting: str, pattern: object) -> list[str]:
     return []
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
     """An int or a finite float; whether an int is small enough for a float is the caller's to bound."""
     return (
         isinstance(value, int | float)

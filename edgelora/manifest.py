@@ -12,8 +12,9 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from edgelora.errors import BundleError
 
 FORMAT = "edgelora-bundle"
-FORMAT_VERSION = (1, 3)
+FORMAT_VERSION = (1, 4)
 MIXED_INDEX = "adapter_index"  # the input of a graph for mixed batches that numbers each row's adapter
+LORA_GRAPHS = "lora"  # the name of the set of graphs that every bundle has
 SKIP_OP = "Skip"  # the `op` of a point that stands at no product, but leads past layers
 Body = Mapping[str, Any]
 
@@ -125,6 +126,29 @@ class TrainingGraph:
 
 
 @dataclass(frozen=True)
+class AdapterInput:
+    """An adapter's float32 graph input; a point without an adapter is fed `neutral`, with named sizes 0."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    neutral: float
+
+
+@dataclass(frozen=True)
+class GraphSet:
+    """The graphs in which the adapters of a method run: inference, training, and their adapter inputs but the head.
+
+    `norms` is a graph from every point's A and B' to `norm.POINT`, the lengths of the columns of W + A·B'; None where
+    the method needs none.
+    """
+
+    forward: str
+    training: tuple[TrainingGraph, ...]
+    inputs: tuple[AdapterInput, ...]
+    norms: str | None = None
+
+
+@dataclass(frozen=True)
 class Prefix:
     """A frozen beginning of the model, which no adapter at `points` changes, and the graphs that go on from it.
 
@@ -227,6 +251,18 @@ class Manifest:
     prefixes: tuple[Prefix, ...] = ()
     mixed: str | None = None
     memory: Mapping[str, MemoryTable] = field(default_factory=dict[str, MemoryTable])
+    methods: Mapping[str, GraphSet] = field(default_factory=dict[str, GraphSet])
+
+    def graph_set(self, name: str) -> GraphSet | None:
+        """The graphs of this name: "lora", or one of `methods`; None if the bundle has none."""
+        if name != LORA_GRAPHS:
+            return self.methods.get(name)
+        inputs = [
+            AdapterInput(tensor, tuple(f"{point.id}.r" if size == 0 else size for size in shape), 0.0)
+            for point in self.points
+            for tensor, shape in ((point.input_a, point.shape_a(0)), (point.input_b, point.shape_b(0)))
+        ]
+        return GraphSet(self.forward, self.training, tuple(inputs))
 
     @property
     def trainable(self) -> tuple[InsertionPoint, ...]:
@@ -313,6 +349,9 @@ def _check_references(manifest: Manifest) -> None:
     named = [manifest.forward, *(file for graph in manifest.training for file in graph.files)]
     for prefix in manifest.prefixes:
         named += [prefix.file, prefix.forward, *(file for graph in prefix.training for file in graph.files)]
+    for graphs in manifest.methods.values():
+        named += [graphs.forward, *(file for graph in graphs.training for file in graph.files)]
+        named += [] if graphs.norms is None else [graphs.norms]
     named += [] if manifest.mixed is None else [manifest.mixed]
     if manifest.preprocessing.get("kind") == "text":
         named.append(_read(str, manifest.preprocessing.get("tokenizer"), "preprocessing.tokenizer"))

@@ -140,7 +140,7 @@ def candidate_plans(trainer: Trainer, validation: Objective | None, budget: int)
         for (file, tables), prepacked in itertools.product(forms.items(), packings):
             work = _work_of(trainer, file)
             results = sum(
-                table.peak(sizes if name != bundle.manifest.forward else held_out) for name, table in tables.items()
+                table.peak(sizes if name != trainer.forward_file else held_out) for name, table in tables.items()
             )
             read = max(t.read_always if prepacked else t.read for t in tables.values())
             yield MemoryPlan(
@@ -186,7 +186,7 @@ def read_layout(folder: Path, identity: str) -> Layout | None:
 
 def _files(trainer: Trainer, validation: Objective | None) -> dict[str, list[str]]:
     """The graphs that training runs, by the one with the gradients: the plain one, then the one that recomputes."""
-    record, forward = trainer.record, trainer.bundle.manifest.forward
+    record, forward = trainer.record, trainer.forward_file
     if record is None:
         return {forward: [forward]}
     needs_forward = validation is not None or isinstance(trainer.objective, OwnLoss)

@@ -16,6 +16,8 @@ Named = Mapping[str, Floats]
 class Optimizer(Protocol):
     """Updates named float32 arrays of any shape in place, and carries what it remembers as named arrays.
 
+    `factors` multiply the learning rate of the arrays that they name.
+
     `state` returns the optimizer's own arrays, which the next step changes; `load_state` copies.
     """
 
@@ -33,6 +35,7 @@ class SGD:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 0.0
+    factors: Mapping[str, float] = field(default_factory=dict[str, float])
     _velocity: dict[str, Floats] = field(default_factory=dict[str, Floats], repr=False)
     _scratch: dict[str, tuple[Floats, Floats]] = field(default_factory=dict[str, "tuple[Floats, Floats]"], repr=False)
 
@@ -45,7 +48,7 @@ class SGD:
             update += gradients[name]
             if self.momentum:
                 self._accumulate(name, update)
-            update *= np.float32(learning_rate)
+            update *= np.float32(learning_rate * self.factors.get(name, 1.0))
             theta -= update
 
     def _accumulate(self, name: str, update: Floats) -> None:
@@ -78,6 +81,7 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    factors: Mapping[str, float] = field(default_factory=dict[str, float])
     _first: dict[str, Floats] = field(default_factory=dict[str, Floats], repr=False)
     _second: dict[str, Floats] = field(default_factory=dict[str, Floats], repr=False)
     _scratch: dict[str, tuple[Floats, Floats]] = field(default_factory=dict[str, "tuple[Floats, Floats]"], repr=False)
@@ -89,7 +93,7 @@ class AdamW:
         correction1 = 1.0 - beta1**self._steps
         correction2 = 1.0 - beta2**self._steps
         for name, theta in parameters.items():
-            g = gradients[name]
+            g, rate = gradients[name], learning_rate * self.factors.get(name, 1.0)
             if name not in self._first:
                 self._first[name], self._second[name] = np.zeros_like(theta), np.zeros_like(theta)
             if name not in self._scratch:
@@ -97,7 +101,7 @@ class AdamW:
             m, v = self._first[name], self._second[name]
             update, denominator = self._scratch[name]
             if self.weight_decay:
-                theta *= np.float32(1.0 - learning_rate * self.weight_decay)
+                theta *= np.float32(1.0 - rate * self.weight_decay)
             np.subtract(g, m, out=update)
             update *= np.float32(1.0 - beta1)
             m += update
@@ -109,7 +113,7 @@ class AdamW:
             denominator /= np.float32(correction2**0.5)
             denominator += np.float32(self.eps)
             np.divide(m, denominator, out=update)
-            update *= np.float32(learning_rate / correction1)
+            update *= np.float32(rate / correction1)
             theta -= update
 
     def state(self) -> dict[str, NDArray[np.generic]]:

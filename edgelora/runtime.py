@@ -18,6 +18,7 @@ from edgelora.active import ActiveAdapter, AdapterCache
 from edgelora.adapter import Adapter, absent_adapter
 from edgelora.bundle import Bundle
 from edgelora.errors import AdapterError, ConfigError, DataError
+from edgelora.manifest import LORA_GRAPHS
 from edgelora.mixing import ALONE, AdapterStack, Batch, plan_batches
 from edgelora.objectives import Array, Feeds
 from edgelora.session import SessionSettings
@@ -93,7 +94,7 @@ class Model:
         manifest = self.bundle.manifest
         adapter.validate(manifest)
         has_head = manifest.head is not None and manifest.head.weight in adapter.tensors
-        return ActiveAdapter(adapter.feeds(manifest), adapter.labels, has_head)
+        return ActiveAdapter(self.bundle.feeds(adapter), adapter.labels, has_head, adapter.method.graphs)
 
     def encode(self, inputs: RawInputs) -> Feeds:
         """Graph inputs from texts, or from arrays by input name.
@@ -224,14 +225,21 @@ class Model:
         self, feeds: Feeds, batch: Batch, active: Mapping[Hashable, ActiveAdapter]
     ) -> list[tuple[NDArray[np.int64], dict[str, Array]]]:
         """Rows and their outputs: of one run, or of one for each adapter where the stack cannot hold all of them."""
-        rows = np.array(batch.rows)
+        rows, first = np.array(batch.rows), active[batch.keys[0]]
         given = {name: array[rows] for name, array in feeds.items()}
         if not batch.is_mixed:
-            return [(rows, self.bundle.forward.run({**given, **active[batch.keys[0]].feeds}))]
-        with self.stack.loaded(batch.keys, active) as stacked:
-            if stacked is not None and self.bundle.manifest.mixed is not None:
-                outputs = self.bundle.graph(self.bundle.manifest.mixed).run({**given, **stacked})
-                return [(rows, self._without_padding(outputs, active))]
+            return [(rows, self.bundle.forward_in(first.graphs).run({**given, **first.feeds}))]
+        in_lora = [active[key].graphs == LORA_GRAPHS for key in batch.keys]
+        if any(in_lora) and not all(in_lora):
+            parts = [np.flatnonzero(np.array(in_lora) == kind).tolist() for kind in (True, False)]
+            halves = [Batch(tuple(batch.rows[i] for i in p), tuple(batch.keys[i] for i in p)) for p in parts]
+            return [part for half in halves for part in self._run(feeds, half, active)]
+        mixed = self.bundle.manifest.mixed
+        if all(in_lora) and mixed is not None:
+            with self.stack.loaded(batch.keys, active) as stacked:
+                if stacked is not None:
+                    outputs = self.bundle.graph(mixed).run({**given, **stacked})
+                    return [(rows, self._without_padding(outputs, active))]
         alone = plan_batches(batch.keys, len(rows), 0)
         return [
             part

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 
-from edgelora.config import LoraConfig, Patterns
+from edgelora.config import AdapterConfig, Patterns
 from edgelora.errors import ConfigError
 from edgelora.manifest import InsertionPoint
 
@@ -14,7 +14,7 @@ ALL_LINEAR = "all-linear"
 _NEAREST = 3
 
 
-def select_points(points: Sequence[InsertionPoint], config: LoraConfig) -> tuple[InsertionPoint, ...]:
+def select_points(points: Sequence[InsertionPoint], config: AdapterConfig) -> tuple[InsertionPoint, ...]:
     """The points that the settings name, in their order: all where `target_modules` is None, none where it is empty.
 
     "all-linear" leaves convolutions out, as PEFT does. Unlike PEFT, `layers_to_transform` also restricts "all-linear".
@@ -51,7 +51,7 @@ def matches(patterns: Patterns, point_id: str) -> bool:
     return any(point_id == name or point_id.endswith(f".{name}") for name in patterns)
 
 
-def _excluded(config: LoraConfig, point_id: str) -> bool:
+def _excluded(config: AdapterConfig, point_id: str) -> bool:
     """By `exclude_modules`, or because it lies in a module that is trained whole."""
     saved = config.modules_to_save or ()
     return matches(config.exclude_modules, point_id) or any(
@@ -59,7 +59,7 @@ def _excluded(config: LoraConfig, point_id: str) -> bool:
     )
 
 
-def _in_layers(config: LoraConfig, point_id: str) -> bool:
+def _in_layers(config: AdapterConfig, point_id: str) -> bool:
     """Whether the first number in the id, or the one after `layers_pattern`, is one of the layers asked for.
 
     A point that `target_modules` names in full is taken whatever its layer, as PEFT does.

@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelora.adapter import Adapter
+from edgelora.adapter import Adapter, absent_adapter, head_names
 from edgelora.batching import epoch_batches, shares
 from edgelora.bundle import Bundle
+from edgelora.config import LoraConfig
 from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConfigError, DataError, TrainingError
-from edgelora.manifest import Manifest, Prefix, TrainingGraph
+from edgelora.manifest import LORA_GRAPHS, Manifest, Prefix, TrainingGraph
+from edgelora.methods.lora_fa import project
 from edgelora.objectives import Array, Feeds, Floats, Objective, OwnLoss, Regression
 from edgelora.optimizers import SGD, AdamW, Optimizer, clip_by_global_norm
 from edgelora.prefix_cache import CacheSettings, PrefixCache, chosen_prefix
@@ -28,6 +30,9 @@ from edgelora.schedules import learning_rate_factor
 from edgelora.session import Graph
 from edgelora.training_config import TrainingConfig
 from edgelora.zeroth_order import spsa
+
+_FAST = "fast"  # the group of tensors that LoRA+ gives another learning rate
+_AFTER_DROPOUT = ".lora_B"  # the input that is multiplied by 1/(1 − p) where masks drop an adapter's inputs
 
 
 @dataclass(frozen=True)
@@ -67,41 +72,60 @@ class Trainer:
             raise ConfigError("there are no training samples")
         check_targets(manifest, adapter, objective)
         self.bundle, self.adapter, self.objective, self.config = bundle, adapter, objective, config
-        dropout = adapter.config.lora_dropout
+        dropout, self._points = adapter.config.dropout, adapter.joined(manifest)
         if dropout and isinstance(objective, OwnLoss):
             raise ConfigError("LoRA dropout cannot be combined with a loss of your own: it sees the outputs without it")
-        self.names = tuple(sorted(adapter.tensors))
-        self._gradient_names = tuple(f"grad.{name}" for name in self.names)
-        keeps = config.cache is not None and not adapter.config.lora_dropout
+        self._check_method()
+        trained = trained_tensors(adapter, config)
+        self.names = tuple(sorted(trained, key=lambda name: (self._is_fast(name), name)))
+        self._fixed = {name: tensor for name, tensor in adapter.tensors.items() if name not in self.names}
+        keeps = config.cache is not None and not dropout
         self.prefix = chosen_prefix(manifest, config.train_last, keeps)
         self._cache_folder = cache_folder
         self._caches: list[PrefixCache] = []
+        self._graphs = adapter.method.graphs
         if self.prefix is not None:
             self._check_prefix(self.prefix)
         self.record: TrainingGraph | None = None
         if config.gradient == "spsa":
             self._check_zeroth_order()
         else:
-            self.record = bundle.training(objective.loss, dropout > 0, self.prefix)
+            self.record = bundle.training(objective.loss, dropout > 0, self.prefix, self._graphs)
             self._check_points(self.record)
         self.flat, self._views = flatten([adapter.tensors[n] for n in self.names])
-        self._shapes = [v.shape for v in self._views]
         self._grad = np.zeros_like(self.flat)
-        self._grad_views = views_of(self._grad, self._shapes)
-        self._made = [(self._grad, self._grad_views)]  # gradients of parts of a batch, the first where the sum is
-        self._scaled_views = views_of(np.zeros_like(self.flat), self._shapes)
+        self._grad_views = views_of(self._grad, [v.shape for v in self._views])
+        self._absent = absent_adapter(manifest, self._graphs)
+        self._fed: dict[str, Floats] = {}
+        self._fed = self._graph_inputs()
+        self._gradient_names = tuple(f"grad.{name}" for name in self._fed)
+        self._input_shapes = [x.shape for x in self._fed.values()]
+        self._input_grad = np.zeros(sum(x.size for x in self._fed.values()), np.float32)
+        self._input_grad_views = views_of(self._input_grad, self._input_shapes)
+        # gradients of parts of a batch, the first where the sum is
+        self._made = [(self._input_grad, self._input_grad_views)]
+        fast = sum(adapter.tensors[name].size for name in self.names if self._is_fast(name))
+        self._groups = {"adapter": slice(0, self.flat.size - fast), _FAST: slice(self.flat.size - fast, None)}
+        if not fast:
+            del self._groups[_FAST]
+        factors = {_FAST: config.loraplus_lr_ratio or 1.0}
         self.optimizer: Optimizer = (
-            AdamW(weight_decay=config.weight_decay)
+            AdamW(weight_decay=config.weight_decay, factors=factors)
             if config.optim == "adamw"
-            else SGD(momentum=config.momentum, weight_decay=config.weight_decay)
+            else SGD(momentum=config.momentum, weight_decay=config.weight_decay, factors=factors)
         )
         self.step_number = 0
         self._pool = ThreadPoolExecutor(bundle.settings.cores, "edgelora-train")
-        self._scales = {n: self._scale_of(n) for n in self.names}
         self._lengths = objective.lengths()
-        self._absent = {n: a for n, a in adapter.feeds(manifest).items() if n not in adapter.tensors}
         steps = self.steps_per_epoch * config.num_train_epochs
         self.total_steps = steps if config.max_steps is None else min(steps, config.max_steps)
+
+    @property
+    def forward_file(self) -> str:
+        """The inference graph of the whole model, for adapters of this one's method."""
+        found = self.bundle.manifest.graph_set(self._graphs)
+        assert found is not None, "the adapter is valid"
+        return found.forward
 
     @property
     def part_size(self) -> int:
@@ -121,12 +145,27 @@ class Trainer:
         """
         rows = min(self.config.batch_size, self.part_size, len(self.objective))
         cores = self.bundle.settings.cores
-        divided = self.objective.separable and not self.adapter.config.lora_dropout and rows >= 2 * cores
+        divided = self.objective.separable and not self.adapter.config.dropout and rows >= 2 * cores
         return cores if divided else 1
 
+    def _check_method(self) -> None:
+        """Whether the training settings that are a method's own suit the adapter."""
+        for name in ("loraplus_lr_ratio", "lora_fa"):
+            if getattr(self.config, name) and not isinstance(self.adapter.config, LoraConfig):
+                raise ConfigError(f"{name} is for LoRA adapters, and this one is {self.adapter.config.peft_type}")
+        kernels = [point.id for point in self._points if point.kernel]
+        if self.config.lora_fa and kernels:
+            raise ConfigError(f"lora_fa is for linear points; {', '.join(kernels)} are convolutions")
+        if self.config.lora_fa and self.config.gradient == "spsa":
+            raise ConfigError('lora_fa projects an exact gradient: leave gradient "spsa" out')
+
+    def _is_fast(self, name: str) -> bool:
+        """Whether a tensor has LoRA+'s other learning rate."""
+        is_other = name.endswith(".lora_B") or self.adapter.tensors[name].ndim == 1
+        return self.config.loraplus_lr_ratio is not None and is_other
+
     def _check_points(self, record: TrainingGraph) -> None:
-        adapted = [n.rpartition(".")[0] for n in self.names if n.endswith(".lora_B")]
-        absent = [point for point in adapted if point not in record.points]
+        absent = [point.id for point in self._points if point.id not in record.points]
         lost = {point.id: point.blocked_by for point in self.bundle.manifest.lost}
         if blocked := [point for point in absent if point in lost]:
             raise ConfigError(
@@ -141,6 +180,10 @@ class Trainer:
             )
 
     def _check_prefix(self, prefix: Prefix) -> None:
+        if self._graphs != LORA_GRAPHS:
+            raise ConfigError(
+                f"a prefix has no graphs for {self.adapter.config.peft_type} adapters: leave train_last out"
+            )
         outside = [p for p in self.adapter.points if p not in prefix.points]
         if outside:
             raise ConfigError(
@@ -162,7 +205,7 @@ class Trainer:
                 limit = None if config.cache_limit is None else max(config.cache_limit - used, 0)
                 folder = self._cache_folder if config.cache == "disk" else None
                 settings = CacheSettings(config.cache_dtype, limit, folder)
-            found = PrefixCache(self.bundle, self.prefix, objective, settings, self.adapter.feeds(self.bundle.manifest))
+            found = PrefixCache(self.bundle, self.prefix, objective, settings, self.bundle.feeds(self.adapter))
             self._caches.append(found)
         return found
 
@@ -173,17 +216,10 @@ class Trainer:
         self._caches.clear()
 
     def _check_zeroth_order(self) -> None:
-        if self.adapter.config.lora_dropout:
+        if self.adapter.config.dropout:
             raise ConfigError('LoRA dropout needs the exact gradient: gradient "spsa" runs the inference graph alone')
         if not isinstance(self.objective, OwnLoss) and self.objective.loss not in REFERENCES:
             raise ConfigError(f'the loss {self.objective.loss!r} cannot be trained with gradient "spsa"')
-
-    def _scale_of(self, name: str) -> float:
-        """What the graph's B' = s·B/(1 − p) is to B: both the feed and its gradient are multiplied by it."""
-        if not name.endswith(".lora_B"):
-            return 1.0
-        config = self.adapter.config
-        return config.scale(name.removesuffix(".lora_B")) / (1.0 - config.lora_dropout)
 
     def step(self, rows: NDArray[np.int64]) -> StepResult:
         """One update from the samples of these numbers, `[batch]`.
@@ -199,12 +235,13 @@ class Trainer:
                 "lower the learning rate, or look for extreme values in the data"
             )
         rate = self.learning_rate()
-        self.optimizer.step({"adapter": self.flat}, {"adapter": self._grad}, rate)
+        parameters = {name: self.flat[part] for name, part in self._groups.items()}
+        self.optimizer.step(parameters, {name: self._grad[part] for name, part in self._groups.items()}, rate)
         self.step_number += 1
         return StepResult(self.step_number, loss, norm, rate)
 
     def accumulate(self, rows: NDArray[np.int64]) -> float:
-        """Mean loss of the batch; its gradients, with respect to A, B and the head, are left in `gradients()`."""
+        """Mean loss of the batch; its gradients, with respect to what is trained, are left in `gradients()`."""
         total, parts = self.objective.weight(rows), self.micro_batches(rows)
         if self.record is None:
             rng = np.random.default_rng([self.config.seed, self.step_number])
@@ -230,20 +267,33 @@ class Trainer:
                 loss += sum(self._pool.map(run, fed, pieces, [views for _, views in made]))
             self.graph(record).give_back_pages()
             for flat, _ in made:
-                if flat is not self._grad:
-                    self._grad += flat
-        for name, grad in zip(self.names, self._grad_views, strict=True):
-            if self._scales[name] != 1.0:
-                grad *= self._scales[name]
+                if flat is not self._input_grad:
+                    self._input_grad += flat
+        self._pull_back()
         return loss
 
     def _room(self, count: int, beside_the_sum: bool) -> list[tuple[Floats, list[Floats]]]:
         """Where the gradients of so many parts go, flat and in views: beside the sum, or the first in its place."""
         first = int(beside_the_sum)
         while len(self._made) < first + count:
-            flat = np.zeros_like(self.flat)
-            self._made.append((flat, views_of(flat, self._shapes)))
+            flat = np.zeros_like(self._input_grad)
+            self._made.append((flat, views_of(flat, self._input_shapes)))
         return self._made[first : first + count]
+
+    def _pull_back(self) -> None:
+        """From the gradients of the graph's inputs to those of the tensors that are trained."""
+        config, head = self.adapter.config, head_names(self.bundle.manifest)
+        found = dict(zip(self._fed, self._input_grad_views, strict=True))
+        for name, grad in found.items():
+            if name.endswith(_AFTER_DROPOUT) and config.dropout:
+                grad /= np.float32(1.0 - config.dropout)
+        made = {name: grad for name, grad in found.items() if name in head}
+        inner = {name: grad for name, grad in found.items() if name not in head}
+        made |= self.adapter.method.pullback(config, self._tensors(), inner, self.bundle.norms)
+        for name, grad in zip(self.names, self._grad_views, strict=True):
+            grad[...] = made[name]
+        if isinstance(config, LoraConfig) and self.config.lora_fa:
+            project(config, self._fixed, self._points, dict(zip(self.names, self._grad_views, strict=True)))
 
     def run_once(self, rows: NDArray[np.int64]) -> None:
         """Run what a step and an evaluation run, on these samples, and leave everything as it was."""
@@ -265,7 +315,7 @@ class Trainer:
     def _backward(
         self, record: TrainingGraph, feeds: Feeds, rows: NDArray[np.int64], total: float, gradients: list[Floats]
     ) -> float:
-        """These samples' share of the loss; what is fed has its gradients in `gradients`, in the order of the names."""
+        """These samples' share of the loss; what is fed has its gradients in `gradients`, in the order of the feeds."""
         share, made = np.zeros((), np.float32), dict(zip(self._gradient_names, gradients, strict=True))
         if isinstance(self.objective, OwnLoss):
             loss, cotangents = self.objective.cotangents(self._inference.run(feeds), rows, total)
@@ -292,7 +342,9 @@ class Trainer:
     @property
     def _inference(self) -> Graph:
         """The inference graph, or what of it comes after the prefix."""
-        return self.bundle.forward if self.prefix is None else self.bundle.graph(self.prefix.forward)
+        if self.prefix is not None:
+            return self.bundle.graph(self.prefix.forward)
+        return self.bundle.forward_in(self._graphs)
 
     def micro_batches(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """The batch in parts of `micro_batch_size` samples of similar length, so that little is padding."""
@@ -303,7 +355,7 @@ class Trainer:
         return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def gradients(self) -> dict[str, Floats]:
-        """The gradients of the last batch, by tensor name, in graph orientation."""
+        """The gradients of the last batch, by the name of each tensor that is trained, in graph orientation."""
         return dict(zip(self.names, (g.copy() for g in self._grad_views), strict=True))
 
     def learning_rate(self) -> float:
@@ -314,15 +366,26 @@ class Trainer:
         return config.learning_rate * factor
 
     def _adapter_feeds(self) -> Feeds:
-        feeds: Feeds = dict(self._absent)
-        for name, view, scaled in zip(self.names, self._views, self._scaled_views, strict=True):
-            scale = self._scales[name]
-            feeds[name] = view if scale == 1.0 else np.multiply(view, np.float32(scale), out=scaled)
-        return feeds
+        self._fed = self._graph_inputs()
+        return {**self._absent, **self._fed}
+
+    def _tensors(self) -> dict[str, Floats]:
+        """All of the adapter's tensors as they are now, those that are trained as views."""
+        return {**self._fixed, **dict(zip(self.names, self._views, strict=True))}
+
+    def _graph_inputs(self) -> dict[str, Floats]:
+        """The graph inputs that the tensors make, in arrays of the call before; B' with dropout's factor 1/(1 − p)."""
+        config, tensors = self.adapter.config, self._tensors()
+        made = self.adapter.method.feeds(config, tensors, self._points, self.bundle.norms, self._fed)
+        if config.dropout:
+            for name, x in made.items():
+                if name.endswith(_AFTER_DROPOUT):
+                    x *= np.float32(1.0 / (1.0 - config.dropout))
+        return made | {name: tensors[name] for name in head_names(self.bundle.manifest) if name in tensors}
 
     def _masks(self, record: TrainingGraph, feeds: Feeds, part: int) -> Feeds:
         """LoRA dropout: a uint8 mask for the input of each point, drawn from (seed, step, part, point)."""
-        probability = self.adapter.config.lora_dropout
+        probability = self.adapter.config.dropout
         if not probability:
             return {}
         sizes = {
@@ -350,12 +413,18 @@ class Trainer:
 
     def current(self) -> Adapter:
         """The adapter as it is now (a copy)."""
-        return self.adapter.with_tensors({n: v.copy() for n, v in zip(self.names, self._views, strict=True)})
+        return self.adapter.with_tensors({name: tensor.copy() for name, tensor in self._tensors().items()})
 
     def evaluate(self, objective: Objective, batch_size: int | None = None) -> dict[str, float]:
         """Metrics of the current parameters on held-out samples (the forward graph, no dropout)."""
         batch_size = batch_size or self.part_size
         return evaluate(self.bundle, self.current(), objective, batch_size, self.cache_of(objective))
+
+
+def trained_tensors(adapter: Adapter, config: TrainingConfig) -> tuple[str, ...]:
+    """The names of the adapter's tensors that learn under these settings."""
+    learning = (name for name in adapter.tensors if adapter.method.is_trained(name))
+    return tuple(name for name in learning if not (config.lora_fa and name.endswith(".lora_A")))
 
 
 def check_targets(manifest: Manifest, adapter: Adapter, objective: Objective) -> None:
@@ -390,7 +459,7 @@ def evaluate(
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
     check_targets(bundle.manifest, adapter, objective)
-    feeds = adapter.feeds(bundle.manifest)
+    feeds = bundle.feeds(adapter)
     outputs: list[Array] = []
     rows: list[NDArray[np.int64]] = []
     name = bundle.manifest.outputs[0].name
@@ -398,7 +467,7 @@ def evaluate(
         inputs = objective.inputs(batch)
         if cache is not None:
             inputs = cache.feeds(inputs, batch)
-        graph = bundle.forward if cache is None else bundle.graph(cache.prefix.forward)
+        graph = bundle.forward_in(adapter.method.graphs) if cache is None else bundle.graph(cache.prefix.forward)
         outputs.append(graph.run({**inputs, **feeds}, [name])[name])
         graph.give_back_pages()
         rows.append(batch)

@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from edgelora.adapter import Adapter, new_adapter
-from edgelora.config import LoraConfig
+from edgelora.adapter import Adapter, new_adapter, settings_field
+from edgelora.config import AdapterConfig, LoraConfig
 from edgelora.data import Sample, digest, labels_of
 from edgelora.errors import ConfigError
 from edgelora.manifest import Manifest, Prefix
 from edgelora.memory_plan import MemoryPlan, follow, plan_memory, read_layout, write_layout
+from edgelora.methods import Norms
 from edgelora.prefix_cache import chosen_prefix
 from edgelora.runtime import Model
 from edgelora.targets import select_points
 from edgelora.tasks import objective_for, outputs_of
-from edgelora.trainer import Trainer
+from edgelora.trainer import Trainer, trained_tensors
 from edgelora.training_config import TrainingConfig
 from edgelora.training_run import STATE_FILE, Callback, Progress, finish, fit, run_id, unfinished
 
@@ -63,7 +64,7 @@ def train(
     name: str,
     samples: Sequence[Sample],
     validation: Sequence[Sample] | None = None,
-    lora: LoraConfig | None = None,
+    lora: AdapterConfig | None = None,
     config: TrainingConfig | None = None,
     restart: bool = False,
     again: bool = False,
@@ -82,8 +83,9 @@ def train(
     `ram` is a budget in bytes for this process's resident memory: the run is laid out to stay within it
     (memory_plan.py), with the same gradients up to the order of sums. `planned` is told how, before the work.
 
-    `lora` is for a new adapter (default: rank 8, alpha 16, all of the bundle's points), `callback` is called
-    after every step. Classes are the labels of the samples, after those that the adapter knows.
+    `lora` are the settings of a new adapter, of any method (default: LoRA of rank 8, alpha 16, all of the bundle's
+    points), `callback` is called after every step. Classes are the labels of the samples, after those that the adapter
+    knows.
 
     Raises:
         ConfigError: settings that contradict the bundle, the data or the adapter that exists, or a `ram` in which
@@ -98,7 +100,7 @@ def train(
         current = None if restart or not model.store.exists(name) else model.store.load(name)
         labels = merged_labels(manifest, current, samples)
         lora = chosen_lora(manifest, current, lora, config)
-        settings = {"lora": lora.to_dict(), "training": config.decisive(), "labels": labels}
+        settings = {settings_field(lora): lora.to_dict(), "training": config.decisive(), "labels": labels}
         decisive = {
             "base": manifest.base_digest,
             "data": digest(samples),
@@ -109,10 +111,12 @@ def train(
         if current is not None and not again:
             done = run_id(**decisive, parent=current.training.get("parent"))
             if current.training.get("run_id") == done:
-                return _report(name, model.store.current_version(name), current, _recorded(current), already_done=True)
+                return _report(
+                    name, model.store.current_version(name), current, _recorded(current), config, already_done=True
+                )
         parent = None if current is None else identity_of(current)
         identity = run_id(**decisive, parent=parent)
-        start = starting_adapter(manifest, current, lora, labels, samples, config.seed)
+        start = starting_adapter(manifest, current, lora, labels, samples, config.seed, model.bundle.norms)
         objective = objective_for(model, samples, start.labels, config)
         held_out = objective_for(model, validation, start.labels, config) if validation else None
         folder = model.store.state_path(name)
@@ -138,7 +142,7 @@ def train(
             (folder / STATE_FILE).unlink(missing_ok=True)
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    report = _report(name, version, adapter, result.progress, already_done=False)
+    report = _report(name, version, adapter, result.progress, config, already_done=False)
     median = float(np.median(result.step_seconds)) if result.step_seconds else None
     return replace(report, resumed_at=result.resumed_at, step_seconds_median=median, memory=plan)
 
@@ -159,8 +163,8 @@ def merged_labels(manifest: Manifest, current: Adapter | None, samples: Sequence
 
 
 def chosen_lora(
-    manifest: Manifest, current: Adapter | None, asked: LoraConfig | None, config: TrainingConfig | None = None
-) -> LoraConfig:
+    manifest: Manifest, current: Adapter | None, asked: AdapterConfig | None, config: TrainingConfig | None = None
+) -> AdapterConfig:
     """The adapter's settings: those that exist, else those asked for, else rank 8 on the bundle's points.
 
     Where no points are asked for, they are those that have a gradient, or with "spsa" all. With `train_last` they are
@@ -181,7 +185,7 @@ def chosen_lora(
         return wanted if prefix is None else in_last_layers(manifest, wanted, prefix)
     existing = replace(current.config, modules_to_save=None)  # the head is the task's, not a setting
     if asked is not None and asked != existing:
-        theirs, ours = existing.to_dict(), asked.to_dict()
+        theirs, ours = ({"method": one.peft_type, **one.to_dict()} for one in (existing, asked))
         differing = [f"{k} {theirs.get(k)} against {v}" for k, v in ours.items() if theirs.get(k) != v]
         raise ConfigError(
             f"the adapter exists with other settings ({'; '.join(differing)}): leave them out to train it further, "
@@ -190,7 +194,7 @@ def chosen_lora(
     return existing
 
 
-def in_last_layers(manifest: Manifest, lora: LoraConfig, prefix: Prefix) -> LoraConfig:
+def in_last_layers(manifest: Manifest, lora: AdapterConfig, prefix: Prefix) -> AdapterConfig:
     """The settings, narrowed to the points behind the prefix: by PEFT's `layers_to_transform` where that says it.
 
     Raises:
@@ -214,10 +218,11 @@ def in_last_layers(manifest: Manifest, lora: LoraConfig, prefix: Prefix) -> Lora
 def starting_adapter(
     manifest: Manifest,
     current: Adapter | None,
-    lora: LoraConfig,
+    lora: AdapterConfig,
     labels: tuple[str, ...] | None,
     samples: Sequence[Sample],
     seed: int,
+    norms: Norms | None = None,
 ) -> Adapter:
     """A fresh adapter, or the current one with rows in its head for new labels.
 
@@ -225,7 +230,12 @@ def starting_adapter(
         ConfigError: the current one has a head of classes that have no names.
     """
     fresh = new_adapter(
-        manifest, lora, labels=labels, outputs=outputs_of(manifest, samples), rng=np.random.default_rng(seed)
+        manifest,
+        lora,
+        labels=labels,
+        outputs=outputs_of(manifest, samples),
+        rng=np.random.default_rng(seed),
+        norms=norms,
     )
     if current is None:
         return fresh
@@ -260,7 +270,9 @@ def _recorded(adapter: Adapter) -> Progress:
     )
 
 
-def _report(name: str, version: int, adapter: Adapter, progress: Progress, already_done: bool) -> TrainingReport:
+def _report(
+    name: str, version: int, adapter: Adapter, progress: Progress, config: TrainingConfig, already_done: bool
+) -> TrainingReport:
     return TrainingReport(
         adapter=name,
         version=version,
@@ -272,6 +284,6 @@ def _report(name: str, version: int, adapter: Adapter, progress: Progress, alrea
         best_epoch=progress.best_epoch,
         stopped_early=progress.stopped_early,
         already_done=already_done,
-        trainable_parameters=sum(t.size for t in adapter.tensors.values()),
+        trainable_parameters=sum(adapter.tensors[name].size for name in trained_tensors(adapter, config)),
         labels=adapter.labels,
     )

@@ -33,6 +33,10 @@ class TrainingConfig:
     over `spsa_directions` random directions of length `spsa_epsilon` times their norm (zeroth_order.py): it
     serves points that have no gradient, at two forward passes a direction and many more steps.
 
+    `loraplus_lr_ratio` is LoRA+ (arXiv:2402.12354): the learning rate of every B and of a head's bias is that many
+    times the others', as peft.optimizers.create_loraplus_optimizer has it. `lora_fa` is LoRA-FA: A stays as it began
+    (methods/lora_fa.py). Both train LoRA adapters.
+
     `train_last` trains the adapters of that many last layers alone (the bundle must have been converted for it). What
     comes before runs once a sample, and is kept in `cache` "memory" or "disk" (None: it runs each time), with real
     numbers in `cache_dtype`, in at most `cache_limit` bytes. With "float32" the result is that without cache, up to
@@ -67,6 +71,8 @@ class TrainingConfig:
     gradient: str = "backward"
     spsa_directions: int = 1
     spsa_epsilon: float = 1e-3
+    loraplus_lr_ratio: float | None = None
+    lora_fa: bool = False
     train_last: int | None = None
     cache: str | None = "memory"
     cache_dtype: str = "float32"
@@ -102,6 +108,11 @@ class TrainingConfig:
                 ("gradient", f"one of {', '.join(GRADIENTS)}", self.gradient in GRADIENTS),
                 ("spsa_directions", "at least 1", self.spsa_directions >= 1),
                 ("spsa_epsilon", "above 0", 0 < self.spsa_epsilon < float("inf")),
+                (
+                    "loraplus_lr_ratio",
+                    "above 0",
+                    self.loraplus_lr_ratio is None or 0 < self.loraplus_lr_ratio < float("inf"),
+                ),
                 ("train_last", "at least 1", self.train_last is None or self.train_last >= 1),
                 ("cache", f"one of {', '.join(PLACES)} or None", self.cache in (None, *PLACES)),
                 ("cache_dtype", f"one of {', '.join(DTYPES)}", self.cache_dtype in DTYPES),
@@ -117,8 +128,11 @@ class TrainingConfig:
         return asdict(self)
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that a result depends on: all but where a cache lies, and those of one that there is not."""
+        """The settings that a result depends on: all but where a cache lies, and those of what there is not."""
         settings = self.to_dict()
+        for name in ("loraplus_lr_ratio", "lora_fa"):
+            if not settings[name]:
+                del settings[name]
         names = ("train_last", "cache", "cache_dtype", "cache_limit", "keep_cache")
         cache = {name: settings.pop(name) for name in names}
         settings |= {"train_last": self.train_last, "cached": self.cache is not None}

@@ -108,7 +108,7 @@ def test_half_precision_from_peft_is_read(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("extra", "message"),
-    [({"use_dora": True}, "use_dora"), ({"bias": "lora_only"}, "bias|lora_only"), ({"lora_bias": True}, "bias")],
+    [({"bias": "lora_only"}, "bias|lora_only"), ({"lora_bias": True}, "bias")],
 )
 def test_what_we_cannot_represent_is_refused(tmp_path: Path, extra: dict[str, Any], message: str):
     theirs(extra).save_pretrained(str(tmp_path))

@@ -28,7 +28,7 @@ from edgelora.cli.common import (
 )
 from edgelora.config import LoraConfig
 from edgelora.errors import DataError
-from edgelora.manifest import LostPoint, Manifest
+from edgelora.manifest import LORA_GRAPHS, LostPoint, Manifest
 
 CHECK_FAILED = 1
 _MOST_NAMES = 12
@@ -99,6 +99,13 @@ def add_verbs(verbs: Verbs) -> None:
         choices=("modules", "skip"),
         default="modules",
         help="skip: adapters from every layer's input to the last hidden state, for which the base runs once a sample",
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help="also write graphs for adapters of other methods than LoRA: dora, ia3, bitfit (VeRA needs none)",
     )
     parser.add_argument(
         "--keep-padding",
@@ -195,6 +202,7 @@ def run_convert(options: argparse.Namespace) -> int:
         calibration=options.calibration,
         placement=options.placement,
         unpad=not options.keep_padding,
+        methods=tuple(options.methods),
     )
     manifest: Manifest = compiler.convert(source, Path(options.output), chosen, progress_line)
     verdict = None
@@ -333,6 +341,7 @@ def run_info(options: argparse.Namespace) -> None:
         f"outputs        {', '.join(f'{s.name} {list(s.shape)}' for s in manifest.outputs)}",
         f"preprocessing  {manifest.preprocessing.get('kind')}",
         f"losses         {', '.join(dict.fromkeys(g.loss for g in manifest.training))}",
+        f"methods        {', '.join((LORA_GRAPHS, *manifest.methods))}",
         f"points         {len(manifest.points)} ({', '.join(manifest.target_modules)})",
         f"size           {size_text(sum(e.size for e in manifest.files.values()))}",
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,10 +21,11 @@ from edgelora.cli.common import (
     progress_line,
     table,
 )
-from edgelora.config import LoraConfig
+from edgelora.config import AdapterConfig, LoraConfig
 from edgelora.data import read_samples, split
 from edgelora.errors import ConfigError
 from edgelora.memory import parse_size, peak_memory
+from edgelora.methods import BeftConfig, IA3Config, VeraConfig
 from edgelora.prefix_cache import DTYPES, PLACES
 from edgelora.trainer import StepResult
 from edgelora.training import TrainingReport, train
@@ -32,17 +33,15 @@ from edgelora.training_config import GRADIENTS, OPTIMIZERS, TrainingConfig
 from edgelora.training_run import Progress
 
 N = TypeVar("N", int, float)
-_LORA_OPTIONS = (
-    "rank",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "exclude_modules",
-    "layers_to_transform",
-    "rank_pattern",
-    "alpha_pattern",
-    "rslora",
-)
+_TARGETS = ("target_modules", "exclude_modules", "layers_to_transform")
+_LORA = (*_TARGETS, "rank", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "rslora")
+_OPTIONS = {  # of an adapter method
+    "lora": _LORA,
+    "dora": _LORA,
+    "vera": (*_TARGETS, "rank", "lora_dropout"),
+    "ia3": (*_TARGETS, "feedforward_modules"),
+    "bitfit": _TARGETS,
+}
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -73,7 +72,12 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument("--again", action="store_true", help="train further although this very run is done")
 
     lora = parser.add_argument_group("adapter (PEFT's names; for a new adapter)")
-    lora.add_argument("--rank", "-r", type=int, help="rank of every point (8)")
+    lora.add_argument(
+        "--method",
+        choices=tuple(_OPTIONS),
+        help="lora (default) and vera run in every bundle, the others in one converted with --methods",
+    )
+    lora.add_argument("--rank", "-r", type=int, help="rank of every point (8; of vera 256)")
     lora.add_argument("--lora-alpha", type=float, help="scale = alpha/rank (2 × rank)")
     lora.add_argument("--lora-dropout", type=float, help="dropout on the adapters' inputs (0)")
     lora.add_argument(
@@ -86,6 +90,9 @@ def add_verbs(verbs: Verbs) -> None:
     lora.add_argument("--layers-to-transform", nargs="+", type=int, metavar="LAYER")
     lora.add_argument("--rank-pattern", nargs="+", metavar="PATTERN=R", help="other ranks for some points")
     lora.add_argument("--alpha-pattern", nargs="+", metavar="PATTERN=ALPHA", help="other alphas for some points")
+    lora.add_argument(
+        "--feedforward-modules", nargs="+", metavar="PATTERN", help="those that ia3 scales at their input (none)"
+    )
     lora.add_argument("--rslora", action="store_true", default=None, help="scale = alpha/√rank")
 
     defaults = TrainingConfig()
@@ -116,6 +123,10 @@ def add_verbs(verbs: Verbs) -> None:
         "--spsa-directions", type=int, default=defaults.spsa_directions, help="random directions a step (1)"
     )
     run.add_argument("--spsa-epsilon", type=float, default=defaults.spsa_epsilon, help="perturbation (0.001)")
+    run.add_argument(
+        "--loraplus-lr-ratio", type=float, metavar="RATIO", help="LoRA+: B learns so many times faster than A"
+    )
+    run.add_argument("--lora-fa", action="store_true", help="LoRA-FA: A stays as it began")
     run.add_argument("--weight-decay", type=float, default=defaults.weight_decay)
     run.add_argument("--momentum", type=float, default=defaults.momentum, help="of sgd (0.9)")
     run.add_argument("--schedule", default=defaults.lr_scheduler_type, help="linear (default), cosine or constant")
@@ -171,7 +182,7 @@ def run_train(options: argparse.Namespace) -> None:
     held_out = read_samples(options.validation, task) if options.validation else None
     if held_out is None and options.validation_split:
         samples, held_out = split(samples, options.validation_split, np.random.default_rng(options.seed))
-    lora = lora_config(options)
+    lora = adapter_config(options)
     started = time.monotonic()
     show = EpochLines(options.json and not options.progress, config, len(samples))
     report = train(
@@ -231,6 +242,8 @@ def training_config(options: argparse.Namespace) -> TrainingConfig:
         gradient=options.gradient,
         spsa_directions=options.spsa_directions,
         spsa_epsilon=options.spsa_epsilon,
+        loraplus_lr_ratio=options.loraplus_lr_ratio,
+        lora_fa=options.lora_fa,
         train_last=options.train_last,
         cache=None if options.cache == "none" else options.cache,
         cache_dtype=options.cache_dtype,
@@ -239,21 +252,39 @@ def training_config(options: argparse.Namespace) -> TrainingConfig:
     )
 
 
-def lora_config(options: argparse.Namespace) -> LoraConfig | None:
-    """The adapter's settings if any was given, else None: the existing adapter's, or the defaults."""
-    if all(getattr(options, name) is None for name in _LORA_OPTIONS):
+def adapter_config(options: argparse.Namespace) -> AdapterConfig | None:
+    """The adapter's settings if any was given, else None: the existing adapter's, or the defaults.
+
+    Raises:
+        ConfigError: an option that the method does not have, or a value out of range.
+    """
+    given = [name for name in dict.fromkeys(sum(_OPTIONS.values(), ())) if getattr(options, name) is not None]
+    method = options.method or "lora"
+    if options.method is None and not given:
         return None
-    rank = 8 if options.rank is None else options.rank
+    if strange := [f"--{name.replace('_', '-')}" for name in given if name not in _OPTIONS[method]]:
+        raise ConfigError(f"{method} adapters have no {', '.join(strange)}")
+    targets: dict[str, Any] = {
+        "target_modules": patterns(options.target_modules),
+        "exclude_modules": patterns(options.exclude_modules),
+        "layers_to_transform": tuple(options.layers_to_transform) if options.layers_to_transform else None,
+    }
+    if method == "ia3":
+        return IA3Config(feedforward_modules=patterns(options.feedforward_modules), **targets)
+    if method == "bitfit":
+        return BeftConfig(**targets)
+    rank = (256 if method == "vera" else 8) if options.rank is None else options.rank
+    if method == "vera":
+        return VeraConfig(r=rank, vera_dropout=options.lora_dropout or 0.0, **targets)
     return LoraConfig(
         r=rank,
         lora_alpha=2 * rank if options.lora_alpha is None else options.lora_alpha,
         lora_dropout=options.lora_dropout or 0.0,
-        target_modules=patterns(options.target_modules),
-        exclude_modules=patterns(options.exclude_modules),
-        layers_to_transform=tuple(options.layers_to_transform) if options.layers_to_transform else None,
         rank_pattern=pattern_values(options.rank_pattern, int),
         alpha_pattern=pattern_values(options.alpha_pattern, float),
         use_rslora=bool(options.rslora),
+        use_dora=method == "dora",
+        **targets,
     )
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgelora.config import LoraConfig
 from edgelora.errors import ConversionError
-from edgelora.manifest import InsertionPoint, Manifest, Prefix, TensorSpec
+from edgelora.manifest import GraphSet, InsertionPoint, Manifest, Prefix, TensorSpec
 from edgelora.targets import select_points
 from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_weights, write_bundle
 from edgelora_tools.calibration import Plan, Quantized, calibrate, calibration_sample, facts, files
@@ -21,6 +21,7 @@ from edgelora_tools.graphs import (
     forward_graph,
     graphs_after_prefix,
     graphs_after_skips,
+    graphs_of_method,
     mixed_graph,
     prune,
     shape_names,
@@ -33,6 +34,7 @@ from edgelora_tools.insertion import find_sites
 from edgelora_tools.losses import COTANGENT
 from edgelora_tools.measure_shapes import Sizes, batch_name, measure_shapes
 from edgelora_tools.memory_table import memory_table
+from edgelora_tools.methods import LORA, METHODS, AdapterMethod
 from edgelora_tools.normalize import computes_in_half, normalize, onnx_errors
 from edgelora_tools.options import ConvertOptions
 from edgelora_tools.passes.padding import ignores_padding
@@ -61,6 +63,7 @@ def convert(
     check_destination(destination, options.overwrite)
     if options.placement == "skip" and (options.train_last or options.quantize is not None):
         raise ConversionError("placement skip runs the base once a sample: leave train_last and quantize out")
+    methods = chosen_methods(options)
     progress("normal form")
     half = computes_in_half(source.model)
     model = normalize(source.model.clone())
@@ -93,6 +96,11 @@ def convert(
         base, chosen, options, sizes[0], unpadded, weighed=weighed, progress=progress
     )
     graphs |= trained
+    sets: dict[str, GraphSet] = {}
+    for method in methods:
+        progress(f"graphs for {method.graphs} adapters")
+        made, sets[method.graphs] = graphs_of_method(base, chosen, options, method, unpadded, progress)
+        graphs |= made
     prefixes: list[Prefix] = []
     for count in dict.fromkeys(options.train_last):
         progress(f"graphs for the last {count} layers")
@@ -132,10 +140,13 @@ def convert(
         lost=lost,
         prefixes=tuple(prefixes),
         mixed=None if mixed is None else MIXED_FILE,
+        methods=sets,
     )
     progress("writing")
     files = source.files if found is None else {**source.files, **found.files}
     planned = {manifest.forward, *(file for graph in manifest.training for file in graph.files)}
+    for one in sets.values():
+        planned |= {one.forward, *(file for graph in one.training for file in graph.files)}
     return write_bundle(
         destination,
         manifest,
@@ -151,6 +162,21 @@ def weighing_sizes(model: ir.Model, known: Sizes, options: ConvertOptions) -> Si
     """The sizes that memory is weighed at: the batch, and of all else as much as is asked for or `known` to run."""
     batch = batch_name(model)
     return {name: options.batch_size if name == batch else max(options.length, size) for name, size in known.items()}
+
+
+def chosen_methods(options: ConvertOptions) -> tuple[AdapterMethod, ...]:
+    """The methods that get graphs of their own.
+
+    Raises:
+        ConversionError: there is no such method, or it does not go with other options.
+    """
+    unknown = sorted(set(options.methods) - set(METHODS))
+    if unknown:
+        raise ConversionError(f"no adapter method {', '.join(unknown)}; there are {', '.join(METHODS)}")
+    chosen = tuple(METHODS[name] for name in dict.fromkeys(options.methods) if METHODS[name] is not LORA)
+    if chosen and options.placement == "skip":
+        raise ConversionError("placement skip is for LoRA adapters: leave methods out")
+    return chosen
 
 
 def quantize_base(

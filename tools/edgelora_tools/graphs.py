@@ -11,7 +11,15 @@ from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConfigError, ConversionError
-from edgelora.manifest import InsertionPoint, LostPoint, Prefix, Recomputed, TensorSpec, TrainingGraph
+from edgelora.manifest import (
+    GraphSet,
+    InsertionPoint,
+    LostPoint,
+    Prefix,
+    Recomputed,
+    TensorSpec,
+    TrainingGraph,
+)
 from edgelora_tools.backward import values_read, walk_back
 from edgelora_tools.composites import COMPOSITES
 from edgelora_tools.composites.quantized_product import QUANTIZED_PRODUCT
@@ -120,8 +128,8 @@ def adapt(
 
 
 def _insert(op: OpBuilder, site: Site, method: AdapterMethod, dropout: bool) -> list[ir.Value]:
-    """y = base(x) becomes y' = y + delta(x ∘ mask); everything that read y reads y'."""
-    tensors = [op.builder.input(s.name, ir.DataType.FLOAT, list(s.shape)) for s in method.tensors(site.point)]
+    """y = base(x) becomes what the method makes of it (LoRA: y + delta(x ∘ mask)), and its readers read that."""
+    inputs = [op.builder.input(s.name, ir.DataType.FLOAT, list(s.shape)) for s in method.inputs(site.point)]
     for call, use in enumerate(site.uses):
         y = use.output
         x = use.reader.inputs[0]  # as it is now: an earlier site may have put its delta there
@@ -133,7 +141,7 @@ def _insert(op: OpBuilder, site: Site, method: AdapterMethod, dropout: bool) -> 
             mask = op.builder.input(name, ir.DataType.UINT8, list(dims(x)))
             seen = op.Mul(x, op.Cast(mask, to=ir.DataType.FLOAT))
             seen.shape, seen.type = x.shape, x.type
-        adapted = op.Add(y, method.delta(op, use.product, seen, tensors))
+        adapted = method.adapt(op, use, seen, y, inputs)
         adapted.shape, adapted.type = y.shape, y.type
         for node, position in readers:
             node.replace_input_with(position, adapted)
@@ -142,12 +150,14 @@ def _insert(op: OpBuilder, site: Site, method: AdapterMethod, dropout: bool) -> 
             name, y.name = y.name, f"{y.name}.base"
             adapted.name = name
             outputs[:] = [adapted if v is y else v for v in outputs]
-    return tensors
+    return inputs
 
 
-def forward_graph(base: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions) -> Adapted:
-    """The inference graph: adapter tensors are inputs of symbolic rank."""
-    adapted = adapt(base, points, options, LORA, dropout=False)
+def forward_graph(
+    base: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions, method: AdapterMethod = LORA
+) -> Adapted:
+    """The inference graph: adapter tensors are inputs, LoRA's of symbolic rank."""
+    adapted = adapt(base, points, options, method, dropout=False)
     _set_outputs(adapted, adapted.task.outputs)
     add_in_product(adapted.model, adapted.op)
     lower_nodes(adapted.model.graph, adapted.op, LOWERED)
@@ -196,13 +206,14 @@ def training_graph(
     dropout: bool,
     file: str,
     weighed: Sizes | None = None,
+    method: AdapterMethod = LORA,
 ) -> Trained:
     """Forward, loss and backward in one graph; outputs the loss and `grad.X` for every adapter input X.
 
     Points that an operator without a gradient rule cuts off from the loss are returned as lost. The graph comes in
     a form that holds less, too, if that pays at the sizes `weighed`.
     """
-    adapted = adapt(base, points, options, LORA, dropout)
+    adapted = adapt(base, points, options, method, dropout)
     op, graph = adapted.op, adapted.model.graph
     known = {str(v.name) for v in (*base.graph.inputs, *adapted.adapter_inputs)}
     built = loss.build(op, adapted.task)
@@ -223,7 +234,7 @@ def training_graph(
     accumulate_products(adapted.model)
     again = rematerialize(adapted.model, weighed) if weighed is not None else None
     tidy(adapted.model)
-    reached = tuple(p.id for p in points if f"grad.{p.input_b}" in gradients)
+    reached = tuple(p.id for p in points if all(f"grad.{x.name}" in gradients for x in method.inputs(p)))
     record = TrainingGraph(file, loss.name, dropout, reached, extra, tuple(outputs))
     if again is None:
         return Trained(adapted.model, record, lost)
@@ -248,6 +259,7 @@ def training_graphs(
     ending: str = "",
     weighed: Sizes | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    method: AdapterMethod = LORA,
 ) -> tuple[dict[str, ir.Model], tuple[TrainingGraph, ...], tuple[LostPoint, ...]]:
     """The graphs of every loss of the task, with dropout and without, by file; their records; the points lost to any.
 
@@ -262,7 +274,7 @@ def training_graphs(
             progress(f"backward pass for {loss.name}{' with dropout' if dropout else ''}")
             file = f"train-{loss.name}{'-dropout' if dropout else ''}{ending}.onnx"
             rows = row_wise(base, options, dropout or not unpadded)
-            made = training_graph(rows, points, options, loss, dropout, file, weighed)
+            made = training_graph(rows, points, options, loss, dropout, file, weighed, method)
             lost |= {point.id: point for point in made.lost}
             if made.record is not None and (sizes is None or _masks_follow(made.record, sizes)):
                 graphs[file] = made.model
@@ -270,6 +282,27 @@ def training_graphs(
                 if made.record.recomputed is not None and made.again is not None:
                     graphs[made.record.recomputed.file] = made.again
     return graphs, tuple(records), tuple(lost[point.id] for point in points if point.id in lost)
+
+
+def graphs_of_method(
+    base: ir.Model,
+    points: Sequence[InsertionPoint],
+    options: ConvertOptions,
+    method: AdapterMethod,
+    unpadded: bool,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[dict[str, ir.Model], GraphSet]:
+    """The graphs for adapters of another method than LoRA, by file, and their record; without dropout."""
+    file, ending = f"forward-{method.graphs}.onnx", f"-{method.graphs}"
+    forward = forward_graph(base, points, options, method).model
+    trained, training, _ = training_graphs(base, points, options, None, unpadded, ending, None, progress, method)
+    inputs = tuple(x for point in points for x in method.inputs(point))
+    wanted = {point.id for point in points}
+    norms = method.norms([site for site in find_sites(base) if site.point.id in wanted], base.opset_imports[""])
+    graphs, norms_file = {file: forward, **trained}, None if norms is None else f"norms{ending}.onnx"
+    if norms is not None and norms_file is not None:
+        graphs[norms_file] = norms
+    return graphs, GraphSet(file, training, inputs, norms_file)
 
 
 def graphs_after_prefix(

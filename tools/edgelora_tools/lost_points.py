@@ -22,7 +22,7 @@ def lost_points(
 
     `graph` is `base` with adapters in it; the way is told in the nodes of the base.
     """
-    lost = {str(x.name): x for x in inputs if x in gradients.lost}
+    lost = {str(x.name).rpartition(".")[0]: x for x in inputs if x in gradients.lost}
     if not lost:
         return ()
     readers: dict[ir.Value, list[ir.Node]] = {}
@@ -31,8 +31,8 @@ def lost_points(
             readers.setdefault(x, []).append(node)
     found, known = [], {node.name for node in base}
     for point in points:
-        if point.input_a in lost:
-            way = _way(lost[point.input_a], gradients.blocked, readers)
+        if point.id in lost:
+            way = _way(lost[point.id], gradients.blocked, readers)
             path = tuple(_label(node) for node in way if node.name in known)
             found.append(LostPoint(point.id, str(gradients.blocked[way[-1]]), path))
     return tuple(found)

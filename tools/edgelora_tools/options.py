@@ -15,9 +15,9 @@ class ConvertOptions:
     `train_last` there are also graphs for adapters in that many last layers alone, after a frozen prefix.
     `quantize` is the precision of the frozen weights (`int8`), calibrated on the samples of the file
     `calibration`, or on random inputs. `placement` "skip" puts adapters from every layer's input to the last
-    hidden state, instead of into the modules (skips.py). `unpad` leaves padding out of the training graphs'
-    row-wise operators where that changes no result. Memory is weighed at `batch_size` samples, and `length` along the
-    other dynamic dimensions.
+    hidden state, instead of into the modules (skips.py). `methods` names the adapter methods, beside LoRA, that get
+    graphs of their own. `unpad` leaves padding out of the training graphs' row-wise operators where that changes no
+    result. Memory is weighed at `batch_size` samples, and `length` along the other dynamic dimensions.
     """
 
     task: str = "sequence-classification"
@@ -35,3 +35,4 @@ class ConvertOptions:
     placement: str = "modules"
     batch_size: int = 8
     length: int = 128
+    methods: tuple[str, ...] = ()

@@ -1,6 +1,13 @@
-"""Adapter methods, one file each, against one protocol."""
+"""Adapter methods, one file each, against one protocol. Each has its other half in edgelora/methods/."""
+
+from collections.abc import Mapping
 
 from edgelora_tools.methods.base import AdapterMethod
+from edgelora_tools.methods.bitfit import BITFIT
+from edgelora_tools.methods.dora import DORA
+from edgelora_tools.methods.ia3 import IA3
 from edgelora_tools.methods.lora import LORA
 
-__all__ = ["LORA", "AdapterMethod"]
+METHODS: Mapping[str, AdapterMethod] = {method.graphs: method for method in (LORA, DORA, IA3, BITFIT)}
+
+__all__ = ["LORA", "METHODS", "AdapterMethod"]

@@ -1,32 +1,51 @@
-"""What an adapter method is to the compiler: tensors, a body in the graph, a gradient rule."""
+"""What an adapter method is to the compiler: its graph inputs at a point, and what it does to the product there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnxscript import OpBuilder
 
-from edgelora.manifest import InsertionPoint, TensorSpec
+from edgelora.manifest import AdapterInput, InsertionPoint
+from edgelora_tools.insertion import Site, Use
+
+Floats = NDArray[np.float32]
 
 
 class AdapterMethod(Protocol):
-    """One member of the adapter family. Its node's gradient rule stands in the same file.
+    """One member of the adapter family. `graphs` names its set of graphs; a node of its own has its rule here too."""
 
-    `name` is PEFT's `peft_type`. Merging into the base belongs to the file too, where it is defined.
-    """
+    graphs: str
 
-    name: str
-
-    def tensors(self, point: InsertionPoint) -> tuple[TensorSpec, ...]:
+    def inputs(self, point: InsertionPoint) -> tuple[AdapterInput, ...]:
         """The graph inputs that hold the adapter at `point`."""
         ...
 
-    def delta(self, op: OpBuilder, product: ir.Node, x: ir.Value, tensors: Sequence[ir.Value]) -> ir.Value:
-        """Emit what is added to the output of the frozen `product`, whose input is `x`."""
+    def adapt(self, op: OpBuilder, use: Use, x: ir.Value, y: ir.Value, inputs: Sequence[ir.Value]) -> ir.Value:
+        """Emit what takes the place of y, the frozen product's (biased) output, where its input is x.
+
+        May also give `use.reader` another input 0.
+        """
         ...
 
-    def lower(self, op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
-        """The method's node in standard ONNX: replacements for the node's outputs."""
+    def merged(
+        self, point: InsertionPoint, weight: Floats, bias: Floats, feeds: Mapping[str, Floats]
+    ) -> tuple[Floats, Floats]:
+        """The weight (`[in, out]`, or a convolution's kernel) and bias `[out]` that need no adapter.
+
+        `feeds` are the adapter's graph inputs, by name.
+        """
         ...
+
+    def norms(self, sites: Sequence[Site], opset: int) -> ir.Model | None:
+        """The graph that tells the lengths of the columns of W + A·B'; None where the method needs none."""
+        ...
+
+
+def per_channel(size: int, point: InsertionPoint) -> tuple[int, ...]:
+    """The shape of a vector over channels that broadcasts over what stands behind them in a convolution."""
+    return (size, *(1 for _ in point.kernel))

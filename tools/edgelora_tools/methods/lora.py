@@ -7,16 +7,18 @@ without touching the method.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from edgelora.manifest import InsertionPoint, TensorSpec
+from edgelora.manifest import LORA_GRAPHS, AdapterInput, InsertionPoint
 from edgelora_tools.gradients import Thunk, gradient_rule
 from edgelora_tools.gradients.shapes import flatten_rows, rank, reshape_like
+from edgelora_tools.insertion import Site, Use
 from edgelora_tools.lowering import DOMAIN
-from edgelora_tools.methods.base import AdapterMethod
+from edgelora_tools.methods.base import Floats
 
 OP_TYPE = "Lora"
 
@@ -24,9 +26,9 @@ OP_TYPE = "Lora"
 class Lora:
     """Low-rank adaptation of a linear product."""
 
-    name = "LORA"
+    graphs = LORA_GRAPHS
 
-    def tensors(self, point: InsertionPoint) -> tuple[TensorSpec, ...]:
+    def inputs(self, point: InsertionPoint) -> tuple[AdapterInput, ...]:
         r = f"{point.id}.r"
         if point.kernel:
             inner = r if point.groups == 1 else f"{r}/{point.groups}"
@@ -34,11 +36,30 @@ class Lora:
             b: tuple[int | str, ...] = (point.out_features, inner, *(1 for _ in point.kernel))
         else:
             a, b = (point.in_features, r), (r, point.out_features)
-        return TensorSpec(point.input_a, "float32", a), TensorSpec(point.input_b, "float32", b)
+        return AdapterInput(point.input_a, a, 0.0), AdapterInput(point.input_b, b, 0.0)
 
-    def delta(self, op: OpBuilder, product: ir.Node, x: ir.Value, tensors: Sequence[ir.Value]) -> ir.Value:
+    def adapt(self, op: OpBuilder, use: Use, x: ir.Value, y: ir.Value, inputs: Sequence[ir.Value]) -> ir.Value:
+        return op.Add(y, self.delta(op, use.product, x, inputs))
+
+    def merged(
+        self, point: InsertionPoint, weight: Floats, bias: Floats, feeds: Mapping[str, Floats]
+    ) -> tuple[Floats, Floats]:
+        a, b = feeds[point.input_a], feeds[point.input_b]
+        if not point.kernel:
+            return (weight + a @ b).astype(np.float32), bias
+        inner = b.shape[1]
+        kernels = [
+            b[rows, :, *(0 for _ in point.kernel)] @ a[g * inner : (g + 1) * inner].reshape(inner, -1)
+            for g, rows in enumerate(np.split(np.arange(point.out_features), point.groups))
+        ]
+        return (weight + np.concatenate(kernels).reshape(weight.shape)).astype(np.float32), bias
+
+    def norms(self, sites: Sequence[Site], opset: int) -> None:
+        return None
+
+    def delta(self, op: OpBuilder, product: ir.Node, x: ir.Value, inputs: Sequence[ir.Value]) -> ir.Value:
         """Emit Lora(X, A, B) -> (Y, H): H = X·A `[..., r]`, Y = H·B `[..., out]`; or a convolution's delta."""
-        a, b = tensors
+        a, b = inputs
         if rank(a) > 2:
             return _convolution(op, product, x, a, b)
         assert x.shape is not None and a.shape is not None and b.shape is not None
@@ -87,4 +108,4 @@ def lora(op: OpBuilder, node: ir.Node, dy: ir.Value, dh: None = None) -> Sequenc
     )
 
 
-LORA: AdapterMethod = Lora()
+LORA = Lora()

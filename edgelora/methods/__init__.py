@@ -1,0 +1,58 @@
+"""Adapter methods, one file each, against one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgelora.config import AdapterConfig, LoraConfig
+from edgelora.errors import AdapterError
+from edgelora.methods.base import Floats, Method, Norms, Shape, Tensors, split_name
+from edgelora.methods.bitfit import BITFIT, BeftConfig
+from edgelora.methods.dora import DORA
+from edgelora.methods.ia3 import IA3, IA3Config
+from edgelora.methods.lora import LORA
+from edgelora.methods.vera import VERA, VeraConfig
+
+METHODS: tuple[Method, ...] = (LORA, DORA, VERA, IA3, BITFIT)
+_BY_CONFIG: Mapping[type[AdapterConfig], Method] = {
+    LoraConfig: LORA,
+    VeraConfig: VERA,
+    IA3Config: IA3,
+    BeftConfig: BITFIT,
+}
+_BY_TYPE: Mapping[str, type[AdapterConfig]] = {config.peft_type: config for config in _BY_CONFIG}
+
+
+def method_of(config: AdapterConfig) -> Method:
+    """The method whose settings these are."""
+    return DORA if isinstance(config, LoraConfig) and config.use_dora else _BY_CONFIG[type(config)]
+
+
+def config_from_peft(body: Mapping[str, Any], where: str) -> AdapterConfig:
+    """PEFT's `adapter_config.json` as the settings of its method; `where` names the file in errors.
+
+    Raises:
+        AdapterError: a method that this runtime does not have, or a setting that cannot be represented.
+    """
+    kind = body.get("peft_type")
+    if not isinstance(kind, str) or kind not in _BY_TYPE:
+        raise AdapterError(f"{where}: peft_type is {kind!r}; this runtime loads {', '.join(sorted(_BY_TYPE))}")
+    return _BY_TYPE[kind].from_peft(body, where)
+
+
+__all__ = [
+    "LORA",
+    "METHODS",
+    "BeftConfig",
+    "Floats",
+    "IA3Config",
+    "Method",
+    "Norms",
+    "Shape",
+    "Tensors",
+    "VeraConfig",
+    "config_from_peft",
+    "method_of",
+    "split_name",
+]

@@ -1,0 +1,53 @@
+"""One case of every adapter method: its settings here and PEFT's, on the tiny BERT of tests/device/tiny.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import peft
+
+from edgelora import BeftConfig, IA3Config, LoraConfig, VeraConfig
+from edgelora.config import AdapterConfig
+
+ATTENTION = ("query", "value")
+WHOLE = ("query", "value", "output.dense")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Settings of a method; `theirs` makes PEFT's own for the same adapter."""
+
+    name: str
+    ours: AdapterConfig
+    theirs: Any
+
+
+def _lora(**more: Any) -> tuple[LoraConfig, Any]:
+    settings: dict[str, Any] = {"r": 4, "lora_alpha": 6, **more}
+    return LoraConfig(target_modules=WHOLE, **settings), peft.LoraConfig(target_modules=list(WHOLE), **settings)
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("lora", *_lora()),
+        Case(
+            "lora-patterns",
+            *_lora(rank_pattern={r"0\..*query": 2, "value": 3}, alpha_pattern={"value": 20}, use_rslora=False),
+        ),
+        Case("rslora", *_lora(use_rslora=True, rank_pattern={"value": 2})),
+        Case("dora", *_lora(use_dora=True, rank_pattern={"value": 2}, alpha_pattern={"value": 20})),
+        Case(
+            "vera",
+            VeraConfig(r=12, target_modules=WHOLE, d_initial=0.2),
+            peft.VeraConfig(r=12, target_modules=list(WHOLE), d_initial=0.2),
+        ),
+        Case(
+            "ia3",
+            IA3Config(target_modules=WHOLE, feedforward_modules=("output.dense",)),
+            peft.IA3Config(target_modules=list(WHOLE), feedforward_modules=["output.dense"]),
+        ),
+        Case("bitfit", BeftConfig(target_modules=ATTENTION), peft.BeftConfig(target_modules=list(ATTENTION))),
+    )
+}

@@ -1,0 +1,76 @@
+"""`edgelora train --method …`, then what people do with an adapter: evaluate, export to PEFT, import."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgelora.cli import main
+from tests.device import tiny
+from tests.methods.world import World
+
+QUICK = ("--epochs", "2", "--batch-size", "8", "--lr", "0.02")
+METHODS: dict[str, tuple[str, ...]] = {
+    "lora": ("--lora-fa",),
+    "dora": ("--rank", "4", "--loraplus-lr-ratio", "4"),
+    "vera": ("--rank", "16", "--lora-dropout", "0.1"),
+    "ia3": ("--feedforward-modules", "output.dense", "--ram", "4GB", "--validation-split", "0.25"),
+    "bitfit": ("--target-modules", "value", "output.dense"),
+}
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, Any, str]:
+    capsys.readouterr()
+    status = main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return status, json.loads(out) if status == 0 else out, err
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adapter_of_every_method_is_trained_used_and_exchanged(
+    world: World, method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    bundle, store = world.classifier.bundle.path, ("--store", tmp_path / "store")
+    data = tiny.write_jsonl(tmp_path / "data.jsonl", tiny.commands())
+    train = ("train", bundle, *store, "--adapter", "a", "--data", data, "--json", *QUICK, "--method", method)
+    status, report, err = run(capsys, *train, *METHODS[method])
+    assert status == 0, err
+    assert report["history"][-1]["train_loss"] < report["history"][0]["train_loss"]
+    again = run(capsys, *train, *METHODS[method])[1]
+    assert again["already_done"]
+    shown = ("eval", bundle, *store, "--data", data, "--json", "--adapter")
+    first = run(capsys, *shown, "a")[1]
+    assert run(capsys, "export", bundle, *store, "--adapter", "a", "-o", tmp_path / "peft", "--json")[0] == 0
+    assert run(capsys, "import", bundle, *store, "--adapter", "b", tmp_path / "peft", "--json")[0] == 0
+    second = run(capsys, *shown, "b")[1]
+    assert first["loss"] == second["loss"]
+    other = "ia3" if method != "ia3" else "lora"
+    status, _, err = run(capsys, *train[:-1], other)
+    assert status == 2
+    assert "exists with other settings (method" in err
+
+
+def test_options_of_another_method_are_refused(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = tiny.write_jsonl(tmp_path / "data.jsonl", tiny.commands())
+    start = ("train", world.classifier.bundle.path, "--store", tmp_path, "--adapter", "a", "--data", data)
+    status, _, err = run(capsys, *start, "--method", "ia3", "--rank", "4", "--rslora")
+    assert status == 2
+    assert "ia3 adapters have no --rank, --rslora" in err
+
+
+def test_a_bundle_without_the_graphs_says_how_to_get_them(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = tiny.write_bundle(tiny.module(), "sequence-classification", tmp_path / "plain.edgelora")
+    data = tiny.write_jsonl(tmp_path / "data.jsonl", tiny.commands())
+    status, _, err = run(capsys, "train", path, "--adapter", "a", "--data", data, "--method", "bitfit")
+    assert status == 2
+    assert "convert with --methods bitfit" in err
+
+
+def test_info_names_the_methods(world: World, capsys: pytest.CaptureFixture[str]):
+    main(["info", str(world.classifier.bundle.path)])
+    assert "methods        lora, dora, ia3, bitfit" in capsys.readouterr().out

@@ -1,0 +1,50 @@
+"""IA³: x∘l before the product, or y∘l after it, bias and all (Liu et al. 2022, arXiv:2205.05638).
+
+Which of both a module has is the adapter's choice, so the graph takes both, and ones where there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from edgelora.manifest import AdapterInput, InsertionPoint
+from edgelora.methods.ia3 import INTO, OUT
+from edgelora_tools.gradients.shapes import annotate
+from edgelora_tools.insertion import Site, Use
+from edgelora_tools.methods.base import AdapterMethod, Floats, per_channel
+
+
+class Ia3:
+    """Rescaled activations."""
+
+    graphs = "ia3"
+
+    def inputs(self, point: InsertionPoint) -> tuple[AdapterInput, ...]:
+        return (
+            AdapterInput(f"{point.id}.{INTO}", per_channel(point.in_features, point), 1.0),
+            AdapterInput(f"{point.id}.{OUT}", per_channel(point.out_features, point), 1.0),
+        )
+
+    def adapt(self, op: OpBuilder, use: Use, x: ir.Value, y: ir.Value, inputs: Sequence[ir.Value]) -> ir.Value:
+        into, out = inputs
+        use.reader.replace_input_with(0, annotate(op.Mul(x, into), x))
+        return op.Mul(y, out)
+
+    def merged(
+        self, point: InsertionPoint, weight: Floats, bias: Floats, feeds: Mapping[str, Floats]
+    ) -> tuple[Floats, Floats]:
+        into, out = feeds[f"{point.id}.{INTO}"], feeds[f"{point.id}.{OUT}"].reshape(-1)
+        if point.kernel:
+            rows = into.reshape(point.groups, 1, -1).repeat(point.out_features // point.groups, axis=1)
+            into = rows.reshape(point.out_features, -1, *(1 for _ in point.kernel))
+            return weight * into * out.reshape(-1, 1, *(1 for _ in point.kernel)), bias * out
+        return into[:, None] * weight * out, bias * out
+
+    def norms(self, sites: Sequence[Site], opset: int) -> None:
+        return None
+
+
+IA3: AdapterMethod = Ia3()
