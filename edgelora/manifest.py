@@ -197,6 +197,18 @@ class MemoryTable:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """The memory that training has by default, in bytes, and the steps for which it was found to be enough.
+
+    These are of `batch_size` samples, with `length` along the other dynamic dimensions.
+    """
+
+    bytes: int
+    batch_size: int
+    length: int
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """Size in bytes and sha256 (hex) of a file of the bundle."""
 
@@ -227,6 +239,7 @@ class Manifest:
     prefixes: tuple[Prefix, ...] = ()
     mixed: str | None = None
     memory: Mapping[str, MemoryTable] = field(default_factory=dict[str, MemoryTable])
+    budget: Budget | None = None
 
     @property
     def trainable(self) -> tuple[InsertionPoint, ...]:

@@ -16,8 +16,8 @@ class ConvertOptions:
     `quantize` is the precision of the frozen weights (`int8`), calibrated on the samples of the file
     `calibration`, or on random inputs. `placement` "skip" puts adapters from every layer's input to the last
     hidden state, instead of into the modules (skips.py). `unpad` leaves padding out of the training graphs'
-    row-wise operators where that changes no result. Memory is weighed at `batch_size` samples, and `length` along the
-    other dynamic dimensions.
+    row-wise operators where that changes no result. Memory is weighed at steps of `batch_size` samples, and `length`
+    along the other dynamic dimensions; at these, training must fit into `ram` bytes, which are its default budget.
     """
 
     task: str = "sequence-classification"
@@ -33,5 +33,6 @@ class ConvertOptions:
     quantize: str | None = None
     calibration: Path | None = None
     placement: str = "modules"
-    batch_size: int = 8
+    batch_size: int = 32
     length: int = 128
+    ram: int | None = None
