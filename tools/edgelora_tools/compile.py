@@ -192,7 +192,7 @@ def quantize_base(
 
     def probe_graph(plan: Plan) -> ir.Model:
         pruned = base if all(c.rung is Rung.REAL for c in plan.values()) else planned(plan)
-        return training_graph(pruned, chosen, options, COTANGENT, False, "probe.onnx").model
+        return training_graph(pruned, chosen, options, COTANGENT, False, False, "probe.onnx").model
 
     sample = calibration_sample(source, model, base, sizes[0], options)
     found = calibrate(base, chosen, sample, probe_graph, LOWERED, progress)
