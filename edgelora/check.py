@@ -433,7 +433,8 @@ def loss_feeds(
         elif spec.name == "labels":
             made[spec.name] = rng.integers(0, _OUTPUTS, shape)
         elif spec.name == "loss_weight":
-            made[spec.name] = (rng.uniform(0.5, 1.5, shape) / np.prod(shape)).astype(np.float32)
+            some = rng.random(shape) < 0.7 if len(shape) > 1 else 1.0  # of tokens, not all have a label
+            made[spec.name] = (some * rng.uniform(0.5, 1.5, shape) / np.prod(shape)).astype(np.float32)
         elif spec.name in ("margin", "inverse_temperature"):
             made[spec.name] = np.asarray(4.0, np.float32)
         elif spec.dtype == "uint8":

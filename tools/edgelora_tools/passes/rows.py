@@ -91,7 +91,7 @@ class _Region:
                 put_on_rows(node, self.count)
                 self.matrices |= {y: y for y in node.outputs}
                 return
-        if is_rows(node) and self.matrices.get(node.inputs[0]) is node.inputs[0]:
+        if is_rows(node) and (x := node.inputs[0]) is not None and self.matrices.get(x) is x:
             self._read_again(node)
             return
         for i, x in enumerate(node.inputs):
@@ -107,7 +107,7 @@ class _Region:
             op, all_kept = self.op, self._kept()
             row = op.Sub(op.Gather(all_kept.places, kept), 1)
             back = op.Gather(places, all_kept.kept)
-            self.among[kept] = _annotated(row, back, dims(kept)[0], self.count)
+            self.among[kept] = annotated(row, back, dims(kept)[0], self.count)
         node.replace_input_with(1, self.among[kept].kept)
         node.replace_input_with(2, self.among[kept].places)
 
@@ -175,10 +175,11 @@ def places_of(op: OpBuilder, mask: ir.Value, tokens: Sequence[Dim], count: Dim) 
     kept = op.Reshape(op.NonZero(flat), [-1])
     ones = op.Cast(flat, to=ir.DataType.INT64)
     places = op.Mul(op.CumSum(ones, op.Constant(value_int=0)), ones)
-    return _annotated(kept, places, count, "*".join(map(str, tokens)))
+    return annotated(kept, places, count, "*".join(map(str, tokens)))
 
 
-def _annotated(kept: ir.Value, places: ir.Value, count: Dim, tokens: Dim) -> Places:
+def annotated(kept: ir.Value, places: ir.Value, count: Dim, tokens: Dim) -> Places:
+    """The two with their shapes: `count` rows, of so many tokens."""
     for value, size in ((kept, count), (places, tokens)):
         value.shape, value.type = ir.Shape([size]), ir.TensorType(ir.DataType.INT64)
     return Places(kept, places)

@@ -14,6 +14,7 @@ from onnxscript import GraphBuilder, OpBuilder
 from edgelora_tools.gradients.nodes import ints_of, operands
 from edgelora_tools.gradients.shapes import annotate, dims, known_equal, rank, size_of
 from edgelora_tools.passes.free_names import free_names
+from edgelora_tools.passes.queries import attend_less
 from edgelora_tools.passes.row_wise import PRODUCTS, put_on_rows, row_inputs
 from edgelora_tools.passes.rows import Places, is_rows, places_of, rows_of, token_mask
 
@@ -72,16 +73,20 @@ def _move_up(op: OpBuilder, node: ir.Node, made: dict[tuple[ir.Value, ir.Value],
             reader.replace_input_with(0, source)
         graph.remove(node, safe=True)
         return
-    positions = row_inputs(node, lambda x: _has_rows_of(x, node))
-    if positions is None:
-        return
-    for i in positions:
-        x = node.inputs[i]
-        assert x is not None
-        if (x, kept) not in made:
-            made[x, kept] = rows_of(op, x, Places(kept, places))
-        node.replace_input_with(i, made[x, kept])
-    put_on_rows(node, dims(kept)[0] or "?")
+    merged = attend_less(op, node, Places(kept, places))
+    if merged is not None:
+        y = merged
+    else:
+        positions = row_inputs(node, lambda x: _has_rows_of(x, node))
+        if positions is None:
+            return
+        for i in positions:
+            x = node.inputs[i]
+            assert x is not None
+            if (x, kept) not in made:
+                made[x, kept] = rows_of(op, x, Places(kept, places))
+            node.replace_input_with(i, made[x, kept])
+        put_on_rows(node, dims(kept)[0] or "?")
     for reader in readers:
         (taken,) = reader.outputs
         if taken.is_graph_output():
