@@ -3,7 +3,8 @@
 Nothing here knows the gradient rules. The cotangent graph is held against finite differences: f(θ) = Σ <c,
 output(θ)> is evaluated by the inference graph, its derivative along a direction by differences. A loss
 graph is held against the cotangent graph, fed with the loss's derivative from numpy; a graph with dropout
-against the one without, by masks of ones, and against differences of its own loss under random masks.
+against the one without, by masks of ones, and against differences of its own loss under random masks. The graph of
+mixed batches is held against the inference graph, row by row.
 
 Where the source rounds activations to int8, outputs are staircases: there the gradients are held against wide
 differences at many places at once, and no tolerance is finer than the steps (docs/bundle-format.md, precision).
@@ -12,7 +13,7 @@ differences at many places at once, and no tolerance is finer than the steps (do
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,12 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
 
+from edgelora.active import ActiveAdapter
 from edgelora.adapter import absent_adapter
 from edgelora.bundle import MANIFEST_FILE, Bundle
 from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import BundleError
 from edgelora.files import write_atomic
 from edgelora.manifest import InsertionPoint, Manifest, Prefix, TrainingGraph
+from edgelora.mixing import AdapterStack
 from edgelora.quantization import QuantizedVerdict, check_quantization
 from edgelora.reference_losses import REFERENCES
 from edgelora.session import ENGINE_VERSION, Graph
@@ -43,7 +46,9 @@ from edgelora.slopes import (
 PARITY_FILE = "parity.safetensors"
 PARITY_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 1e-1}
 SAME_TOLERANCE = 1e-3
+MIXED_TOLERANCE = 1e-4
 _RANK, _OUTPUTS = 4, 3
+_MIXED_RANKS, _MIXED_MEMORY = (0, 4, 2), 1 << 28
 _PLACES, _SPOTS, _SPREAD = 12, 8, 0.3
 _CHANGE, _LOUDEST = 0.1, 64.0
 _ALONG = "loss along a direction"
@@ -67,7 +72,7 @@ class PointVerdict:
 
 @dataclass(frozen=True)
 class GraphVerdict:
-    """A training graph: the largest relative error of its loss and gradients, and where."""
+    """A training graph, or one of mixed batches: the largest relative error of what it returns, and where."""
 
     file: str
     error: float
@@ -124,6 +129,9 @@ def check(
         if record.recomputed is not None:
             progress(record.recomputed.file)
             graphs.append(check_recomputed(bundle, record, record.recomputed.file, inputs, rng))
+    if manifest.mixed is not None:
+        progress(manifest.mixed)
+        graphs.append(check_mixed(bundle, manifest.mixed, inputs, rng))
     for prefix in manifest.prefixes:
         progress(prefix.file)
         graphs += check_prefix(bundle, prefix, inputs, rng)
@@ -324,6 +332,32 @@ def check_graph(bundle: Bundle, record: TrainingGraph, inputs: Feeds, rng: np.ra
     return GraphVerdict(record.file, bounded(shares[where] * tolerance), where, shares[where] <= 1)
 
 
+def check_mixed(bundle: Bundle, file: str, inputs: Feeds, rng: np.random.Generator) -> GraphVerdict:
+    """Rows with adapters of different ranks and heads, one of them absent, against the inference graph with each."""
+    manifest, batch = bundle.manifest, bundle.manifest.inputs[0].shape[0]
+    rows = np.arange(len(_MIXED_RANKS)) % len(inputs[manifest.inputs[0].name])
+    given = {s.name: inputs[s.name][rows] if s.shape[:1] == (batch,) else inputs[s.name] for s in manifest.inputs}
+    adapters: dict[Hashable, ActiveAdapter] = {}
+    for number, rank in enumerate(_MIXED_RANKS):
+        feeds: Feeds = absent_adapter(manifest) | random_head(manifest, rng, _OUTPUTS + number)
+        for point in manifest.points if rank else ():
+            feeds[point.input_a], feeds[point.input_b] = _random_pair(point, rng, rank)
+            feeds[point.input_b] *= np.float32(_CHANGE)
+        adapters[number] = ActiveAdapter(feeds, None, manifest.head is not None)
+    with AdapterStack(manifest, _MIXED_MEMORY).loaded(list(adapters), adapters) as stacked:
+        if stacked is None:
+            return GraphVerdict(file, LARGEST, "adapters too large for a stack", False)
+        mixed = bundle.graph(file).run({**given, **stacked})
+    errors: dict[str, float] = {}
+    for row, (rank, active) in enumerate(zip(_MIXED_RANKS, adapters.values(), strict=True)):
+        for name, y in bundle.forward.run({**given, **active.feeds}).items():
+            width = y.shape[-1] if name == "logits" else None  # wider heads are those of other rows
+            errors[f"{name} with rank {rank}"] = _gap(mixed[name][row][..., :width], y[row])
+    where = max(errors, key=lambda name: errors[name])
+    tolerance = ROUNDED_TOLERANCE if _rounds(bundle) else MIXED_TOLERANCE
+    return GraphVerdict(file, bounded(errors[where]), where, errors[where] <= tolerance)
+
+
 def check_prefix(bundle: Bundle, prefix: Prefix, inputs: Feeds, rng: np.random.Generator) -> list[GraphVerdict]:
     """The graphs that go on from a prefix, against those of the whole model, with no adapter outside its points."""
     values = whole_adapter(bundle, inputs, rng)
@@ -444,8 +478,10 @@ def loss_feeds(
     return made
 
 
-def _random_pair(point: InsertionPoint, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
-    rank = -(-_RANK // point.groups) * point.groups
+def _random_pair(
+    point: InsertionPoint, rng: np.random.Generator, rank: int = _RANK
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    rank = -(-rank // point.groups) * point.groups
     inputs, inner = point.in_features * math.prod(point.kernel), rank // point.groups
     a = rng.standard_normal(point.shape_a(rank)).astype(np.float32) / np.float32(inputs**0.5)
     b = rng.standard_normal(point.shape_b(rank)).astype(np.float32) / np.float32(inner**0.5)
