@@ -55,7 +55,7 @@ def graphs(model):
             base = prune(model, options)
             points = [site.point for site in find_sites(base)]
             of = next(one for one in LOSSES[task] if one.name == loss)
-            pair.append(training_graph(base, points, options, of, dropout, sliced, "train.onnx")[0])
+            pair.append(training_graph(base, points, options, of, dropout, sliced, "train.onnx").model)
         return tuple(pair)
 
     return made

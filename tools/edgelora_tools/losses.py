@@ -18,6 +18,8 @@ from edgelora_tools.heads import TaskOutput
 from edgelora_tools.passes.rows import places_of, rows_of
 
 Seeds = dict[ir.Value, ir.Value]
+READ = "read"
+"""The number of tokens that a loss reads, as a dimension."""
 LossBuilder = Callable[[OpBuilder, TaskOutput], ir.Value | Seeds]
 
 
@@ -40,7 +42,7 @@ def _leading(value: ir.Value) -> list[int | str | None]:
 
 def _rows_read(op: OpBuilder, read: ir.Value, *tensors: ir.Value) -> list[ir.Value]:
     """The rows of tensors `[batch, length, ...]` at the tokens where `read` (bool) holds."""
-    at = places_of(op, read, dims(tensors[0])[:2], "read")
+    at = places_of(op, read, dims(tensors[0])[:2], READ)
 
     def taken(x: ir.Value) -> ir.Value:
         return rows_of(op, x, at) if rank(x) == 3 else op.Gather(op.Reshape(x, [-1]), at.kept, axis=0)
@@ -126,8 +128,12 @@ def cotangent(op: OpBuilder, task: TaskOutput) -> Seeds:
     if task.head is None or task.head.per != "token":
         return seeds
     ((logits, c),) = seeds.items()
-    z, dz = _rows_read(op, op.Not(op.Equal(op.ReduceSum(op.Abs(c), [-1], keepdims=0), 0.0)), logits, c)
-    return {z: dz}
+    read = op.Not(op.Equal(op.ReduceSum(op.Abs(c), [-1], keepdims=0), 0.0))
+    at = places_of(op, read, dims(c)[:2], READ)
+    dz = op.Gather(op.Flatten(c, axis=-1), at.kept, axis=0)
+    dz.name = f"{c.name}.{READ}"
+    dz.shape, dz.type = ir.Shape([READ, dims(c)[-1]]), c.type
+    return {rows_of(op, logits, at): dz}
 
 
 COTANGENT = Loss("cotangent", cotangent)
