@@ -75,7 +75,6 @@ SABOTAGE = {
         insert_after(UP_A, "Neg"),
         "train-cotangent-dropout.onnx",
     ),
-    "mixed batches": ("mixed.onnx", insert_after("logits", "Mul", 1.001), "mixed.onnx"),
     "parity": ("forward.onnx", insert_after("logits", "Mul", 1.01), "parity"),
     "parity, not a number": ("forward.onnx", insert_after("logits", "Mul", np.nan), "parity"),
 }
