@@ -26,8 +26,7 @@ from edgelora_tools.methods import LORA, AdapterMethod
 from edgelora_tools.methods.lora import OP_TYPE
 from edgelora_tools.mixed import stack_adapters
 from edgelora_tools.options import ConvertOptions
-from edgelora_tools.passes.accumulate import accumulate_products
-from edgelora_tools.passes.add_in_product import add_in_product
+from edgelora_tools.passes.add_in_product import add_in_product, of_adapters, of_matrices
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.heads import LOWERED as HEADS
 from edgelora_tools.passes.heads import gather_heads
@@ -150,8 +149,8 @@ def forward_graph(base: ir.Model, points: Sequence[InsertionPoint], options: Con
     """The inference graph: adapter tensors are inputs of symbolic rank."""
     adapted = adapt(base, points, options, LORA, dropout=False)
     _set_outputs(adapted, adapted.task.outputs)
-    add_in_product(adapted.model, adapted.op)
     lower_nodes(adapted.model.graph, adapted.op, LOWERED)
+    add_in_product(adapted.model, of_adapters)
     tidy(adapted.model)
     return adapted
 
@@ -230,7 +229,7 @@ def training_graph(
         return Trained(adapted.model, None, lost)
     _set_outputs(replace(adapted, op=op), outputs | gradients)
     lower_nodes(graph, op, LOWERED)
-    accumulate_products(adapted.model)
+    add_in_product(adapted.model, of_matrices)
     again = rematerialize(adapted.model, weighed) if weighed is not None else None
     tidy(adapted.model)
     reached = tuple(p.id for p in points if f"grad.{p.input_b}" in gradients)
