@@ -14,7 +14,8 @@ from edgelora.errors import ConfigError, ConversionError
 from edgelora.manifest import InsertionPoint, LostPoint, Prefix, Recomputed, TensorSpec, TrainingGraph
 from edgelora_tools.backward import values_read, walk_back
 from edgelora_tools.composites import COMPOSITES
-from edgelora_tools.composites.quantized_product import QUANTIZED_PRODUCT
+from edgelora_tools.composites.block_product import DECODED_PRODUCT
+from edgelora_tools.composites.quantized import QUANTIZED
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.heads import TaskOutput, attach_task
 from edgelora_tools.insertion import Site, find_sites
@@ -41,7 +42,7 @@ from edgelora_tools.skips import Skips
 
 LOWERED: dict[str, Lowered] = {
     OP_TYPE: LORA,
-    **{one.op_type: one for one in (*COMPOSITES, QUANTIZED_PRODUCT)},
+    **{one.op_type: one for one in (*COMPOSITES, *QUANTIZED)},
     **ROWS,
     **HEADS,
 }
@@ -228,7 +229,7 @@ def training_graph(
     if not gradients:
         return Trained(adapted.model, None, lost)
     _set_outputs(replace(adapted, op=op), outputs | gradients)
-    lower_nodes(graph, op, LOWERED)
+    lower_nodes(graph, op, LOWERED | {DECODED_PRODUCT.op_type: DECODED_PRODUCT})
     add_in_product(adapted.model, of_matrices)
     again = rematerialize(adapted.model, weighed) if weighed is not None else None
     tidy(adapted.model)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
+from edgelora_tools.composites.quantized import is_quantized
 from edgelora_tools.gradients.shapes import axis_of, rank
 from edgelora_tools.lowering import DOMAIN
 from edgelora_tools.methods.lora import OP_TYPE as LORA
@@ -19,7 +20,7 @@ TOGETHER = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum"})
 """Operators on elements of several tensors that are broadcast to each other."""
 ALONG = frozenset({"LayerNormalization", "RMSNormalization", "RmsNorm", "Softmax", "LogSoftmax"})
 """Operators along the last axis, whose further inputs are vectors of its size."""
-PRODUCTS = frozenset({"MatMul", "Gemm", "QuantizedProduct", LORA})
+PRODUCTS = frozenset({"MatMul", "Gemm", "QuantizedProduct", "BlockProduct", LORA})
 """Products with matrices."""
 
 
@@ -40,7 +41,7 @@ def row_inputs(node: ir.Node, of_rows: Callable[[ir.Value | None], bool]) -> lis
         wanted = [i for i, x in enumerate(xs) if of_rows(x)]
         others = [x for i, x in enumerate(xs) if i not in wanted]
     elif node.op_type in PRODUCTS and not node.attributes.get_int("transA", 0):
-        matrices = xs[1:] if node.op_type == LORA else xs[1:2]
+        matrices = xs[1:] if node.op_type == LORA else () if is_quantized(node) else xs[1:2]
         if any(x is None or x.shape is None or rank(x) != 2 for x in matrices):
             return None
         wanted, others = [0], xs[2:] if node.op_type == "Gemm" else []
