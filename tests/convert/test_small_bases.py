@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from benchmarks.clinc import ClincOptions, find_data, read_clinc
@@ -79,6 +80,16 @@ def test_it_is_near_its_source_at_every_size(both, batch, length) -> None:
     )
     for name, wanted in theirs.items():
         assert ours[name].shape == wanted.shape
+
+
+def test_what_is_computed_again_decodes_again(both) -> None:
+    """No matrix is kept real from the forward pass to the backward pass."""
+    small = both[1]
+    record = small.training("cotangent", dropout=False)
+    assert record.recomputed is not None
+    plain, again = (onnx.load(small.path / f, load_external_data=False) for f in (record.file, record.recomputed.file))
+    decoders = [sum(n.op_type == "DequantizeLinear" for n in m.graph.node) for m in (plain, again)]
+    assert decoders[1] > 1.2 * decoders[0]
 
 
 def test_it_learns_as_float32_does_and_keeps_what_it_learned(both, texts, tmp_path) -> None:

@@ -113,14 +113,20 @@ def decoded(op: OpBuilder, node: ir.Node, x: ir.Value) -> ir.Value:
     """Ŵᵀ `[out, in]`, made when `x` is there."""
     codes, scale, zero = matrix(op, node)
     block, inputs = node.attributes["block"].as_int(), node.attributes["inputs"].as_int()
-    once = op.Min(op.Shape(x, start=0, end=1), op.Constant(value_ints=[1]))
-    turned = op.DequantizeLinear(codes, op.Expand(scale, once), zero, axis=1, block_size=block)
+    turned = op.DequantizeLinear(codes, _after(op, scale, x), zero, axis=1, block_size=block)
     turned.dtype, turned.shape = ir.DataType.FLOAT, codes.shape
     if dims(codes)[1] == inputs:
         return turned
     turned = op.Slice(turned, [0], [inputs], [1])
     turned.dtype, turned.shape = ir.DataType.FLOAT, ir.Shape([dims(codes)[0], inputs])
     return turned
+
+
+def _after(op: OpBuilder, scale: ir.Value, x: ir.Value) -> ir.Value:
+    """The scales, and below them no rows of x: nothing that reads them can run before x is there."""
+    nothing = op.Slice(op.Reshape(x, [-1]), [0], [0], [0])
+    rows = op.Reshape(nothing, [0, dims(scale)[1]], allowzero=1)
+    return annotate(op.Concat(scale, rows, axis=0), scale)
 
 
 def matrix(op: OpBuilder, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
