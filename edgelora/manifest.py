@@ -12,7 +12,7 @@ from typing import Any, cast, get_args, get_origin, get_type_hints
 from edgelora.errors import BundleError
 
 FORMAT = "edgelora-bundle"
-FORMAT_VERSION = (1, 3)
+FORMAT_VERSION = (1, 4)
 MIXED_INDEX = "adapter_index"  # the input of a graph for mixed batches that numbers each row's adapter
 SKIP_OP = "Skip"  # the `op` of a point that stands at no product, but leads past layers
 Body = Mapping[str, Any]
