@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelora.adapter import new_adapter
-from edgelora.bench import random_inputs
 from edgelora.bundle import Bundle
+from edgelora.drawn import drawn_inputs
 from edgelora.errors import ConfigError, EdgeLoraError
 from edgelora.memory_plan import MemoryPlan, plan_memory
 from edgelora.objectives import Classification, Objective, OwnLoss, Pairs, Regression, TokenClassification
@@ -66,7 +66,7 @@ def _plan(path: Path, budget: int, batch_size: int, length: int) -> MemoryPlan:
 def _objective(bundle: Bundle, count: int, length: int) -> Objective:
     """Random samples for the task's first loss."""
     manifest, rng = bundle.manifest, np.random.default_rng(0)
-    data = ArrayInputs(random_inputs(bundle, count, length, rng))
+    data = ArrayInputs(drawn_inputs(bundle, count, length, rng))
     match manifest.task:
         case "sequence-classification":
             return Classification(data, np.zeros(count, np.int64))
