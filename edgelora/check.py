@@ -3,16 +3,18 @@
 Nothing here knows the gradient rules. The cotangent graph is held against finite differences: f(θ) = Σ <c,
 output(θ)> is evaluated by the inference graph, its derivative along a direction by differences. A loss
 graph is held against the cotangent graph, fed with the loss's derivative from numpy; a graph with dropout
-against the one without, by masks of ones, and against differences of its own loss under random masks.
+against the one without, by masks of ones, and against differences of its own loss under random masks. The graph of
+mixed batches is held against the inference graph, row by row.
 
-Where the source rounds activations to int8, outputs are staircases: there the gradients are held against wide
-differences at many places at once, and no tolerance is finer than the steps (docs/bundle-format.md, precision).
+Where activations are rounded to int8, outputs are staircases: there the gradients are held against wide differences at
+many places at once, and no tolerance is finer than the steps (docs/bundle-format.md, precision). Of a base that was
+quantized at conversion, the float32 gradients are known: these decide (quantization.py), and the differences are shown.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,12 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
 
+from edgelora.active import ActiveAdapter
 from edgelora.adapter import absent_adapter
 from edgelora.bundle import MANIFEST_FILE, Bundle
 from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import BundleError
 from edgelora.files import write_atomic
 from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest, Prefix, TrainingGraph
+from edgelora.mixing import AdapterStack
 from edgelora.quantization import QuantizedVerdict, check_quantization
 from edgelora.reference_losses import REFERENCES
 from edgelora.session import ENGINE_VERSION, Graph
@@ -41,9 +45,11 @@ from edgelora.slopes import (
 )
 
 PARITY_FILE = "parity.safetensors"
-PARITY_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 1e-1}
+PARITY_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 1e-1, "int4": 2e-1}
 SAME_TOLERANCE = 1e-3
+MIXED_TOLERANCE = 1e-4
 _RANK, _OUTPUTS = 4, 3
+_MIXED_RANKS, _MIXED_MEMORY = (0, 4, 2), 1 << 28
 _PLACES, _SPOTS, _SPREAD = 12, 8, 0.3
 _CHANGE, _LOUDEST, _NEAR = 0.1, 64.0, 0.1
 _ALONG = "loss along a direction"
@@ -55,7 +61,8 @@ Feeds = dict[str, NDArray[Any]]
 class PointVerdict:
     """A point's gradient: the analytic and the numeric directional derivative, and their relative gap.
 
-    Of the point's tensors, the one with the larger gap.
+    Of the point's tensors, the one with the larger gap. The gap decides whether it `passed`, unless the bundle holds
+    the float32 gradients of its base.
     """
 
     id: str
@@ -67,7 +74,7 @@ class PointVerdict:
 
 @dataclass(frozen=True)
 class GraphVerdict:
-    """A training graph: the largest relative error of its loss and gradients, and where."""
+    """A training graph, or one of mixed batches: the largest relative error of what it returns, and where."""
 
     file: str
     error: float
@@ -110,10 +117,14 @@ def check(
     rng = np.random.default_rng(0)
     parity = max(parity_error(bundle, inputs, outputs, rng) for inputs, outputs in samples)
     inputs = samples[min(1, len(samples) - 1)][0]
+    progress("gradients of the float32 base")
+    quantized = check_quantization(bundle)
+    decided = {verdict.id: verdict.passed for verdict in quantized}
     points: list[PointVerdict] = []
     for point in manifest.trainable:
         progress(point.id)
-        points.append(check_point(bundle, point, inputs, rng))
+        verdict = check_point(bundle, point, inputs, rng)
+        points.append(replace(verdict, passed=decided.get(point.id, verdict.passed)))
     if manifest.head is not None:
         points.append(check_head(bundle, inputs, rng))
     graphs: list[GraphVerdict] = []
@@ -128,11 +139,13 @@ def check(
         for record in found.training:
             progress(record.file)
             graphs.append(check_method(bundle, record, name, inputs, rng))
+    if manifest.mixed is not None:
+        progress(manifest.mixed)
+        graphs.append(check_mixed(bundle, manifest.mixed, inputs, rng))
     for prefix in manifest.prefixes:
         progress(prefix.file)
         graphs += check_prefix(bundle, prefix, inputs, rng)
     tolerance = PARITY_TOLERANCE[manifest.source.get("precision", "float32")]
-    quantized = check_quantization(bundle)
     passed = parity <= tolerance and all(v.passed for v in (*points, *graphs, *quantized))
     return Verdict(passed, parity, len(samples), tuple(points), tuple(graphs), ENGINE_VERSION, quantized)
 
@@ -265,8 +278,8 @@ def _gradient_at(graph: Graph, feeds: Feeds, weights: Feeds, tensor: str) -> NDA
 
 
 def _rounds(bundle: Bundle) -> bool:
-    """Whether the source rounds activations, so that outputs are staircases."""
-    return bundle.manifest.source.get("precision") == "int8"
+    """Whether activations are rounded, so that outputs are staircases."""
+    return bundle.manifest.source.get("precision") in ("int8", "int4")
 
 
 def _on_average(
@@ -365,6 +378,32 @@ def check_method(
             errors[_ALONG] = _slope_error(bundle, record, feeds, moved, rng) / GRADIENT_TOLERANCE
     where = max(errors, key=lambda name: errors[name])
     return GraphVerdict(record.file, bounded(errors[where] * tolerance), where, errors[where] <= 1)
+
+
+def check_mixed(bundle: Bundle, file: str, inputs: Feeds, rng: np.random.Generator) -> GraphVerdict:
+    """Rows with adapters of different ranks and heads, one of them absent, against the inference graph with each."""
+    manifest, batch = bundle.manifest, bundle.manifest.inputs[0].shape[0]
+    rows = np.arange(len(_MIXED_RANKS)) % len(inputs[manifest.inputs[0].name])
+    given = {s.name: inputs[s.name][rows] if s.shape[:1] == (batch,) else inputs[s.name] for s in manifest.inputs}
+    adapters: dict[Hashable, ActiveAdapter] = {}
+    for number, rank in enumerate(_MIXED_RANKS):
+        feeds: Feeds = absent_adapter(manifest) | random_head(manifest, rng, _OUTPUTS + number)
+        for point in manifest.points if rank else ():
+            feeds[point.input_a], feeds[point.input_b] = _random_pair(point, rng, rank)
+            feeds[point.input_b] *= np.float32(_CHANGE)
+        adapters[number] = ActiveAdapter(feeds, None, manifest.head is not None)
+    with AdapterStack(manifest, _MIXED_MEMORY).loaded(list(adapters), adapters) as stacked:
+        if stacked is None:
+            return GraphVerdict(file, LARGEST, "adapters too large for a stack", False)
+        mixed = bundle.graph(file).run({**given, **stacked})
+    errors: dict[str, float] = {}
+    for row, (rank, active) in enumerate(zip(_MIXED_RANKS, adapters.values(), strict=True)):
+        for name, y in bundle.forward.run({**given, **active.feeds}).items():
+            width = y.shape[-1] if name == "logits" else None  # wider heads are those of other rows
+            errors[f"{name} with rank {rank}"] = _gap(mixed[name][row][..., :width], y[row])
+    where = max(errors, key=lambda name: errors[name])
+    tolerance = ROUNDED_TOLERANCE if _rounds(bundle) else MIXED_TOLERANCE
+    return GraphVerdict(file, bounded(errors[where]), where, errors[where] <= tolerance)
 
 
 def check_prefix(bundle: Bundle, prefix: Prefix, inputs: Feeds, rng: np.random.Generator) -> list[GraphVerdict]:
@@ -476,7 +515,8 @@ def loss_feeds(
         elif spec.name == "labels":
             made[spec.name] = rng.integers(0, _OUTPUTS, shape)
         elif spec.name == "loss_weight":
-            made[spec.name] = (rng.uniform(0.5, 1.5, shape) / np.prod(shape)).astype(np.float32)
+            some = rng.random(shape) < 0.7 if len(shape) > 1 else 1.0  # of tokens, not all have a label
+            made[spec.name] = (some * rng.uniform(0.5, 1.5, shape) / np.prod(shape)).astype(np.float32)
         elif spec.name in ("margin", "inverse_temperature"):
             made[spec.name] = np.asarray(4.0, np.float32)
         elif spec.dtype == "uint8":
@@ -486,8 +526,10 @@ def loss_feeds(
     return made
 
 
-def _random_pair(point: InsertionPoint, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
-    rank = -(-_RANK // point.groups) * point.groups
+def _random_pair(
+    point: InsertionPoint, rng: np.random.Generator, rank: int = _RANK
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    rank = -(-rank // point.groups) * point.groups
     inputs, inner = point.in_features * math.prod(point.kernel), rank // point.groups
     a = rng.standard_normal(point.shape_a(rank)).astype(np.float32) / np.float32(inputs**0.5)
     b = rng.standard_normal(point.shape_b(rank)).astype(np.float32) / np.float32(inner**0.5)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, Generic, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,15 @@ _FIELDS = {
 }
 
 
+@dataclass(frozen=True)
+class Named(Generic[T]):
+    """What a record holds, the adapter that it names (field `adapter`), and where it stands: file and line."""
+
+    content: T
+    adapter: str | None
+    where: str
+
+
 def read_samples(path: str | Path, task: str, fmt: str | None = None) -> list[Sample]:
     """Read the samples of a task; `path` "-" is standard input, whose format is JSONL unless given.
 
@@ -81,15 +90,31 @@ def read_samples(path: str | Path, task: str, fmt: str | None = None) -> list[Sa
         DataError: the file cannot be read, is empty, lacks a field, or has bad lines (the first ones are
             listed with file and line number). ConfigError: the task has no data format.
     """
+    return _alike(path, [sample for _, sample in _parse_all(path, fmt, _parser(task), _FIELDS[task])])
+
+
+def read_named_samples(path: str | Path, task: str, fmt: str | None = None) -> list[Named[Sample]]:
+    """The samples of a task as `read_samples` has them, with the adapters that the fields `adapter` name."""
+    parse = _parser(task)
+    lines = _parse_all(path, fmt, lambda record: (parse(record), _adapter(record)), _FIELDS[task])
+    _alike(path, [sample for _, (sample, _) in lines])
+    return [Named(sample, adapter, f"{_name(path)}, line {line}") for line, (sample, adapter) in lines]
+
+
+def _parser(task: str) -> Callable[[Record], Sample]:
     if task not in _FIELDS:
         raise ConfigError(f"the task {task!r} has no data format of its own: train it through the Python API")
-    parse: Callable[[Record], Sample] = {
+    parsers: dict[str, Callable[[Record], Sample]] = {
         "sequence-classification": _text_sample,
         "regression": _number_sample,
         "token-classification": _token_sample,
         "sentence-embedding": _pair_sample,
-    }[task]
-    samples = _parse_all(path, fmt, parse, _FIELDS[task])
+    }
+    return parsers[task]
+
+
+def _alike(path: str | Path, samples: list[Sample]) -> list[Sample]:
+    """The samples, all with a negative or none."""
     with_negative = sum(isinstance(s, PairSample) and s.negative is not None for s in samples)
     if with_negative not in (0, len(samples)):
         raise DataError(
@@ -100,7 +125,13 @@ def read_samples(path: str | Path, task: str, fmt: str | None = None) -> list[Sa
 
 def read_texts(path: str | Path, fmt: str | None = None) -> list[str]:
     """The field `text` of every record. Raises DataError as `read_samples` does."""
-    return _parse_all(path, fmt, lambda record: _text(record, "text"), ("text",))
+    return [text for _, text in _parse_all(path, fmt, lambda record: _text(record, "text"), ("text",))]
+
+
+def read_named_texts(path: str | Path, fmt: str | None = None) -> list[Named[str]]:
+    """The fields `text` and, where there is one, `adapter` of every record. Raises DataError as `read_samples` does."""
+    lines = _parse_all(path, fmt, lambda record: (_text(record, "text"), _adapter(record)), ("text",))
+    return [Named(text, adapter, f"{_name(path)}, line {line}") for line, (text, adapter) in lines]
 
 
 def digest(samples: Sequence[Sample]) -> str:
@@ -144,14 +175,21 @@ def split(samples: Sequence[S], share: float, rng: np.random.Generator) -> tuple
     return train, [samples[row] for row in sorted(chosen)]
 
 
-def _parse_all(path: str | Path, fmt: str | None, parse: Callable[[Record], T], needed: Sequence[str]) -> list[T]:
-    name = "standard input" if str(path) == STANDARD_INPUT else str(path)
-    samples: list[T] = []
+def _name(path: str | Path) -> str:
+    return "standard input" if str(path) == STANDARD_INPUT else str(path)
+
+
+def _parse_all(
+    path: str | Path, fmt: str | None, parse: Callable[[Record], T], needed: Sequence[str]
+) -> list[tuple[int, T]]:
+    """What the records hold, with the number of the line that each begins on."""
+    name = _name(path)
+    samples: list[tuple[int, T]] = []
     problems: list[str] = []
     bad = 0
     for line, record in _records(path, name, fmt, needed):
         try:
-            samples.append(parse(_require(record)))
+            samples.append((line, parse(_require(record))))
         except ValueError as error:
             bad += 1
             problems += [f"{name}, line {line}: {error}"] if bad <= _SHOWN else []
@@ -280,6 +318,14 @@ def _text(record: Record, field: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"the field {field!r} must be a text that is not blank")
     return _unicode(value, field)
+
+
+def _adapter(record: Record) -> str | None:
+    """The field `adapter`; None where it is absent, null or blank."""
+    value = record.get("adapter")
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"the field 'adapter' must be a name, not {_short(cast(object, value))}")
+    return (value or "").strip() or None
 
 
 def _unicode(text: str, field: str) -> str:

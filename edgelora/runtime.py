@@ -302,15 +302,19 @@ class Model:
             labelled.append(labels)
         return labelled
 
-    def predict_proba(self, inputs: RawInputs, adapter: AdapterLike = None) -> NDArray[np.float64]:
-        """Class probabilities `[rows, classes]`, columns in the order of the adapter's labels.
+    def predict_proba(
+        self, inputs: RawInputs, adapter: AdapterLike = None, adapters: Sequence[AdapterLike] | None = None
+    ) -> NDArray[np.float64]:
+        """Class probabilities `[rows, classes]`, columns in the order of the labels of the row's adapter.
+
+        Where heads of different widths meet in one call, a row of a narrower one ends in zeros.
 
         For token classification `[rows, tokens, classes]`, special tokens and padding included.
 
         Raises:
             as `outputs`.
         """
-        logits = self.outputs(inputs, adapter)["logits"].astype(np.float64)
+        logits = self.outputs(inputs, adapter, adapters)["logits"].astype(np.float64)
         exp = np.exp(logits - logits.max(-1, keepdims=True))
         return exp / exp.sum(-1, keepdims=True)
 

@@ -19,6 +19,7 @@ from edgelora.batching import epoch_batches, shares
 from edgelora.bundle import Bundle
 from edgelora.config import LoraConfig
 from edgelora.dimensions import evaluate_dimension
+from edgelora.dropout import dropout_masks
 from edgelora.errors import ConfigError, DataError, TrainingError
 from edgelora.manifest import LORA_GRAPHS, Manifest, Prefix, TrainingGraph
 from edgelora.methods.lora_fa import project
@@ -145,8 +146,7 @@ class Trainer:
         """
         rows = min(self.config.batch_size, self.part_size, len(self.objective))
         cores = self.bundle.settings.cores
-        divided = self.objective.separable and not self.adapter.config.dropout and rows >= 2 * cores
-        return cores if divided else 1
+        return cores if self.objective.separable and rows >= 2 * cores else 1
 
     def _check_method(self) -> None:
         """Whether the training settings that are a method's own suit the adapter."""
@@ -255,12 +255,12 @@ class Trainer:
         loss = 0.0
 
         def run(feeds: Feeds, rows: NDArray[np.int64], gradients: list[Floats]) -> float:
-            return self._backward(record, feeds, rows, total, gradients)
+            return self._backward(record, feeds | self._masks(record, feeds, rows), rows, total, gradients)
 
         for part, members in enumerate(parts):
             pieces = [members] if self._workers == 1 else shares(members, self._lengths, self._workers)
             made = self._room(len(pieces), beside_the_sum=part > 0)
-            fed = [self._feeds(record, adapter, rows, part, total) for rows in pieces]
+            fed = [self._feeds(adapter, rows, total) for rows in pieces]
             if len(pieces) == 1:
                 loss += run(fed[0], pieces[0], made[0][1])
             else:
@@ -300,12 +300,10 @@ class Trainer:
         self._accumulate_backward(self.record, [rows], 1.0) if self.record else self._forward_loss([rows], 1.0)
         self._grad[:] = 0.0
 
-    def _feeds(self, record: TrainingGraph, adapter: Feeds, rows: NDArray[np.int64], part: int, total: float) -> Feeds:
-        """What the graph takes for these samples: inputs or cached values, adapter, dropout masks."""
+    def _feeds(self, adapter: Feeds, rows: NDArray[np.int64], total: float) -> Feeds:
+        """What the graph takes for these samples beside dropout masks: inputs or cached values, adapter."""
         feeds, cache = self.objective.feeds(rows, total), self.cache_of(self.objective)
-        if cache is not None:
-            feeds = cache.feeds(feeds, rows)
-        return {**feeds, **adapter, **self._masks(record, feeds, part)}
+        return (feeds if cache is None else cache.feeds(feeds, rows)) | adapter
 
     def graph(self, record: TrainingGraph) -> Graph:
         """The training graph; on one core where each core has a part of the batch."""
@@ -383,22 +381,22 @@ class Trainer:
                     x *= np.float32(1.0 / (1.0 - config.dropout))
         return made | {name: tensors[name] for name in head_names(self.bundle.manifest) if name in tensors}
 
-    def _masks(self, record: TrainingGraph, feeds: Feeds, part: int) -> Feeds:
-        """LoRA dropout: a uint8 mask for the input of each point, drawn from (seed, step, part, point)."""
-        probability = self.adapter.config.dropout
-        if not probability:
+    def _masks(self, record: TrainingGraph, feeds: Feeds, rows: NDArray[np.int64]) -> Feeds:
+        """LoRA dropout: a uint8 mask for the input of each point, drawn from (seed, step, sample), token by token.
+
+        So what is dropped of a sample depends neither on padding nor on what it is computed with.
+        """
+        if not self.adapter.config.dropout:
             return {}
         sizes = {
             str(d): s
             for spec in self.bundle.manifest.inputs
             for d, s in zip(spec.shape, feeds[spec.name].shape, strict=True)
         }
-        masks: Feeds = {}
-        for index, spec in enumerate(s for s in record.inputs if s.dtype == "uint8"):
-            shape = [evaluate_dimension(d, sizes) for d in spec.shape]
-            rng = np.random.default_rng([self.config.seed, self.step_number, part, index])
-            masks[spec.name] = (rng.random(shape, np.float32) >= probability).astype(np.uint8)
-        return masks
+        shapes = {s.name: [evaluate_dimension(d, sizes) for d in s.shape] for s in record.inputs if s.dtype == "uint8"}
+        keys = [[self.config.seed, self.step_number, int(row)] for row in rows]
+        columns = max(len(feeds[self.bundle.manifest.inputs[0].name]) // len(rows), 1)
+        return {**dropout_masks(shapes, self.adapter.config.dropout, keys, columns)}
 
     def epoch_of_step(self, step: int) -> tuple[int, int]:
         """The epoch that a step (from 0) belongs to, and its place in the epoch."""

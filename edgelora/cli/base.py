@@ -20,6 +20,7 @@ from edgelora.cli.common import (
     desktop,
     emit,
     end_progress,
+    memory_size,
     note,
     progress_line,
     settings_of,
@@ -29,6 +30,7 @@ from edgelora.cli.common import (
 from edgelora.config import LoraConfig
 from edgelora.errors import DataError
 from edgelora.manifest import LORA_GRAPHS, LostPoint, Manifest
+from edgelora.memory_plan import MemoryPlan
 
 CHECK_FAILED = 1
 _MOST_NAMES = 12
@@ -84,9 +86,10 @@ def add_verbs(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--quantize",
-        choices=["int8"],
-        help="keep the frozen weights as int8 and compute their products in integers, forward and backward; a product "
-        "that would turn a point's gradient by more than a cosine of 0.99 stays float32",
+        choices=["int8", "int4"],
+        help="int8: compute products in integers, forward and backward (fastest); int4: weights of 4 bits, one copy "
+        "for both (smallest). Products that would turn a point's gradient by more than a cosine of 0.99 take weights "
+        "of 8 bits, or stay float32",
     )
     parser.add_argument(
         "--calibration",
@@ -112,6 +115,23 @@ def add_verbs(verbs: Verbs) -> None:
         action="store_true",
         help="let training graphs compute padding as they would in one batch elsewhere (default: left out where that "
         "changes no result)",
+    )
+    parser.add_argument(
+        "--ram",
+        type=memory_size,
+        metavar="SIZE",
+        help="the memory that training has, as 256MB: says how it would keep to that, refuses to write a bundle that "
+        "cannot, and is the budget of `edgelora train` without --ram",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="samples of a step that memory is weighed for (32)"
+    )
+    parser.add_argument(
+        "--length",
+        type=int,
+        default=128,
+        metavar="N",
+        help="size of the other dynamic dimensions that it is weighed for (128, or the longest text if that is less)",
     )
     parser.add_argument("--name", help="the base's name in the manifest (default: the source's)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
@@ -203,8 +223,12 @@ def run_convert(options: argparse.Namespace) -> int:
         placement=options.placement,
         unpad=not options.keep_padding,
         methods=tuple(options.methods),
+        batch_size=options.batch_size,
+        length=options.length,
+        ram=options.ram,
     )
-    manifest: Manifest = compiler.convert(source, Path(options.output), chosen, progress_line)
+    plans: list[MemoryPlan] = []
+    manifest: Manifest = compiler.convert(source, Path(options.output), chosen, progress_line, plans.append)
     verdict = None
     if not options.no_check:
         bundle = Bundle.open(options.output)
@@ -219,10 +243,18 @@ def run_convert(options: argparse.Namespace) -> int:
     ]
     lines += quantized_text(manifest)
     lines += lost_text(manifest, options.explain)
+    lines += [forecast_text(manifest, plan) for plan in plans]
     if verdict is not None:
         lines.append(verdict_text(verdict))
-    emit(options, summary(manifest, Path(options.output)), "\n".join(lines))
+    plan = {"plan": plans[0].to_dict()} if plans else {}
+    emit(options, summary(manifest, Path(options.output)) | plan, "\n".join(lines))
     return 0 if verdict is None or verdict.passed else CHECK_FAILED
+
+
+def forecast_text(manifest: Manifest, plan: MemoryPlan) -> str:
+    """How training would keep to the bundle's budget."""
+    steps = "" if (b := manifest.budget) is None else f"steps of {b.batch_size} samples, length {b.length}; "
+    return f"training: {steps}{plan.describe()}"
 
 
 def lost_text(manifest: Manifest, explain: bool) -> list[str]:
@@ -345,6 +377,9 @@ def run_info(options: argparse.Namespace) -> None:
         f"points         {len(manifest.points)} ({', '.join(manifest.target_modules)})",
         f"size           {size_text(sum(e.size for e in manifest.files.values()))}",
     ]
+    if (budget := manifest.budget) is not None:
+        steps = f"steps of {budget.batch_size} samples, length {budget.length}"
+        lines.append(f"memory budget  {size_text(budget.bytes)} for {steps}")
     if verification is None:
         lines.append("verification   none; run `edgelora check`")
     else:
@@ -383,25 +418,36 @@ def run_check(options: argparse.Namespace) -> int:
     verdict = check(bundle, extra, lambda name: progress_line(f"checking {name}"))
     end_progress()
     store_verdict(bundle, verdict)
-    rows = [(p.id, p.analytic, p.numeric, p.error, "ok" if p.passed else "WRONG") for p in verdict.points]
-    text = table(rows, ("point", "gradient", "differences", "relative gap", ""))
+    text = points_text(verdict)
     graphs = [(g.file, g.where, g.error, "ok" if g.passed else "WRONG") for g in verdict.graphs]
     text = f"{text}\n\n{table(graphs, ('graph', 'largest at', 'relative gap', ''))}"
-    if verdict.quantized:
-        cosines = [(q.id, q.cosine, "ok" if q.passed else "WRONG") for q in verdict.quantized]
-        text = f"{text}\n\n{table(cosines, ('quantized point', 'gradient cosine', ''))}"
-    emit(options, verdict.to_dict(), f"{text}\n\n{verdict_text(verdict)}")
+    lines = [*quantized_text(bundle.manifest), verdict_text(verdict)]
+    emit(options, verdict.to_dict(), "\n".join([text, "", *lines]))
     return 0 if verdict.passed else CHECK_FAILED
+
+
+def points_text(verdict: Verdict) -> str:
+    """The table of the points; where the float32 gradients decide, with their cosine and size before the verdict."""
+    nearness = {q.id: (q.cosine, q.size) for q in verdict.quantized}
+    rows, head = [], ["point", "gradient", "differences", "relative gap", ""]
+    for p in verdict.points:
+        extra = nearness.get(p.id, ("", "")) if nearness else ()
+        rows.append((p.id, p.analytic, p.numeric, p.error, *extra, "ok" if p.passed else "WRONG"))
+    if nearness:
+        head[-1:] = ["float32 cosine", "size", ""]
+    return table(rows, tuple(head))
 
 
 def verdict_text(verdict: Verdict) -> str:
     """The verdict in a line."""
+    said = f"check {'passed' if verdict.passed else 'FAILED'}: parity {verdict.parity:.1e} on {verdict.parity_samples} "
     worst = max((v.error for v in (*verdict.points, *verdict.graphs)), default=0.0)
-    least = min((q.cosine for q in verdict.quantized), default=None)
+    if not verdict.quantized:
+        return f"{said}samples, largest gradient error {worst:.1e} over {len(verdict.points)} points"
+    least = min(verdict.quantized, key=lambda q: q.cosine)
     return (
-        f"check {'passed' if verdict.passed else 'FAILED'}: parity {verdict.parity:.1e} on {verdict.parity_samples} "
-        f"samples, largest gradient error {worst:.1e} over {len(verdict.points)} points"
-        + ("" if least is None else f", least cosine with float32 gradients {least:.4f}")
+        f"{said}samples, least cosine with float32 gradients {least.cosine:.4f} over {len(verdict.quantized)} points "
+        f"({least.id}); differences, coarse for rounded outputs, within {worst:.1e}"
     )
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 
+from edgelora.cli.by_line import choose_adapters
 from edgelora.cli.common import Verbs, add_bundle, add_verb, emit, open_model, table
-from edgelora.data import read_samples, read_texts
+from edgelora.data import Named, Sample, read_named_samples, read_named_texts
 from edgelora.errors import ConfigError, DataError
+from edgelora.evaluation import evaluate_each
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for
 from edgelora.trainer import evaluate
@@ -24,13 +27,20 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "eval",
         run_eval,
-        "Evaluate an adapter on labelled data.",
-        "edgelora eval home.edgelora --adapter user-1 --data test.jsonl",
+        "Evaluate an adapter on labelled data, or many adapters at once.",
+        "edgelora eval home.edgelora --adapter user-1 --data test.jsonl\n"
+        "  edgelora eval home.edgelora --data people.jsonl\n"
+        '    with lines such as {"text": "make it cosy", "label": "warm", "adapter": "user-1"}',
     )
     add_bundle(parser)
-    parser.add_argument("--adapter", required=True, metavar="NAME")
+    parser.add_argument("--adapter", metavar="NAME", help="of all records that name none of their own")
     parser.add_argument("--version", type=int, metavar="N", help="an older version (default: the current one)")
-    parser.add_argument("--data", required=True, metavar="FILE", help="CSV or JSONL; - reads standard input")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="CSV or JSONL; - reads standard input. A field adapter says whose a record is",
+    )
     parser.add_argument("--format", choices=("csv", "jsonl"))
     parser.add_argument("--batch-size", type=int, default=32)
 
@@ -38,63 +48,110 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "predict",
         run_predict,
-        "Predict with a person's adapter, or with the base where the task needs no head.",
-        'edgelora predict home.edgelora --adapter user-1 "make it cosy"',
+        "Predict with a person's adapter, each line with its own, or with the base where the task needs no head.",
+        'edgelora predict home.edgelora --adapter user-1 "make it cosy" "the usual"\n'
+        '  edgelora predict home.edgelora --adapter user-1 --adapter user-2 "the usual" "the usual"\n'
+        "  edgelora predict home.edgelora --adapters-file names.txt < texts.txt\n"
+        "  edgelora predict home.edgelora --data people.jsonl\n"
+        '    with lines such as {"text": "make it cosy", "adapter": "user-1"}',
     )
     add_bundle(parser)
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; none: one per line of standard input")
-    parser.add_argument("--adapter", metavar="NAME", help="whose adapter (default: the base alone)")
-    parser.add_argument("--data", metavar="FILE", help="texts from CSV or JSONL (field text)")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="whose adapter (default: the base alone); given several times, one for each text, in order",
+    )
+    parser.add_argument(
+        "--adapters-file", metavar="FILE", help="a name per line, one for each text; a blank line is the base alone"
+    )
+    parser.add_argument(
+        "--data", metavar="FILE", help="texts from CSV or JSONL (field text; a field adapter says whose a text is)"
+    )
     parser.add_argument("--format", choices=("csv", "jsonl"))
 
 
 def run_eval(options: argparse.Namespace) -> None:
-    """Metrics of an adapter."""
+    """Metrics of an adapter, or of each that a record names."""
     model = open_model(options)
+    named = read_named_samples(options.data, model.bundle.manifest.task, options.format)
+    if any(line.adapter is not None for line in named):
+        _eval_each(options, model, named)
+        return
+    if options.adapter is None:
+        raise ConfigError("whose adapter? Give --adapter NAME, or every record a field adapter")
     adapter = model.store.load(options.adapter, options.version)
     adapter.validate(model.bundle.manifest)
-    samples = read_samples(options.data, model.bundle.manifest.task, options.format)
+    samples = [line.content for line in named]
     objective = objective_for(model, samples, adapter.labels, TrainingConfig())
     metrics = evaluate(model.bundle, adapter, objective, options.batch_size)
     result = {"adapter": options.adapter, "samples": len(samples), **metrics}
     emit(options, result, table([(k, v) for k, v in result.items() if k != "adapter"], (options.adapter, "")))
 
 
+def _eval_each(options: argparse.Namespace, model: Model, named: list[Named[Sample]]) -> None:
+    """Metrics of every adapter on the records that name it, and over all records."""
+    if options.version is not None:
+        raise ConfigError("--version is of one adapter, and the records name their own: leave one of them out")
+    chosen = choose_adapters(named, [] if options.adapter is None else [options.adapter], None, model.store)
+    adapters: list[str] = []
+    for line, adapter in zip(named, chosen.adapters, strict=True):
+        if adapter is None:
+            raise DataError(f"{line.where}: names no adapter; add the field adapter, or give --adapter for such lines")
+        adapters.append(adapter)
+    mean, each = evaluate_each(model, [line.content for line in named], adapters, options.batch_size)
+    parts = {name: {"samples": adapters.count(name), **metrics} for name, metrics in each.items()}
+    result = {"samples": len(named), **mean}
+    rows = [(name, *part.values()) for name, part in parts.items()] + [("all", *result.values())]
+    emit(options, {**result, "adapters": parts}, table(rows, ("adapter", *result)))
+
+
 def run_predict(options: argparse.Namespace) -> None:
     """One line per text."""
     model = open_model(options)
-    texts = options.texts
+    lines = [Named(text, None, f"text {number}") for number, text in enumerate(options.texts, 1)]
     if options.data:
-        texts = read_texts(options.data, options.format)
-    elif not texts:
-        texts = stdin_lines()
-    if not texts:
+        lines = read_named_texts(options.data, options.format)
+    elif not lines:
+        lines = stdin_lines()
+    if not lines:
         raise ConfigError("there is nothing to predict: give texts, --data FILE, or lines on standard input")
-    results = predictions(model, texts, options.adapter)
+    chosen = choose_adapters(lines, options.adapter, options.adapters_file, model.store)
+    texts = [line.content for line in lines]
+    if chosen.by_line:
+        results = predictions(model, texts, None, chosen.adapters)
+        results = [{"adapter": name, **r} for name, r in zip(chosen.adapters, results, strict=True)]
+    else:
+        results = predictions(model, texts, chosen.adapters[0])
     if options.json:
         emit(options, results, "")
         return
-    rows = [[_short(r["text"]), *(_show(v) for k, v in r.items() if k != "text")] for r in results]
+    rows = [[_short(str(v)) if k == "text" else _show(v) for k, v in r.items()] for r in results]
     emit(options, results, table(rows, list(results[0])))
 
 
-def stdin_lines() -> list[str]:
+def stdin_lines() -> list[Named[str]]:
     """The lines of standard input that are not blank.
 
     Raises:
         DataError: they are not UTF-8.
     """
     try:
-        return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        numbered = enumerate(sys.stdin, 1)
+        return [Named(x.rstrip("\n"), None, f"standard input, line {n}") for n, x in numbered if x.strip()]
     except UnicodeDecodeError as error:
         raise DataError("standard input: not UTF-8") from error
 
 
-def predictions(model: Model, texts: list[str], adapter: str | None) -> list[dict[str, Any]]:
-    """JSON-able predictions."""
-    predicted = model.predict(texts, adapter=adapter)
+def predictions(
+    model: Model, texts: list[str], adapter: str | None, adapters: Sequence[str | None] | None = None
+) -> list[dict[str, Any]]:
+    """JSON-able predictions with one adapter, or with one of `adapters` for each text."""
+    predicted = model.predict(texts, adapter, adapters)
     if model.bundle.manifest.task == "sequence-classification":
-        scores = model.predict_proba(texts, adapter=adapter).max(-1)
+        scores = model.predict_proba(texts, adapter, adapters).max(-1)
         return [
             {"text": t, "label": p, "score": round(float(s), 4)}
             for t, p, s in zip(texts, predicted, scores, strict=True)

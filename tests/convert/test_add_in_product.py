@@ -9,6 +9,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnxscript import GraphBuilder
 
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.graphs import forward_graph
@@ -16,6 +17,8 @@ from edgelora_tools.insertion import find_sites
 from edgelora_tools.measure_shapes import measure_shapes
 from edgelora_tools.normalize import normalize
 from edgelora_tools.options import ConvertOptions
+from edgelora_tools.passes.add_in_product import add_in_product, of_matrices
+from edgelora_tools.reference import evaluator
 from tests.convert.bundles import relative
 from tests.convert.networks import FLOAT, Net
 from tests.convert.test_passes import run
@@ -44,7 +47,7 @@ def graphs(proto: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> tuple[ir.
     options = ConvertOptions(task="feature-extraction")
     with_pass = forward_graph(model, points, options).model
     with monkeypatch.context() as patched:
-        patched.setattr("edgelora_tools.graphs.add_in_product", lambda model, op: model)
+        patched.setattr("edgelora_tools.graphs.add_in_product", lambda model, wanted: model)
         return with_pass, forward_graph(model, points, options).model
 
 
@@ -90,3 +93,48 @@ def test_the_bundle_s_forward_graph_is_made_so(task_bundle):
     graph = onnx.load(bundle.path / bundle.manifest.forward, load_external_data=False).graph
     sums = [n for n in graph.node if n.op_type == "Gemm" and n.input[1].endswith(".lora_B")]
     assert len(sums) == len(bundle.manifest.points)
+
+
+@pytest.mark.parametrize("vector", [False, True])
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("product", ["MatMul", "Gemm", "Gemm transposed"])
+def test_a_sum_becomes_the_products_own(product, swapped, vector):
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="sum")
+    builder = GraphBuilder(graph)
+    op = builder.op
+    a = builder.input("a", ir.DataType.DOUBLE, ["rows", 3])
+    b = builder.input("b", ir.DataType.DOUBLE, [5, 3] if "transposed" in product else [3, 5])
+    c = builder.input("c", ir.DataType.DOUBLE, [5] if vector else ["rows", 5])
+    y = op.MatMul(a, b) if product == "MatMul" else op.Gemm(a, b, alpha=2.0, transB=int("transposed" in product))
+    y.shape, y.type = ir.Shape(["rows", 5]), a.type
+    z = op.Add(c, y) if swapped else op.Add(y, c)
+    z.shape, z.type, z.name = ir.Shape(["rows", 5]), a.type, "z"
+    builder.add_output(z, "z")
+    model = ir.Model(graph, ir_version=10)
+    rng = np.random.default_rng(0)
+    feeds = {
+        str(x.name): rng.standard_normal([4 if d == "rows" else int(d) for d in map(str, dims(x))]) for x in (a, b, c)
+    }
+    (before,) = map(np.asarray, evaluator(model.clone()).run(None, feeds))
+    add_in_product(model, of_matrices)
+    assert [node.op_type for node in graph] == ["Gemm"]
+    (after,) = map(np.asarray, evaluator(model).run(None, feeds))
+    np.testing.assert_allclose(after, before, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (4, 1)])
+def test_a_sum_that_broadcasts_the_product_stays(shape):
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="sum")
+    builder = GraphBuilder(graph)
+    op = builder.op
+    a = builder.input("a", ir.DataType.FLOAT, [shape[0], 3])
+    b = builder.input("b", ir.DataType.FLOAT, [3, shape[1]])
+    c = builder.input("c", ir.DataType.FLOAT, [4, 5])
+    y = op.MatMul(a, b)
+    y.shape, y.type = ir.Shape(shape), a.type
+    z = op.Add(y, c)
+    z.shape, z.type, z.name = ir.Shape([4, 5]), a.type, "z"
+    builder.add_output(z, "z")
+    model = ir.Model(graph, ir_version=10)
+    add_in_product(model, of_matrices)
+    assert [node.op_type for node in graph] == ["MatMul", "Add"]

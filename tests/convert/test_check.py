@@ -106,10 +106,12 @@ def test_mask_that_the_backward_pass_forgets(bundle_copy):
 
     def forget(graph):
         """The product Xᵀ·dH of the point `up` reads X instead of X∘mask."""
-        masked = {n.output[0]: n for n in graph.node if n.op_type == "Mul"}
-        cast = next(n.output[0] for n in graph.node if n.input and n.input[0] == "encoder.layer.0.up.mask")
-        seen = next(y for y, n in masked.items() if cast in n.input)
-        plain = next(x for x in masked[seen].input if x != cast)
+        readers = {x: n for n in reversed(graph.node) for x in n.input}
+        mask, mul = "encoder.layer.0.up.mask", readers["encoder.layer.0.up.mask"]
+        while mul.op_type != "Mul":  # rows of the mask, as numbers
+            mask, mul = mul.output[0], readers[mul.output[0]]
+        seen = mul.output[0]
+        plain = next(x for x in mul.input if x != mask)
         users = [n for n in graph.node if seen in n.input and n.op_type in ("Flatten", "Reshape", "Gemm")]
         assert users
         for node in users:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 from edgelora.adapter import absent_adapter
+from edgelora.cli.main import main
 from tests.convert.bundles import relative, to_bundle
 from tests.convert.networks import FLOAT, Net
+from tests.convert.test_check import edit, insert_after
 
 
 def linear(shape: Any, flatten: bool = False):
@@ -47,3 +51,34 @@ def test_a_convolution_has_none(tmp_path):
     bundle = to_bundle(proto, tmp_path, target_modules="layer")
     assert bundle.manifest.points and bundle.manifest.mixed is None
     assert not (bundle.path / "mixed.onnx").exists()
+
+
+@pytest.mark.parametrize("task", ["feature-extraction", "sequence-classification", "token-classification"])
+def test_check_holds_it_against_the_inference_graph(task, tmp_path, capsys):
+    """An error of a thousandth, and one that only rows of another adapter would see."""
+    path = to_bundle(linear(["batch", "sequence", 6]), tmp_path, task=task).path
+
+    def checked():
+        status = main(["check", str(path), "--json"])
+        verdict = json.loads(capsys.readouterr().out)
+        assert json.loads((path / "bundle.json").read_text())["verification"] == verdict
+        (mixed,) = [graph for graph in verdict["graphs"] if graph["file"] == "mixed.onnx"]
+        assert verdict["passed"] is mixed["passed"] is (status == 0)
+        return mixed
+
+    assert checked()["error"] < 1e-5
+    whole = (path / "mixed.onnx").read_bytes()
+    output = "out" if task == "feature-extraction" else "logits"
+    edit(path, "mixed.onnx", insert_after(output, "Mul", 1.001))
+    assert not checked()["passed"]
+    (path / "mixed.onnx").write_bytes(whole)
+
+    def all_of_the_first(graph):
+        for node in graph.node:
+            if node.op_type == "Gather" and node.input[0] == "layer.lora_B":
+                node.input[1] = "first"
+        graph.initializer.append(numpy_helper.from_array(np.ones(3, np.int64), "first"))
+
+    edit(path, "mixed.onnx", all_of_the_first)
+    found = checked()
+    assert not found["passed"] and found["where"].endswith(("rank 4", "rank 2"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -16,10 +15,8 @@ from edgelora.bundle import Bundle
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.measure_shapes import measure_shapes
-from edgelora_tools.passes.accumulate import accumulate_products
 from edgelora_tools.passes.padding import ignores_padding
 from edgelora_tools.passes.rows import gather_rows
-from edgelora_tools.reference import evaluator
 from edgelora_tools.sources.torch_export import module_source
 from tests import families
 
@@ -168,49 +165,3 @@ def test_rows_of_all_tokens_change_nothing_but_shapes():
     assert any(node.op_type == "Rows" for node in model.graph)
     assert [tuple(map(str, dims(y))) for y in model.graph.outputs] == [("batch", "length", "4")]
     assert [y.name for y in model.graph.outputs] == [y.name for y in before.graph.outputs]
-
-
-@pytest.mark.parametrize("vector", [False, True])
-@pytest.mark.parametrize("swapped", [False, True])
-@pytest.mark.parametrize("product", ["MatMul", "Gemm", "Gemm transposed"])
-def test_a_sum_becomes_the_products_own(product, swapped, vector):
-    graph = ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="sum")
-    builder = GraphBuilder(graph)
-    op = builder.op
-    a = builder.input("a", ir.DataType.DOUBLE, ["rows", 3])
-    b = builder.input("b", ir.DataType.DOUBLE, [5, 3] if "transposed" in product else [3, 5])
-    c = builder.input("c", ir.DataType.DOUBLE, [5] if vector else ["rows", 5])
-    y = op.MatMul(a, b) if product == "MatMul" else op.Gemm(a, b, alpha=2.0, transB=int("transposed" in product))
-    y.shape, y.type = ir.Shape(["rows", 5]), a.type
-    z = op.Add(c, y) if swapped else op.Add(y, c)
-    z.shape, z.type, z.name = ir.Shape(["rows", 5]), a.type, "z"
-    builder.add_output(z, "z")
-    model = ir.Model(graph, ir_version=10)
-    rng = np.random.default_rng(0)
-    feeds = {
-        str(x.name): rng.standard_normal([4 if d == "rows" else int(d) for d in map(str, dims(x))]) for x in (a, b, c)
-    }
-    (before,) = map(np.asarray, evaluator(model.clone()).run(None, feeds))
-    accumulate_products(model)
-    assert [node.op_type for node in graph] == ["Gemm"]
-    (after,) = map(np.asarray, evaluator(model).run(None, feeds))
-    np.testing.assert_allclose(after, before, rtol=1e-12)
-
-
-@pytest.mark.parametrize("shape", [(1, 5), (4, 1)])
-def test_a_sum_that_broadcasts_the_product_stays(shape):
-    graph = ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="sum")
-    builder = GraphBuilder(graph)
-    op = builder.op
-    a = builder.input("a", ir.DataType.FLOAT, [shape[0], 3])
-    b = builder.input("b", ir.DataType.FLOAT, [3, shape[1]])
-    c = builder.input("c", ir.DataType.FLOAT, [4, 5])
-    y = op.MatMul(a, b)
-    y.shape, y.type = ir.Shape(shape), a.type
-    z = op.Add(y, c)
-    z.shape, z.type, z.name = ir.Shape([4, 5]), a.type, "z"
-    builder.add_output(z, "z")
-    model = ir.Model(graph, ir_version=10)
-    accumulate_products(model)
-    common.RemoveUnusedNodesPass()(model)
-    assert [node.op_type for node in graph] == ["MatMul", "Add"]

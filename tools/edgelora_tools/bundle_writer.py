@@ -54,10 +54,12 @@ def write_bundle(
     extra_files: Mapping[str, bytes],
     overwrite: bool,
     measure: Callable[[Path, ir.Model], MemoryTable | None] = lambda _path, _model: None,
+    accept: Callable[[Path], None] = lambda _path: None,
 ) -> Manifest:
     """Write everything into a temporary directory beside `destination` and rename it: all or nothing.
 
-    `measure` is asked for the memory table of each graph that was written.
+    `measure` is asked for the memory table of each graph that was written, and `accept` is shown the finished bundle:
+    what it raises leaves everything as it was.
 
     An old bundle is moved aside whole before the new one takes its place, and deleted last.
 
@@ -79,6 +81,7 @@ def write_bundle(
         }
         finished = replace(manifest, files=files, memory=measured)
         (staging / MANIFEST_FILE).write_text(finished.to_json(), encoding="utf-8")
+        accept(staging)
         for path in (staging, *staging.iterdir()):  # a bundle is for sharing; temporary folders are private
             path.chmod(0o755 if path.is_dir() else 0o644)
         _put_in_place(staging, destination)
@@ -123,14 +126,14 @@ def _write_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
                 tensor = value.const_value
                 if tensor is None or tensor.nbytes < INLINE_LIMIT:
                     continue
-                digest = tensor_digest(tensor)
+                digest = hashlib.sha256(content := tensor.tobytes()).digest()
                 if digest not in offsets:
                     page = LARGE_PAGE if tensor.nbytes >= 16 * LARGE_PAGE else PAGE
                     weights.write(b"\0" * (-weights.tell() % page))
                     offsets[digest] = (weights.tell(), tensor.nbytes)
-                    content = memoryview(tensor.tobytes())
-                    for start in range(0, len(content), LARGE_PAGE):  # see docs/decisions/0015: what is written in
-                        weights.write(content[start : start + LARGE_PAGE])  # one piece is mapped in one piece
+                    view = memoryview(content)
+                    for start in range(0, len(view), LARGE_PAGE):  # see docs/decisions/0015: what is written in
+                        weights.write(view[start : start + LARGE_PAGE])  # one piece is mapped in one piece
                 offset, length = offsets[digest]
                 shape, name = ir.Shape(tensor.shape.numpy()), str(value.name)
                 value.const_value = ir.ExternalTensor(

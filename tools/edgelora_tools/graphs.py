@@ -22,11 +22,12 @@ from edgelora.manifest import (
 )
 from edgelora_tools.backward import values_read, walk_back
 from edgelora_tools.composites import COMPOSITES
-from edgelora_tools.composites.quantized_product import QUANTIZED_PRODUCT
+from edgelora_tools.composites.block_product import DECODED_PRODUCT
+from edgelora_tools.composites.quantized import QUANTIZED
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.heads import TaskOutput, attach_task
 from edgelora_tools.insertion import Site, find_sites
-from edgelora_tools.losses import LOSSES, Loss, loss_inputs
+from edgelora_tools.losses import LOSSES, Loss, Seeds, loss_inputs
 from edgelora_tools.lost_points import lost_points
 from edgelora_tools.lowering import Lowered, lower_nodes
 from edgelora_tools.measure_shapes import Sizes
@@ -34,8 +35,7 @@ from edgelora_tools.methods import LORA, AdapterMethod
 from edgelora_tools.methods.lora import OP_TYPE
 from edgelora_tools.mixed import stack_adapters
 from edgelora_tools.options import ConvertOptions
-from edgelora_tools.passes.accumulate import accumulate_products
-from edgelora_tools.passes.add_in_product import add_in_product
+from edgelora_tools.passes.add_in_product import add_in_product, of_adapters, of_matrices
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.heads import LOWERED as HEADS
 from edgelora_tools.passes.heads import gather_heads
@@ -44,12 +44,13 @@ from edgelora_tools.passes.rematerialize import COTANGENT as SEED
 from edgelora_tools.passes.rematerialize import rematerialize
 from edgelora_tools.passes.rows import LOWERED as ROWS
 from edgelora_tools.passes.rows import gather_rows
+from edgelora_tools.passes.slice_early import slice_early
 from edgelora_tools.passes.tidy import tidy
 from edgelora_tools.skips import Skips
 
 LOWERED: dict[str, Lowered] = {
     OP_TYPE: LORA,
-    **{one.op_type: one for one in (*COMPOSITES, QUANTIZED_PRODUCT)},
+    **{one.op_type: one for one in (*COMPOSITES, *QUANTIZED)},
     **ROWS,
     **HEADS,
 }
@@ -159,8 +160,8 @@ def forward_graph(
     """The inference graph: adapter tensors are inputs, LoRA's of symbolic rank."""
     adapted = adapt(base, points, options, method, dropout=False)
     _set_outputs(adapted, adapted.task.outputs)
-    add_in_product(adapted.model, adapted.op)
     lower_nodes(adapted.model.graph, adapted.op, LOWERED)
+    add_in_product(adapted.model, of_adapters)
     tidy(adapted.model)
     return adapted
 
@@ -188,14 +189,20 @@ def standard(base: ir.Model) -> ir.Model:
     return tidy(model)
 
 
-def row_wise(base: ir.Model, options: ConvertOptions, padded: bool) -> ir.Model:
-    """A copy of the base whose row-wise regions are matrices of rows, without the padding unless something sees it."""
-    model = base.clone()
+def _only_what_is_read(model: ir.Model, options: ConvertOptions, seeds: Seeds, unpadded: bool) -> Seeds:
+    """Leave out of a forward graph the rows that the loss does not read, and with `unpadded` those of padding.
+
+    Returns the seeds, whose values may have been replaced.
+    """
+    model.graph.outputs[:] = [*seeds, *seeds.values()]
+    if options.unpad:
+        slice_early(model)
     if options.task != "feature-extraction" and options.pooling in ("mean", "cls"):
-        by_token = options.task == "token-classification"  # a loss may weigh any position, masked or not
-        gather_rows(model, kept=not padded and not by_token, first_too=options.pooling == "cls")
-        gather_heads(model)
-    return model
+        gather_rows(model, kept=unpadded)
+    gather_heads(model)
+    values = list(model.graph.outputs)
+    model.graph.outputs.clear()
+    return dict(zip(values[: len(seeds)], values[len(seeds) :], strict=True))
 
 
 def training_graph(
@@ -204,14 +211,15 @@ def training_graph(
     options: ConvertOptions,
     loss: Loss,
     dropout: bool,
+    unpadded: bool,
     file: str,
     weighed: Sizes | None = None,
     method: AdapterMethod = LORA,
 ) -> Trained:
     """Forward, loss and backward in one graph; outputs the loss and `grad.X` for every adapter input X.
 
-    Points that an operator without a gradient rule cuts off from the loss are returned as lost. The graph comes in
-    a form that holds less, too, if that pays at the sizes `weighed`.
+    With `unpadded` no padding is computed. Points that an operator without a gradient rule cuts off from the loss are
+    returned as lost. The graph comes in a form that holds less, too, if that pays at the sizes `weighed`.
     """
     adapted = adapt(base, points, options, method, dropout)
     op, graph = adapted.op, adapted.model.graph
@@ -222,16 +230,18 @@ def training_graph(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConversionError(f"the source has an input {', '.join(twice)}, as the loss {loss.name} has: rename it")
-    outputs: dict[str, ir.Value] = {} if isinstance(built, dict) else {"loss": built}
     seeds = built if isinstance(built, dict) else {built: _one(op)}
+    seeds = _only_what_is_read(adapted.model, options, seeds, unpadded)
+    op = GraphBuilder(free_names(graph)).op
+    outputs = {} if isinstance(built, dict) else {"loss": next(iter(seeds))}
     walked = walk_back(op, list(graph), seeds, adapted.adapter_inputs)
     lost = lost_points(base.graph, graph, points, adapted.adapter_inputs, walked)
     gradients = {f"grad.{x.name}": walked.of[x] for x in adapted.adapter_inputs if x in walked.of}
     if not gradients:
         return Trained(adapted.model, None, lost)
-    _set_outputs(adapted, outputs | gradients)
-    lower_nodes(graph, op, LOWERED)
-    accumulate_products(adapted.model)
+    _set_outputs(replace(adapted, op=op), outputs | gradients)
+    lower_nodes(graph, op, LOWERED | {DECODED_PRODUCT.op_type: DECODED_PRODUCT})
+    add_in_product(adapted.model, of_matrices)
     again = rematerialize(adapted.model, weighed) if weighed is not None else None
     tidy(adapted.model)
     reached = tuple(p.id for p in points if all(f"grad.{x.name}" in gradients for x in method.inputs(p)))
@@ -273,8 +283,7 @@ def training_graphs(
         for dropout in (False, True) if sizes is not None else (False,):
             progress(f"backward pass for {loss.name}{' with dropout' if dropout else ''}")
             file = f"train-{loss.name}{'-dropout' if dropout else ''}{ending}.onnx"
-            rows = row_wise(base, options, dropout or not unpadded)
-            made = training_graph(rows, points, options, loss, dropout, file, weighed, method)
+            made = training_graph(base, points, options, loss, dropout, unpadded, file, weighed, method)
             lost |= {point.id: point for point in made.lost}
             if made.record is not None and (sizes is None or _masks_follow(made.record, sizes)):
                 graphs[file] = made.model

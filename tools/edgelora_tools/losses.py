@@ -13,10 +13,13 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from edgelora.manifest import TensorSpec
-from edgelora_tools.gradients.shapes import dims
+from edgelora_tools.gradients.shapes import dims, rank
 from edgelora_tools.heads import TaskOutput
+from edgelora_tools.passes.rows import places_of, rows_of
 
 Seeds = dict[ir.Value, ir.Value]
+READ = "read"
+"""The number of tokens that a loss reads, as a dimension."""
 LossBuilder = Callable[[OpBuilder, TaskOutput], ir.Value | Seeds]
 
 
@@ -37,11 +40,26 @@ def _leading(value: ir.Value) -> list[int | str | None]:
     return list(dims(value)[:-1])
 
 
+def _rows_read(op: OpBuilder, read: ir.Value, *tensors: ir.Value) -> list[ir.Value]:
+    """The rows of tensors `[batch, length, ...]` at the tokens where `read` (bool) holds."""
+    at = places_of(op, read, dims(tensors[0])[:2], READ)
+
+    def taken(x: ir.Value) -> ir.Value:
+        return rows_of(op, x, at) if rank(x) == 3 else op.Gather(op.Reshape(x, [-1]), at.kept, axis=0)
+
+    return [taken(x) for x in tensors]
+
+
 def cross_entropy(op: OpBuilder, task: TaskOutput) -> ir.Value:
-    """L = Σ w_i·(−log softmax(z_i)[y_i]); labels int64 and loss_weight float32 of the logits' leading shape."""
+    """L = Σ w_i·(−log softmax(z_i)[y_i]); labels int64 and loss_weight float32 of the logits' leading shape.
+
+    Of tokens, those with w_i = 0 are not read.
+    """
     logits = _prediction(task)
     labels = op.builder.input("labels", ir.DataType.INT64, _leading(logits))
     weight = op.builder.input("loss_weight", ir.DataType.FLOAT, _leading(logits))
+    if rank(logits) == 3:
+        logits, labels, weight = _rows_read(op, op.Not(op.Equal(weight, 0.0)), logits, labels, weight)
     log_p = op.LogSoftmax(logits, axis=-1)
     chosen = op.GatherElements(log_p, op.Unsqueeze(labels, [-1]), axis=-1)
     nll = op.Neg(op.Squeeze(chosen, [-1]))
@@ -98,12 +116,24 @@ def triplet(op: OpBuilder, task: TaskOutput) -> ir.Value:
 
 
 def cotangent(op: OpBuilder, task: TaskOutput) -> Seeds:
-    """No loss: the caller feeds c = dL/d(output) for any L that the host can differentiate (edgelora.OwnLoss)."""
-    return {
+    """No loss: the caller feeds c = dL/d(output) for any L that the host can differentiate (edgelora.OwnLoss).
+
+    Of a head's logits per token, those with c = 0 are not read.
+    """
+    seeds = {
         output: op.builder.input(f"cotangent.{name}", ir.DataType.FLOAT, list(dims(output)))
         for name, output in task.outputs.items()
         if output.dtype is None or output.dtype.is_floating_point()
     }
+    if task.head is None or task.head.per != "token":
+        return seeds
+    ((logits, c),) = seeds.items()
+    read = op.Not(op.Equal(op.ReduceSum(op.Abs(c), [-1], keepdims=0), 0.0))
+    at = places_of(op, read, dims(c)[:2], READ)
+    dz = op.Gather(op.Flatten(c, axis=-1), at.kept, axis=0)
+    dz.name = f"{c.name}.{READ}"
+    dz.shape, dz.type = ir.Shape([READ, dims(c)[-1]]), c.type
+    return {rows_of(op, logits, at): dz}
 
 
 COTANGENT = Loss("cotangent", cotangent)

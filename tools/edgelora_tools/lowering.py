@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import takewhile
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
 DOMAIN = "edgelora"
+
+T = TypeVar("T")
 
 
 class Lowered(Protocol):
@@ -21,16 +24,22 @@ class Lowered(Protocol):
         ...
 
 
+def emit_before(graph: ir.Graph, node: ir.Node, emit: Callable[[], T]) -> T:
+    """Let a builder emit nodes in the place of `node`, not at the end of the graph; returns what `emit` does."""
+    last = graph[-1]
+    made = emit()
+    emitted = list(takewhile(lambda n: n is not last, reversed(graph)))[::-1]
+    graph.remove(emitted)
+    graph.insert_before(node, emitted)
+    return made
+
+
 def lower_nodes(graph: ir.Graph, op: OpBuilder, meanings: Mapping[str, Lowered]) -> None:
     """Replace every node of the domain, by operator, by its body in standard ONNX."""
     for node in list(graph):
         if node.domain != DOMAIN:
             continue
-        last = graph[-1]
-        replacements = meanings[node.op_type].lower(op, node)
-        emitted = list(takewhile(lambda n: n is not last, reversed(graph)))[::-1]  # noqa: B023
-        graph.remove(emitted)
-        graph.insert_before(node, emitted)
+        replacements = emit_before(graph, node, partial(meanings[node.op_type].lower, op, node))
         for old, new in zip(node.outputs, replacements, strict=True):
             new.shape, new.type = old.shape, old.type
             if old.is_graph_output():

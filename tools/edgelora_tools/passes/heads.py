@@ -47,7 +47,7 @@ def _split(op: OpBuilder, node: ir.Node) -> ir.Value | None:
     whole, parts = dims(padded.outputs[0]), dims(reshaped.outputs[0])
     if len(parts) != 4 or parts[:2] != whole[:2] or not all(isinstance(d, int) for d in parts[2:]):
         return None
-    heads = _heads(op, operands(padded), [parts[0], parts[2], parts[1], parts[3]], zeros=False)
+    heads = heads_of(op, operands(padded), [parts[0], parts[2], parts[1], parts[3]], zeros=False)
     return heads if perm == _SPLIT else op.Transpose(heads, perm=[0, 1, 3, 2])
 
 
@@ -64,7 +64,7 @@ def _merge(op: OpBuilder, node: ir.Node) -> ir.Value | None:
         return None
     if not all(isinstance(d, int) for d in (dims(x)[1], dims(x)[3])):
         return None
-    return _merged(op, (x, *operands(node)[1:]))
+    return merged_of(op, (x, *operands(node)[1:]))
 
 
 def _producer(x: ir.Value | None, op_type: str) -> ir.Node | None:
@@ -72,13 +72,15 @@ def _producer(x: ir.Value | None, op_type: str) -> ir.Node | None:
     return node if node is not None and node.op_type == op_type and node.domain in ("", DOMAIN) else None
 
 
-def _heads(op: OpBuilder, inputs: Sequence[ir.Value], shape: Sequence[int | str | None], zeros: bool) -> ir.Value:
+def heads_of(op: OpBuilder, inputs: Sequence[ir.Value], shape: Sequence[int | str | None], zeros: bool) -> ir.Value:
+    """Heads of (rows, kept, places)."""
     made = op.builder.opset(DOMAIN, 1).Heads(*inputs, zeros=int(zeros))
     made.shape, made.type = ir.Shape(list(shape)), inputs[0].type
     return made
 
 
-def _merged(op: OpBuilder, inputs: Sequence[ir.Value]) -> ir.Value:
+def merged_of(op: OpBuilder, inputs: Sequence[ir.Value]) -> ir.Value:
+    """Merged of (heads, kept, places)."""
     x, kept, _ = inputs
     made = op.builder.opset(DOMAIN, 1).Merged(*inputs)
     heads, size = dims(x)[1], dims(x)[3]
@@ -90,14 +92,14 @@ def _merged(op: OpBuilder, inputs: Sequence[ir.Value]) -> ir.Value:
 @gradient_rule("Heads", domain=DOMAIN)
 def heads(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = the rows X as heads; dX = dY as rows. What stands at padding has no gradient: attention masks it."""
-    return (lambda: _merged(op, (dy, *operands(node)[1:])),)
+    return (lambda: merged_of(op, (dy, *operands(node)[1:])),)
 
 
 @gradient_rule("Merged", domain=DOMAIN)
 def merged(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = the heads X as rows, without padding; dX = dY as heads, zeros at padding."""
     x, *places = operands(node)
-    return (lambda: _heads(op, (dy, *places), dims(x), zeros=True),)
+    return (lambda: heads_of(op, (dy, *places), dims(x), zeros=True),)
 
 
 class Heads:
@@ -110,7 +112,7 @@ class Heads:
         y, _, places = operands(node)
         out, zeros = node.outputs[0], node.attributes.get_int("zeros", 0)
         _, count, _, size = dims(out)
-        grid = op.Reshape(places, op.Concat(size_of(op, out, 0), [1], size_of(op, out, 2), axis=0))
+        grid = op.Reshape(places, op.Concat(size_of(op, out, 0), [1, -1], axis=0))
         of_head = op.Unsqueeze(op.Range(0, count, 1), [1])
         runs = op.Reshape(y, [-1, size])
         first = op.Add(op.Mul(op.Sub(grid, 1), count), of_head)

@@ -23,8 +23,8 @@ from edgelora_tools.passes.segments import choose_cuts
 from edgelora_tools.passes.value_sizes import VIEWS, ValueSizes
 
 COTANGENT = "cotangent."
-"""How the names of the values begin, inputs of the graph or constants, with which a backward pass begins."""
-WORTHWHILE = 16 << 20
+"""How the names of the values begin with which a backward pass begins: constants or parts of inputs, or else inputs."""
+WORTHWHILE = 32 << 20
 """Bytes that are worth a further graph."""
 _RANDOM = frozenset({"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
                      "RandomUniformLike"})  # fmt: skip
@@ -133,12 +133,11 @@ class _Forward:
 
 def _dependent(graph: ir.Graph) -> set[ir.Node]:
     """The nodes that depend on the cotangents with which the backward pass begins."""
-    values = {x for x in graph.inputs if str(x.name).startswith(COTANGENT)}
+    made = {y for node in graph for y in node.outputs if str(y.name).startswith(COTANGENT)}
+    values = made or {x for x in graph.inputs if str(x.name).startswith(COTANGENT)}
     nodes = set[ir.Node]()
     for node in graph:
-        if any(str(y.name).startswith(COTANGENT) for y in node.outputs):
-            values.update(node.outputs)
-        elif any(x in values for x in values_read(node)):
+        if any(x in values for x in values_read(node)):
             values.update(node.outputs)
             nodes.add(node)
     return nodes

@@ -8,6 +8,7 @@ of them is the same; what would have been computed of padding never is (docs/dec
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -15,38 +16,39 @@ from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora_tools.gradients.nodes import operands
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
-from edgelora_tools.gradients.shapes import Dim, axis_of, dims, rank, shape_of
+from edgelora_tools.gradients.shapes import Dim, dims, flatten_rows, rank, shape_of
 from edgelora_tools.lowering import DOMAIN
 from edgelora_tools.passes.free_names import free_names
+from edgelora_tools.passes.row_wise import PRODUCTS, put_on_rows, row_inputs
 
 MASK = "attention_mask"
 _ROWS = "rows"
-_ALONE = frozenset({
-    "Abs", "Cast", "Celu", "Clip", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Mish",
-    "Neg", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh", "ThresholdedRelu", "Silu",
-})  # fmt: skip
-"""Operators on each element of one tensor; what stands behind it is a number."""
-_TOGETHER = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum"})
-"""Operators on elements of several tensors that are broadcast to each other."""
-_ALONG = frozenset({"LayerNormalization", "RMSNormalization", "RmsNorm", "Softmax", "LogSoftmax"})
-"""Operators along the last axis, whose further inputs are vectors of its size."""
-_PRODUCTS = frozenset({"MatMul", "QuantizedProduct"})
-"""Products with a matrix."""
-_ENTERING = _PRODUCTS | frozenset({"LayerNormalization", "RMSNormalization", "RmsNorm"})
+_ENTERING = PRODUCTS | frozenset({"LayerNormalization", "RMSNormalization", "RmsNorm"})
 """Operators for whose sake tokens are made rows."""
 
 
-def gather_rows(model: ir.Model, kept: bool, first_too: bool = False) -> bool:
+@dataclass(frozen=True)
+class Places:
+    """Some of the tokens `[batch, length]`: the flat positions of these rows `[rows]`, and for every token its row
+    counted from 1, or 0."""
+
+    kept: ir.Value
+    places: ir.Value
+
+
+def gather_rows(model: ir.Model, kept: bool) -> bool:
     """Rewrite the row-wise regions of the main graph in place; whether there was any.
 
-    With `kept` the rows are the tokens that `attention_mask` `[batch, length]` keeps, and with `first_too` the first
-    of each sample; otherwise all. The graph's outputs keep their shapes; at tokens that are left out they are those
-    of a row of zeros. Shapes must be known (measure_shapes.py).
+    With `kept` the rows are the tokens that `attention_mask` `[batch, length]` keeps; otherwise all. A sample of which
+    a Rows reads a token that the mask leaves out (a loss may weigh any) is kept whole. The graph's outputs keep their
+    shapes; at tokens that are left out they are those of a row of zeros. Shapes must be known (measure_shapes.py).
     """
     mask = token_mask(model)
     if mask is None:
         return False
-    region = _Region(model, mask, kept, first_too)
+    read = list({node.inputs[2]: None for node in model.graph if is_rows(node)})
+    known = all(places is not None and dims(places) == (_count(mask),) for places in read)
+    region = _Region(model, mask, kept and known, [places for places in read if places is not None])
     for node in list(model.graph):
         region.visit(node)
     region.leave_outputs()
@@ -60,36 +62,54 @@ def token_mask(model: ir.Model) -> ir.Value | None:
     return mask if mask is not None and len(dims(mask)) == 2 and all(isinstance(d, str) for d in dims(mask)) else None
 
 
+def _count(mask: ir.Value) -> str:
+    """How many tokens there are, as a dimension."""
+    return "*".join(map(str, dims(mask)))
+
+
 class _Region:
     """The rewriting of one graph: `matrices` has the rows of every value that has been made a matrix."""
 
-    def __init__(self, model: ir.Model, mask: ir.Value, kept: bool, first_too: bool) -> None:
-        self.model, self.mask, self.kept, self.first_too = model, mask, kept, first_too
-        self.tokens = tokens = dims(mask)
+    def __init__(self, model: ir.Model, mask: ir.Value, kept: bool, read: Sequence[ir.Value]) -> None:
+        self.model, self.mask, self.kept, self.read = model, mask, kept, read
+        self.tokens = dims(mask)
         self.op = GraphBuilder(free_names(model.graph)).op
         self.matrices: dict[ir.Value, ir.Value] = {}
         self.tensors: dict[ir.Value, ir.Value] = {}
-        self.places: tuple[ir.Value, ...] | None = None
-        self.count = _ROWS if kept else f"{tokens[0]}*{tokens[1]}"
+        self.among: dict[ir.Value, Places] = {}
+        self.places: Places | None = None
+        self.count = _ROWS if kept else _count(mask)
 
     def visit(self, node: ir.Node) -> None:
         """Put the node on rows if it can be and it pays; otherwise give it tensors of tokens again."""
-        positions = self._row_wise(node)
+        positions = row_inputs(node, self._of_tokens)
         if positions is not None:
             entered = any(node.inputs[i] in self.matrices for i in positions)
-            if entered or node.op_type in _ENTERING:
+            if entered or node.op_type in _ENTERING or _widens(node):
                 for i in positions:
                     node.replace_input_with(i, self._matrix(node.inputs[i]))
-                if "axis" in node.attributes and node.op_type in _ALONG:
-                    node.attributes["axis"] = ir.AttrInt64("axis", -1)
-                (y,) = node.outputs
-                assert y.shape is not None
-                y.shape = ir.Shape([self.count, *list(y.shape)[2:]])
-                self.matrices[y] = y
+                put_on_rows(node, self.count)
+                self.matrices |= {y: y for y in node.outputs}
                 return
+        if is_rows(node) and (x := node.inputs[0]) is not None and self.matrices.get(x) is x:
+            self._read_again(node)
+            return
         for i, x in enumerate(node.inputs):
             if x in self.matrices and self.matrices[x] is x:
                 node.replace_input_with(i, self._tensor(x))
+
+    def _read_again(self, node: ir.Node) -> None:
+        """Let a Rows read its tokens among the rows that are kept."""
+        if not self.kept:
+            return
+        kept, places = operands(node)[1:]
+        if kept not in self.among:
+            op, all_kept = self.op, self._kept()
+            row = op.Sub(op.Gather(all_kept.places, kept), 1)
+            back = op.Gather(places, all_kept.kept)
+            self.among[kept] = annotated(row, back, dims(kept)[0], self.count)
+        node.replace_input_with(1, self.among[kept].kept)
+        node.replace_input_with(2, self.among[kept].places)
 
     def leave_outputs(self) -> None:
         """The graph's outputs as tensors of tokens, under their names."""
@@ -100,27 +120,6 @@ class _Region:
                 whole = self._tensor(y)
                 y.name, whole.name = f"{name}.rows", name
                 outputs[i] = whole
-
-    def _row_wise(self, node: ir.Node) -> list[int] | None:
-        """The inputs that would be matrices if the node treats every token alone, else None."""
-        if node.domain not in ("", "ai.onnx", DOMAIN) or len(node.outputs) != 1 or not self._of_tokens(node.outputs[0]):
-            return None
-        xs = node.inputs
-        if node.op_type in _ALONE:
-            wanted, others = [0], xs[1:]
-        elif node.op_type in _TOGETHER:
-            wanted = [i for i, x in enumerate(xs) if x is not None and self._of_tokens(x)]
-            others = [x for i, x in enumerate(xs) if i not in wanted]
-        elif node.op_type in _PRODUCTS:
-            wanted, others = [0], []
-            if xs[1] is None or xs[1].shape is None or rank(xs[1]) != 2:
-                return None
-        elif node.op_type in _ALONG and axis_of(node.attributes.get_int("axis", -1), node.outputs[0]) == 2:
-            wanted, others = [0], xs[1:]
-        else:
-            return None
-        alone = all(x is None or (x.shape is not None and rank(x) <= 1) for x in others)
-        return wanted if wanted and alone and all(self._of_tokens(xs[i]) for i in wanted) else None
 
     def _of_tokens(self, x: ir.Value | None) -> bool:
         """Whether `x` is `[batch, length, width]`, or has been."""
@@ -134,39 +133,66 @@ class _Region:
         """The rows of `x`."""
         assert x is not None
         if x not in self.matrices:
-            self.matrices[x] = _placed(self.op, "Rows", (x, *self._places()), [self.count, dims(x)[2]])
+            self.matrices[x] = _placed(self.op, "Rows", (x, *self._chosen()), [self.count, dims(x)[2]])
         return self.matrices[x]
 
     def _tensor(self, y: ir.Value) -> ir.Value:
         """The rows `y` as `[batch, length, width]`."""
         if y not in self.tensors:
-            self.tensors[y] = _placed(self.op, "Padded", (y, *self._places()), [*self.tokens, dims(y)[1]])
+            self.tensors[y] = _placed(self.op, "Padded", (y, *self._chosen()), [*self.tokens, dims(y)[1]])
         return self.tensors[y]
 
-    def _places(self) -> tuple[ir.Value, ...]:
-        """(kept, places): the flat positions of the rows `[rows]`, and for every token its row counted from 1, or 0."""
-        if not self.kept:
-            return ()
+    def _chosen(self) -> tuple[ir.Value, ...]:
+        return (self._kept().kept, self._kept().places) if self.kept else ()
+
+    def _kept(self) -> Places:
+        """The tokens that are rows."""
         if self.places is None:
             op = self.op
             mask = op.Cast(self.mask, to=ir.DataType.BOOL)
-            if self.first_too:
-                mask = op.Or(mask, _is_first(op, op.Shape(self.mask, start=1, end=2)))
-            flat = op.Reshape(mask, [-1])
-            flat = op.Or(flat, _is_first(op, op.Shape(flat)))  # there is a row, whatever the mask says
-            kept = op.Reshape(op.NonZero(flat), [-1])
-            ones = op.Cast(flat, to=ir.DataType.INT64)
-            places = op.Mul(op.CumSum(ones, op.Constant(value_int=0)), ones)
-            kept.shape, kept.type = ir.Shape([self.count]), ir.TensorType(ir.DataType.INT64)
-            places.shape = ir.Shape([f"{self.tokens[0]}*{self.tokens[1]}"])
-            places.type = ir.TensorType(ir.DataType.INT64)
-            self.places = (kept, places)
+            for places in self.read:
+                read = op.Reshape(op.Greater(places, 0), op.Shape(self.mask))
+                outside = op.Cast(op.And(read, op.Not(mask)), to=ir.DataType.INT64)
+                mask = op.Or(mask, op.Greater(op.ReduceMax(outside, [1], keepdims=1), 0))
+            self.places = places_of(op, mask, self.tokens, self.count)
         return self.places
 
 
-def _is_first(op: OpBuilder, count: ir.Value) -> ir.Value:
-    """True, then False, `[count]`."""
-    return op.Equal(op.Range(0, op.Squeeze(count, [0]), 1), 0)
+def _widens(node: ir.Node) -> bool:
+    """Whether a node makes numbers of small codes: rows are taken before that."""
+    return node.op_type == "Cast" and node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.UINT8
+
+
+def places_of(op: OpBuilder, mask: ir.Value, tokens: Sequence[Dim], count: Dim) -> Places:
+    """The tokens where `mask` (bool, of the sizes `tokens`) holds; the first where it never does: no matrix is empty.
+
+    `count` is a name for how many there are.
+    """
+    flat = op.Reshape(mask, [-1])
+    is_first = op.Equal(op.Range(0, op.Squeeze(op.Shape(flat), [0]), 1), 0)
+    none = op.Equal(op.ReduceSum(op.Cast(flat, to=ir.DataType.INT64), keepdims=0), 0)
+    flat = op.Or(flat, op.And(is_first, none))
+    kept = op.Reshape(op.NonZero(flat), [-1])
+    ones = op.Cast(flat, to=ir.DataType.INT64)
+    places = op.Mul(op.CumSum(ones, op.Constant(value_int=0)), ones)
+    return annotated(kept, places, count, "*".join(map(str, tokens)))
+
+
+def annotated(kept: ir.Value, places: ir.Value, count: Dim, tokens: Dim) -> Places:
+    """The two with their shapes: `count` rows, of so many tokens."""
+    for value, size in ((kept, count), (places, tokens)):
+        value.shape, value.type = ir.Shape([size]), ir.TensorType(ir.DataType.INT64)
+    return Places(kept, places)
+
+
+def rows_of(op: OpBuilder, x: ir.Value, at: Places) -> ir.Value:
+    """The rows of X `[batch, length, width]`, or of its tokens `[rows, width]`, at these places."""
+    return _placed(op, "Rows", (x, at.kept, at.places), [dims(at.kept)[0], dims(x)[-1]])
+
+
+def is_rows(node: ir.Node) -> bool:
+    """Whether the node takes some rows, not all."""
+    return (node.domain, node.op_type, len(node.inputs)) == (DOMAIN, "Rows", 3)
 
 
 def _placed(op: OpBuilder, op_type: str, inputs: Sequence[ir.Value], shape: Sequence[Dim]) -> ir.Value:
@@ -191,28 +217,28 @@ def padded(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
 
 
 class Rows:
-    """Rows(X `[batch, length, width]`, kept, places) in standard ONNX."""
+    """Rows(X `[batch, length, width]` or `[rows, width]`, kept, places) in standard ONNX."""
 
     def lower(self, op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
         x, *places = operands(node)
-        flat = op.Reshape(x, [-1, dims(node.outputs[0])[1]])
+        flat = flatten_rows(op, x)
         return (op.Gather(flat, places[0], axis=0) if places else flat,)
 
 
 class Padded:
-    """Padded(Y `[rows, width]`, kept, places), `[batch, length, width]`, in standard ONNX.
+    """Padded(Y `[rows, width]`, kept, places), `[batch, length, width]` or `[rows, width]`, in standard ONNX.
 
     A Gather from the rows with one of zeros before them: a third faster than scattering into zeros.
     """
 
     def lower(self, op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
         y, *places = operands(node)
-        width = dims(node.outputs[0])[2]
-        assert isinstance(width, int)
+        out, width = node.outputs[0], dims(y)[1]
         if places:
-            zeros = op.Constant(value=ir.tensor([[0.0] * width], dtype=y.dtype))
-            y = op.Gather(op.Concat(zeros, y, axis=0), places[1], axis=0)
-        return (op.Reshape(y, shape_of(op, node.outputs[0]), allowzero=1),)
+            zeros = op.Constant(value=ir.tensor([[0.0] * width], dtype=y.dtype)) if isinstance(width, int) else None
+            above = op.Pad(y, [1, 0, 0, 0]) if zeros is None else op.Concat(zeros, y, axis=0)
+            y = op.Gather(above, places[1], axis=0)
+        return (y if rank(out) == 2 else op.Reshape(y, shape_of(op, out), allowzero=1),)
 
 
 LOWERED = {"Rows": Rows(), "Padded": Padded()}

@@ -1,0 +1,71 @@
+"""Evaluate several adapters at once: every sample with its own, samples of similar length in one mixed batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelora.data import Sample
+from edgelora.errors import ConfigError, DataError
+from edgelora.objectives import Array, Objective, stack
+from edgelora.runtime import Model
+from edgelora.tasks import objective_for
+from edgelora.trainer import check_targets
+from edgelora.training_config import TrainingConfig
+
+Metrics = dict[str, float]
+
+
+def evaluate_each(
+    model: Model, samples: Sequence[Sample], adapters: Sequence[str], batch_size: int = 32
+) -> tuple[Metrics, dict[str, Metrics]]:
+    """Metrics of stored adapters, `adapters[i]` for sample i: their mean over all samples, and by adapter.
+
+    Metrics are those of `edgelora.trainer.evaluate`, of each adapter's own samples and labels.
+
+    Raises:
+        StoreError: no such adapter. AdapterError: it does not fit this base.
+        DataError: a label that its adapter does not know. ConfigError: an adapter without a head, a batch size below 1.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+    manifest = model.bundle.manifest
+    groups: dict[str, list[int]] = {}
+    for number, name in enumerate(adapters):
+        groups.setdefault(name, []).append(number)
+    objectives: dict[str, Objective] = {}
+    classes: dict[str, int | None] = {}
+    for name, numbers in groups.items():
+        adapter = model.store.load(name)
+        adapter.validate(manifest)
+        try:
+            objective = objective_for(model, [samples[i] for i in numbers], adapter.labels, TrainingConfig())
+            check_targets(manifest, adapter, objective)
+        except (ConfigError, DataError) as error:
+            raise type(error)(f"adapter {name!r}: {error}") from error
+        objectives[name] = objective
+        classes[name] = None if manifest.head is None else len(adapter.tensors[manifest.head.bias])
+    lengths, places = np.empty(len(samples), np.int64), np.empty(len(samples), np.int64)
+    for name, numbers in groups.items():
+        lengths[numbers], places[numbers] = objectives[name].lengths(), np.arange(len(numbers))
+    outputs: dict[str, list[Array]] = {name: [] for name in groups}
+    rows: dict[str, list[NDArray[np.int64]]] = {name: [] for name in groups}
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        batch: list[int] = order[start : start + batch_size].tolist()
+        parts = {name: places[[i for i in batch if adapters[i] == name]] for name in {adapters[i]: 0 for i in batch}}
+        feeds = [objectives[name].inputs(part) for name, part in parts.items()]
+        counts = [len(next(iter(one.values()))) for one in feeds]
+        named = [name for name, count in zip(parts, counts, strict=True) for _ in range(count)]
+        made = model.outputs(stack(feeds), adapters=named)[manifest.outputs[0].name]
+        for (name, part), y in zip(parts.items(), np.split(made, np.cumsum(counts)[:-1]), strict=True):
+            outputs[name].append(y if classes[name] is None else y[..., : classes[name]])
+            rows[name].append(part)
+    found = {name: one.metrics(outputs[name], rows[name]) for name, one in objectives.items()}
+    weights = {name: one.weight(np.arange(len(one))) for name, one in objectives.items()}
+    total = sum(weights.values())
+    keys = next(iter(found.values()))
+    mean = {key: sum(weights[name] * one[key] for name, one in found.items()) / total for key in keys}
+    return mean, found

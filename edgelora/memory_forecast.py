@@ -1,0 +1,96 @@
+"""What training within a budget would take, before there are samples: planned on random ones, in a process of its own.
+
+The process holds what training would: the libraries, the tokenizer if text enters, the graphs. So its plan is that of a
+device with the same libraries, but for the samples, which are not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelora.adapter import new_adapter
+from edgelora.bundle import Bundle
+from edgelora.drawn import drawn_inputs
+from edgelora.errors import ConfigError, EdgeLoraError
+from edgelora.memory_plan import MemoryPlan, plan_memory
+from edgelora.objectives import Classification, Objective, OwnLoss, Pairs, Regression, TokenClassification
+from edgelora.tasks import ArrayInputs
+from edgelora.text import TextEncoder
+from edgelora.trainer import Trainer
+from edgelora.training import chosen_lora
+from edgelora.training_config import TrainingConfig
+
+_LABELS = tuple(f"class {number}" for number in range(8))
+
+
+def forecast(path: Path, budget: int, batch_size: int, length: int) -> MemoryPlan:
+    """The plan for steps of `batch_size` samples with `length` along the other dynamic dimensions, rank 8 everywhere.
+
+    Raises:
+        ConfigError: nothing fits into `budget` bytes, and what would; or the system does not tell what a process holds.
+    """
+    asked = json.dumps({"path": str(path), "budget": budget, "batch_size": batch_size, "length": length})
+    command = [sys.executable, "-m", "edgelora.memory_forecast", asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ConfigError(f"{path}: the process that plans training failed: {reason}")
+    told: dict[str, Any] = json.loads(done.stdout)
+    if "refused" in told:
+        raise ConfigError(told["refused"])
+    return MemoryPlan(**told)
+
+
+def _plan(path: Path, budget: int, batch_size: int, length: int) -> MemoryPlan:
+    """`forecast` in this process."""
+    bundle = Bundle.open(path, verify=False)
+    manifest = bundle.manifest
+    encoder = None  # held while the plan is made, as training holds it
+    if manifest.preprocessing.get("kind") == "text":
+        encoder = TextEncoder(path, manifest.preprocessing, manifest.inputs)
+        encoder.tokens(["a text"])
+    config = TrainingConfig(batch_size=batch_size)
+    labels = _LABELS if "classification" in manifest.task else None
+    rng = np.random.default_rng(0)
+    adapter = new_adapter(manifest, chosen_lora(manifest, None, None, config), labels, outputs=1, rng=rng)
+    return plan_memory(Trainer(bundle, adapter, _objective(bundle, batch_size, length), config), None, budget)
+
+
+def _objective(bundle: Bundle, count: int, length: int) -> Objective:
+    """Random samples for the task's first loss."""
+    manifest, rng = bundle.manifest, np.random.default_rng(0)
+    data = ArrayInputs(drawn_inputs(bundle, count, length, rng))
+    match manifest.task:
+        case "sequence-classification":
+            return Classification(data, np.zeros(count, np.int64))
+        case "token-classification":
+            return TokenClassification(data, [np.zeros(length, np.int64)] * count)
+        case "regression":
+            return Regression(data, np.zeros((count, 1), np.float32))
+        case "sentence-embedding":
+            return Pairs({"anchor": data, "positive": data}, "contrastive")
+        case _:
+            return OwnLoss(data, _no_loss)
+
+
+def _no_loss(_outputs: Any, _rows: NDArray[np.int64]) -> tuple[float, dict[str, Any]]:
+    return 0.0, {}
+
+
+def _answer(asked: str) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(asked)
+    try:
+        return vars(_plan(Path(body["path"]), body["budget"], body["batch_size"], body["length"]))
+    except EdgeLoraError as error:
+        return {"refused": str(error)}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_answer(sys.argv[1])))
