@@ -20,7 +20,7 @@ from edgelora.manifest import (
     TensorSpec,
     TrainingGraph,
 )
-from edgelora_tools.backward import values_read, walk_back
+from edgelora_tools.backward import Gradients, values_read, walk_back
 from edgelora_tools.composites import COMPOSITES
 from edgelora_tools.composites.quantized_product import QUANTIZED_PRODUCT
 from edgelora_tools.gradients.shapes import dims
@@ -37,6 +37,8 @@ from edgelora_tools.options import ConvertOptions
 from edgelora_tools.passes.accumulate import accumulate_products
 from edgelora_tools.passes.add_in_product import add_in_product
 from edgelora_tools.passes.free_names import free_names
+from edgelora_tools.passes.gelu_slopes import LOWERED as SLOPES
+from edgelora_tools.passes.gelu_slopes import keep_slopes
 from edgelora_tools.passes.heads import LOWERED as HEADS
 from edgelora_tools.passes.heads import gather_heads
 from edgelora_tools.passes.prefix import cut_before, last_blocks
@@ -44,6 +46,8 @@ from edgelora_tools.passes.rematerialize import COTANGENT as SEED
 from edgelora_tools.passes.rematerialize import rematerialize
 from edgelora_tools.passes.rows import LOWERED as ROWS
 from edgelora_tools.passes.rows import gather_rows
+from edgelora_tools.passes.scales import scale_products
+from edgelora_tools.passes.share_inputs import share_inputs
 from edgelora_tools.passes.tidy import tidy
 from edgelora_tools.skips import Skips
 
@@ -52,6 +56,7 @@ LOWERED: dict[str, Lowered] = {
     **{one.op_type: one for one in (*COMPOSITES, QUANTIZED_PRODUCT)},
     **ROWS,
     **HEADS,
+    **SLOPES,
 }
 
 
@@ -198,6 +203,44 @@ def row_wise(base: ir.Model, options: ConvertOptions, padded: bool) -> ir.Model:
     return model
 
 
+@dataclass(frozen=True)
+class _Backward:
+    """A graph with loss and backward pass: its outputs but for gradients, its further inputs."""
+
+    adapted: Adapted
+    outputs: dict[str, ir.Value]
+    extra: tuple[TensorSpec, ...]
+    walked: Gradients
+
+
+def _backward(
+    base: ir.Model,
+    points: Sequence[InsertionPoint],
+    options: ConvertOptions,
+    loss: Loss,
+    method: AdapterMethod,
+    dropout: bool,
+    joined: bool,
+) -> _Backward:
+    """Forward, loss and backward; with `joined`, what the backward pass can share is one node."""
+    adapted = adapt(base, points, options, method, dropout)
+    op, graph = adapted.op, adapted.model.graph
+    if joined:
+        share_inputs(graph)
+        keep_slopes(graph)
+    known = {str(v.name) for v in (*base.graph.inputs, *adapted.adapter_inputs)}
+    built = loss.build(op, adapted.task)
+    extra = loss_inputs(graph, known)
+    names = [str(v.name) for v in graph.inputs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConversionError(f"the source has an input {', '.join(twice)}, as the loss {loss.name} has: rename it")
+    outputs: dict[str, ir.Value] = {} if isinstance(built, dict) else {"loss": built}
+    seeds = built if isinstance(built, dict) else {built: _one(op)}
+    walked = walk_back(op, list(graph), seeds, adapted.adapter_inputs)
+    return _Backward(adapted, outputs, extra, walked)
+
+
 def training_graph(
     base: ir.Model,
     points: Sequence[InsertionPoint],
@@ -213,18 +256,11 @@ def training_graph(
     Points that an operator without a gradient rule cuts off from the loss are returned as lost. The graph comes in
     a form that holds less, too, if that pays at the sizes `weighed`.
     """
-    adapted = adapt(base, points, options, method, dropout)
+    made = _backward(base, points, options, loss, method, dropout, joined=True)
+    if made.walked.blocked:  # what is lost is told of each adapter by itself
+        made = _backward(base, points, options, loss, method, dropout, joined=False)
+    adapted, outputs, walked = made.adapted, made.outputs, made.walked
     op, graph = adapted.op, adapted.model.graph
-    known = {str(v.name) for v in (*base.graph.inputs, *adapted.adapter_inputs)}
-    built = loss.build(op, adapted.task)
-    extra = loss_inputs(graph, known)
-    names = [str(v.name) for v in graph.inputs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConversionError(f"the source has an input {', '.join(twice)}, as the loss {loss.name} has: rename it")
-    outputs: dict[str, ir.Value] = {} if isinstance(built, dict) else {"loss": built}
-    seeds = built if isinstance(built, dict) else {built: _one(op)}
-    walked = walk_back(op, list(graph), seeds, adapted.adapter_inputs)
     lost = lost_points(base.graph, graph, points, adapted.adapter_inputs, walked)
     gradients = {f"grad.{x.name}": walked.of[x] for x in adapted.adapter_inputs if x in walked.of}
     if not gradients:
@@ -232,10 +268,11 @@ def training_graph(
     _set_outputs(adapted, outputs | gradients)
     lower_nodes(graph, op, LOWERED)
     accumulate_products(adapted.model)
+    scale_products(adapted.model)
     again = rematerialize(adapted.model, weighed) if weighed is not None else None
     tidy(adapted.model)
     reached = tuple(p.id for p in points if all(f"grad.{x.name}" in gradients for x in method.inputs(p)))
-    record = TrainingGraph(file, loss.name, dropout, reached, extra, tuple(outputs))
+    record = TrainingGraph(file, loss.name, dropout, reached, made.extra, tuple(outputs))
     if again is None:
         return Trained(adapted.model, record, lost)
     model, work = again

@@ -1,7 +1,9 @@
-"""Rows to attention heads and back in one Gather each, in place of padding, a reshape and a transpose.
+"""Rows to attention heads and back in one step each, in place of padding, a reshape and a transpose.
 
-Tokens `[rows, heads·size]` become `[batch, heads, length, size]` by copying runs of `size` numbers to where attention
-reads them: one pass over memory where there were three (docs/decisions/0017).
+Without padding, tokens `[rows, heads·size]` become `[batch, heads, length, size]` by copying runs of `size` numbers to
+where attention reads them: one pass over memory where there were three (docs/decisions/0017). With padding the rows
+are ordered by position, and heads are a view of them that the products of attention read as it is
+(docs/decisions/0020).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora_tools.gradients.nodes import operands
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
-from edgelora_tools.gradients.shapes import dims, rank, size_of
+from edgelora_tools.gradients.shapes import Dim, dims, rank, size_of
 from edgelora_tools.lowering import DOMAIN
 from edgelora_tools.passes.free_names import free_names
 
@@ -24,7 +26,7 @@ _SPLIT, _SPLIT_TURNED, _MERGED = [0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]
 def gather_heads(model: ir.Model) -> ir.Model:
     """Rewrite Transpose(Reshape(Padded(Y))) as Heads(Y), and Rows(Reshape(Transpose(X))) as Merged(X), in place.
 
-    Only where padding is left out; the passes before it have put the rows there (rows.py).
+    The pass before it has put the rows there (rows.py).
     """
     op = GraphBuilder(free_names(model.graph)).op
     for node in list(model.graph):
@@ -38,11 +40,11 @@ def gather_heads(model: ir.Model) -> ir.Model:
 
 
 def _split(op: OpBuilder, node: ir.Node) -> ir.Value | None:
-    """The transpose of heads `[batch, length, heads, size]`, taken from rows without padding."""
+    """The transpose of heads `[batch, length, heads, size]`, taken from rows."""
     perm = list(node.attributes.get_ints("perm", None) or []) if node.op_type == "Transpose" else []
     reshaped = _producer(node.inputs[0], "Reshape") if perm in (_SPLIT, _SPLIT_TURNED) else None
     padded = None if reshaped is None else _producer(reshaped.inputs[0], "Padded")
-    if reshaped is None or padded is None or len(padded.inputs) < 3:
+    if reshaped is None or padded is None:
         return None
     whole, parts = dims(padded.outputs[0]), dims(reshaped.outputs[0])
     if len(parts) != 4 or parts[:2] != whole[:2] or not all(isinstance(d, int) for d in parts[2:]):
@@ -52,8 +54,8 @@ def _split(op: OpBuilder, node: ir.Node) -> ir.Value | None:
 
 
 def _merge(op: OpBuilder, node: ir.Node) -> ir.Value | None:
-    """The rows without padding of heads `[batch, heads, length, size]` that were transposed back and joined."""
-    if node.op_type != "Rows" or node.domain != DOMAIN or len(node.inputs) < 3:
+    """The rows of heads `[batch, heads, length, size]` that were transposed back and joined."""
+    if node.op_type != "Rows" or node.domain != DOMAIN:
         return None
     reshaped = _producer(node.inputs[0], "Reshape")
     turned = None if reshaped is None else _producer(reshaped.inputs[0], "Transpose")
@@ -64,7 +66,7 @@ def _merge(op: OpBuilder, node: ir.Node) -> ir.Value | None:
         return None
     if not all(isinstance(d, int) for d in (dims(x)[1], dims(x)[3])):
         return None
-    return _merged(op, (x, *operands(node)[1:]))
+    return _merged(op, (x, *operands(node)[1:]), dims(node.outputs[0])[0])
 
 
 def _producer(x: ir.Value | None, op_type: str) -> ir.Node | None:
@@ -78,19 +80,20 @@ def _heads(op: OpBuilder, inputs: Sequence[ir.Value], shape: Sequence[int | str 
     return made
 
 
-def _merged(op: OpBuilder, inputs: Sequence[ir.Value]) -> ir.Value:
-    x, kept, _ = inputs
+def _merged(op: OpBuilder, inputs: Sequence[ir.Value], count: Dim) -> ir.Value:
+    x = inputs[0]
     made = op.builder.opset(DOMAIN, 1).Merged(*inputs)
     heads, size = dims(x)[1], dims(x)[3]
     assert isinstance(heads, int) and isinstance(size, int)
-    made.shape, made.type = ir.Shape([dims(kept)[0], heads * size]), x.type
+    made.shape, made.type = ir.Shape([count, heads * size]), x.type
     return made
 
 
 @gradient_rule("Heads", domain=DOMAIN)
 def heads(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = the rows X as heads; dX = dY as rows. What stands at padding has no gradient: attention masks it."""
-    return (lambda: _merged(op, (dy, *operands(node)[1:])),)
+    y, *places = operands(node)
+    return (lambda: _merged(op, (dy, *places), dims(y)[0]),)
 
 
 @gradient_rule("Merged", domain=DOMAIN)
@@ -104,13 +107,17 @@ class Heads:
     """Heads(Y `[rows, heads·size]`, kept, places), `[batch, heads, length, size]`, in standard ONNX.
 
     With `zeros` the places of padding are zeros; otherwise they hold what some row has, for attention masks them.
+    Without places a Transpose of the rows by position, which ONNX Runtime makes a flag of the product that reads it.
     """
 
     def lower(self, op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
-        y, _, places = operands(node)
+        y, *places = operands(node)
         out, zeros = node.outputs[0], node.attributes.get_int("zeros", 0)
         _, count, _, size = dims(out)
-        grid = op.Reshape(places, op.Concat(size_of(op, out, 0), [1], size_of(op, out, 2), axis=0))
+        if not places:
+            shape = op.Concat(size_of(op, out, 2), size_of(op, out, 0), [count, size], axis=0)
+            return (op.Transpose(op.Reshape(y, shape, allowzero=1), perm=[1, 2, 0, 3]),)
+        grid = op.Reshape(places[1], op.Concat(size_of(op, out, 0), [1], size_of(op, out, 2), axis=0))
         of_head = op.Unsqueeze(op.Range(0, count, 1), [1])
         runs = op.Reshape(y, [-1, size])
         first = op.Add(op.Mul(op.Sub(grid, 1), count), of_head)
@@ -127,14 +134,16 @@ class Merged:
     """
 
     def lower(self, op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
-        x, kept, _ = operands(node)
+        x, *places = operands(node)
         _, count, _, size = dims(x)
+        width = int(str(count)) * int(str(size))
+        if not places:
+            return (op.Reshape(op.Transpose(x, perm=[2, 0, 1, 3]), [-1, width]),)
         length = size_of(op, x, 2)
-        column = op.Unsqueeze(kept, [1])
+        column = op.Unsqueeze(places[0], [1])
         row = op.Mul(op.Div(column, length), int(str(count)) - 1)
-        places = op.Add(column, op.Mul(op.Add(row, op.Range(0, count, 1)), length))
-        runs = op.Gather(op.Reshape(x, [-1, size]), places, axis=0)
-        return (op.Reshape(runs, [-1, int(str(count)) * int(str(size))]),)
+        runs = op.Add(column, op.Mul(op.Add(row, op.Range(0, count, 1)), length))
+        return (op.Reshape(op.Gather(op.Reshape(x, [-1, size]), runs, axis=0), [-1, width]),)
 
 
 LOWERED = {"Heads": Heads(), "Merged": Merged()}

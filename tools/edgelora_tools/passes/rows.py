@@ -15,7 +15,7 @@ from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora_tools.gradients.nodes import operands
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
-from edgelora_tools.gradients.shapes import Dim, axis_of, dims, rank, shape_of
+from edgelora_tools.gradients.shapes import Dim, axis_of, dims, rank, shape_of, size_of
 from edgelora_tools.lowering import DOMAIN
 from edgelora_tools.passes.free_names import free_names
 
@@ -40,8 +40,9 @@ def gather_rows(model: ir.Model, kept: bool, first_too: bool = False) -> bool:
     """Rewrite the row-wise regions of the main graph in place; whether there was any.
 
     With `kept` the rows are the tokens that `attention_mask` `[batch, length]` keeps, and with `first_too` the first
-    of each sample; otherwise all. The graph's outputs keep their shapes; at tokens that are left out they are those
-    of a row of zeros. Shapes must be known (measure_shapes.py).
+    of each sample; otherwise all, the first position of every sample, then the second, and so on. The graph's outputs
+    keep their shapes; at tokens that are left out they are those of a row of zeros. Shapes must be known
+    (measure_shapes.py).
     """
     mask = token_mask(model)
     if mask is None:
@@ -191,11 +192,11 @@ def padded(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
 
 
 class Rows:
-    """Rows(X `[batch, length, width]`, kept, places) in standard ONNX."""
+    """Rows(X `[batch, length, width]`, kept, places) in standard ONNX; all rows, without places, by position."""
 
     def lower(self, op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
         x, *places = operands(node)
-        flat = op.Reshape(x, [-1, dims(node.outputs[0])[1]])
+        flat = op.Reshape(x if places else op.Transpose(x, perm=[1, 0, 2]), [-1, dims(node.outputs[0])[1]])
         return (op.Gather(flat, places[0], axis=0) if places else flat,)
 
 
@@ -212,7 +213,9 @@ class Padded:
         if places:
             zeros = op.Constant(value=ir.tensor([[0.0] * width], dtype=y.dtype))
             y = op.Gather(op.Concat(zeros, y, axis=0), places[1], axis=0)
-        return (op.Reshape(y, shape_of(op, node.outputs[0]), allowzero=1),)
+            return (op.Reshape(y, shape_of(op, node.outputs[0]), allowzero=1),)
+        sizes = op.Concat(*(size_of(op, node.outputs[0], axis) for axis in (1, 0, 2)), axis=0)
+        return (op.Transpose(op.Reshape(y, sizes, allowzero=1), perm=[1, 0, 2]),)
 
 
 LOWERED = {"Rows": Rows(), "Padded": Padded()}
