@@ -237,7 +237,7 @@ def minilm_graph(base, padded, chosen):
     points = [site.point for site in find_sites(base)]
     wanted = [p for p in points if any(p.id.endswith(t) for t in chosen)]
     (loss,) = [loss for loss in LOSSES[options.task] if loss.name == "cross-entropy"]
-    return training_graph(row_wise(base, options, padded), wanted, options, loss, False, "train.onnx")[0]
+    return training_graph(row_wise(base, options, padded), wanted, options, loss, False, "train.onnx").model
 
 
 @pytest.mark.parametrize(("padded", "chosen"), [(False, ("query", "value")), (True, ("query", "key", "dense"))])
