@@ -221,6 +221,18 @@ class MemoryTable:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """The memory that training has by default, in bytes, and the steps for which it was found to be enough.
+
+    These are of `batch_size` samples, with `length` along the other dynamic dimensions.
+    """
+
+    bytes: int
+    batch_size: int
+    length: int
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """Size in bytes and sha256 (hex) of a file of the bundle."""
 
@@ -252,6 +264,7 @@ class Manifest:
     mixed: str | None = None
     memory: Mapping[str, MemoryTable] = field(default_factory=dict[str, MemoryTable])
     methods: Mapping[str, GraphSet] = field(default_factory=dict[str, GraphSet])
+    budget: Budget | None = None
 
     def graph_set(self, name: str) -> GraphSet | None:
         """The graphs of this name: "lora", or one of `methods`; None if the bundle has none."""

@@ -46,7 +46,7 @@ class MemoryPlan:
 
     `part_size` is the number of samples of a run (the batch size if nothing is split), `prepacked` whether weights
     are packed, `file` the training graph, `work` what that computes as a multiple of the plain one (1: it is the plain
-    one). `resident`, `packed`, `results` and `pages` sum to `predicted`.
+    one). `resident`, `packed`, `results` and `pages` sum to `predicted`. `origin` says whose budget it is.
     """
 
     budget: int
@@ -59,6 +59,7 @@ class MemoryPlan:
     results: int
     pages: int
     cost: float
+    origin: str = "--ram"
 
     @property
     def layout(self) -> Layout:
@@ -84,7 +85,7 @@ class MemoryPlan:
             if size >= 500_000
         )
         return (
-            f"--ram {_mb(self.budget)}: {self.part_size} samples at a time, {weights}{again}; "
+            f"{self.origin} {_mb(self.budget)}: {self.part_size} samples at a time, {weights}{again}; "
             f"predicted peak {_mb(self.predicted)} ({parts})"
         )
 
@@ -94,11 +95,15 @@ class MemoryPlan:
 
 
 def plan_memory(
-    trainer: Trainer, validation: Objective | None, budget: int, layout: Layout | None = None
+    trainer: Trainer,
+    validation: Objective | None,
+    budget: int,
+    layout: Layout | None = None,
+    origin: str = "--ram",
 ) -> MemoryPlan:
     """The fastest way to train within `budget` bytes, or that of `layout`.
 
-    The graph is loaded, and run once on the shortest sample.
+    The graph is loaded, and run once on the shortest sample. `origin` says whose budget it is.
 
     Raises:
         ConfigError: nothing fits, and what would; or the bundle or the system does not tell what a run needs.
@@ -117,11 +122,11 @@ def plan_memory(
             "" if trainer.objective.separable else f"; a batch of the loss {trainer.objective.loss!r} cannot be split"
         )
         raise ConfigError(
-            f"--ram {_mb(budget)} is too little: the smallest peak possible is {_mb(least.predicted)} "
+            f"{origin} {_mb(budget)} is too little: the smallest peak possible is {_mb(least.predicted)} "
             f"(process {_mb(least.resident)}, weights {_mb(least.packed + least.pages)}, results "
             f"{_mb(least.results)}){splits}; give as much, or shorten the samples (convert --max-length)"
         )
-    return fitting[0]
+    return replace(fitting[0], origin=origin)
 
 
 def candidate_plans(trainer: Trainer, validation: Objective | None, budget: int) -> Iterator[MemoryPlan]:

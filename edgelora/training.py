@@ -17,6 +17,7 @@ from edgelora.config import AdapterConfig, LoraConfig
 from edgelora.data import Sample, digest, labels_of
 from edgelora.errors import ConfigError
 from edgelora.manifest import Manifest, Prefix
+from edgelora.memory import resident_memory
 from edgelora.memory_plan import MemoryPlan, follow, plan_memory, read_layout, write_layout
 from edgelora.methods import Norms
 from edgelora.prefix_cache import chosen_prefix
@@ -26,6 +27,8 @@ from edgelora.tasks import objective_for, outputs_of
 from edgelora.trainer import Trainer, trained_tensors
 from edgelora.training_config import TrainingConfig
 from edgelora.training_run import STATE_FILE, Callback, Progress, finish, fit, run_id, unfinished
+
+OF_BUNDLE = "the bundle's --ram"
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ def train(
     instant.
 
     `ram` is a budget in bytes for this process's resident memory: the run is laid out to stay within it
-    (memory_plan.py), with the same gradients up to the order of sums. `planned` is told how, before the work.
+    (memory_plan.py), with the same gradients up to the order of sums. `planned` is told how, before the work. None
+    takes the budget of the bundle, if it has one, where it can be kept; 0 is none.
 
     `lora` are the settings of a new adapter, of any method (default: LoRA of rank 8, alpha 16, all of the bundle's
     points), `callback` is called after every step. Classes are the labels of the samples, after those that the adapter
@@ -94,6 +98,7 @@ def train(
         StoreError: another process trains this adapter, or the store cannot be written.
     """
     manifest, config = model.bundle.manifest, config or TrainingConfig()
+    given, ram = ram, default_budget(manifest, config) if ram is None else ram or None
     if config.early_stopping_patience is not None and not validation:
         raise ConfigError("early_stopping_patience needs validation samples to judge by")
     with model.store.lock(name):
@@ -122,7 +127,10 @@ def train(
         folder = model.store.state_path(name)
         trainer = Trainer(model.bundle, start, objective, config, folder)
         state = unfinished(folder)
-        plan = None if ram is None else plan_memory(trainer, held_out, ram, read_layout(folder, identity))
+        plan = None
+        if ram is not None:
+            origin = "--ram" if given else OF_BUNDLE
+            plan = plan_memory(trainer, held_out, ram, read_layout(folder, identity), origin)
         if ((restart or discard) and state != identity) or (state is not None and state == parent):
             shutil.rmtree(folder, ignore_errors=True)  # discarded, or what a finished run had no time to remove
         before = model.bundle.settings
@@ -145,6 +153,13 @@ def train(
     report = _report(name, version, adapter, result.progress, config, already_done=False)
     median = float(np.median(result.step_seconds)) if result.step_seconds else None
     return replace(report, resumed_at=result.resumed_at, step_seconds_median=median, memory=plan)
+
+
+def default_budget(manifest: Manifest, config: TrainingConfig) -> int | None:
+    """The bundle's budget in bytes; None if it has none, or it cannot be kept: after a prefix, or on this system."""
+    if manifest.budget is None or config.train_last is not None or resident_memory() is None:
+        return None
+    return manifest.budget.bytes
 
 
 def merged_labels(manifest: Manifest, current: Adapter | None, samples: Sequence[Sample]) -> tuple[str, ...] | None:

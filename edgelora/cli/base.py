@@ -20,6 +20,7 @@ from edgelora.cli.common import (
     desktop,
     emit,
     end_progress,
+    memory_size,
     note,
     progress_line,
     settings_of,
@@ -29,6 +30,7 @@ from edgelora.cli.common import (
 from edgelora.config import LoraConfig
 from edgelora.errors import DataError
 from edgelora.manifest import LORA_GRAPHS, LostPoint, Manifest
+from edgelora.memory_plan import MemoryPlan
 
 CHECK_FAILED = 1
 _MOST_NAMES = 12
@@ -112,6 +114,23 @@ def add_verbs(verbs: Verbs) -> None:
         action="store_true",
         help="let training graphs compute padding as they would in one batch elsewhere (default: left out where that "
         "changes no result)",
+    )
+    parser.add_argument(
+        "--ram",
+        type=memory_size,
+        metavar="SIZE",
+        help="the memory that training has, as 256MB: says how it would keep to that, refuses to write a bundle that "
+        "cannot, and is the budget of `edgelora train` without --ram",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="samples of a step that memory is weighed for (32)"
+    )
+    parser.add_argument(
+        "--length",
+        type=int,
+        default=128,
+        metavar="N",
+        help="size of the other dynamic dimensions that it is weighed for (128, or the longest text if that is less)",
     )
     parser.add_argument("--name", help="the base's name in the manifest (default: the source's)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
@@ -203,8 +222,12 @@ def run_convert(options: argparse.Namespace) -> int:
         placement=options.placement,
         unpad=not options.keep_padding,
         methods=tuple(options.methods),
+        batch_size=options.batch_size,
+        length=options.length,
+        ram=options.ram,
     )
-    manifest: Manifest = compiler.convert(source, Path(options.output), chosen, progress_line)
+    plans: list[MemoryPlan] = []
+    manifest: Manifest = compiler.convert(source, Path(options.output), chosen, progress_line, plans.append)
     verdict = None
     if not options.no_check:
         bundle = Bundle.open(options.output)
@@ -219,10 +242,18 @@ def run_convert(options: argparse.Namespace) -> int:
     ]
     lines += quantized_text(manifest)
     lines += lost_text(manifest, options.explain)
+    lines += [forecast_text(manifest, plan) for plan in plans]
     if verdict is not None:
         lines.append(verdict_text(verdict))
-    emit(options, summary(manifest, Path(options.output)), "\n".join(lines))
+    plan = {"plan": plans[0].to_dict()} if plans else {}
+    emit(options, summary(manifest, Path(options.output)) | plan, "\n".join(lines))
     return 0 if verdict is None or verdict.passed else CHECK_FAILED
+
+
+def forecast_text(manifest: Manifest, plan: MemoryPlan) -> str:
+    """How training would keep to the bundle's budget."""
+    steps = "" if (b := manifest.budget) is None else f"steps of {b.batch_size} samples, length {b.length}; "
+    return f"training: {steps}{plan.describe()}"
 
 
 def lost_text(manifest: Manifest, explain: bool) -> list[str]:
@@ -345,6 +376,9 @@ def run_info(options: argparse.Namespace) -> None:
         f"points         {len(manifest.points)} ({', '.join(manifest.target_modules)})",
         f"size           {size_text(sum(e.size for e in manifest.files.values()))}",
     ]
+    if (budget := manifest.budget) is not None:
+        steps = f"steps of {budget.batch_size} samples, length {budget.length}"
+        lines.append(f"memory budget  {size_text(budget.bytes)} for {steps}")
     if verification is None:
         lines.append("verification   none; run `edgelora check`")
     else:

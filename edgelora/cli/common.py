@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edgelora.errors import EdgeLoraError
+from edgelora.errors import ConfigError, EdgeLoraError
+from edgelora.memory import parse_size
 from edgelora.runtime import Model
 from edgelora.session import SessionSettings
 
@@ -101,6 +102,14 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value)
+
+
+def memory_size(text: str) -> int:
+    """`parse_size` for argparse."""
+    try:
+        return parse_size(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def size_text(count: int) -> str:

@@ -16,6 +16,7 @@ from edgelora.cli.common import (
     add_verb,
     emit,
     end_progress,
+    memory_size,
     note,
     open_model,
     progress_line,
@@ -24,7 +25,7 @@ from edgelora.cli.common import (
 from edgelora.config import AdapterConfig, LoraConfig
 from edgelora.data import read_samples, split
 from edgelora.errors import ConfigError
-from edgelora.memory import parse_size, peak_memory
+from edgelora.memory import peak_memory
 from edgelora.methods import BeftConfig, IA3Config, VeraConfig
 from edgelora.prefix_cache import DTYPES, PLACES
 from edgelora.trainer import StepResult
@@ -103,10 +104,11 @@ def add_verbs(verbs: Verbs) -> None:
     run.add_argument("--micro-batch-size", type=int, help="split batches; the same result in less memory")
     run.add_argument(
         "--ram",
-        type=memory_size,
+        type=lambda text: 0 if text == "none" else memory_size(text),
         metavar="SIZE",
         help="a memory budget for the whole process, as 256MB or 1.5GiB: splits batches, gives up prepacked weights "
-        "and computes parts twice as far as needed, predicts the peak, and refuses what cannot fit before it begins",
+        "and computes parts twice as far as needed, predicts the peak, and refuses what cannot fit before it begins "
+        "(default: the bundle's, if `edgelora convert --ram` gave it one; none: without a budget)",
     )
     run.add_argument(
         "--learning-rate", "--lr", type=float, default=defaults.learning_rate, help=f"({defaults.learning_rate})"
@@ -205,14 +207,6 @@ def run_train(options: argparse.Namespace) -> None:
         {**report.to_dict(), "peak_memory_bytes": peak_memory()},
         report_text(report, len(samples), time.monotonic() - started, config),
     )
-
-
-def memory_size(text: str) -> int:
-    """`parse_size` for argparse."""
-    try:
-        return parse_size(text)
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def training_config(options: argparse.Namespace) -> TrainingConfig:

@@ -29,7 +29,7 @@ from tests.convert import networks
 from tests.convert.bundles import to_bundle
 from tests.convert.networks import Net
 
-LARGE: dict[str, Any] = {"batch_size": 8192, "length": 64}  # so that what small models save is worth a graph
+LARGE: dict[str, Any] = {"batch_size": 32768, "length": 64}  # so that what small models save is worth a graph
 WIDTH, DEPTH = 64, 12
 FUSED = 5e-6  # ONNX Runtime may put the scale of attention into one product or another
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,20 @@ from edgelora.adapter import new_adapter
 from edgelora.bundle import Bundle
 from edgelora.config import LoraConfig
 from edgelora.data import TextSample
-from edgelora.errors import ConfigError
-from edgelora.manifest import Manifest, MemoryTable
+from edgelora.errors import ConfigError, ConversionError
+from edgelora.manifest import Budget, Manifest, MemoryTable
 from edgelora.mapped_pages import added
 from edgelora.memory import parse_size
-from edgelora.memory_plan import candidate_plans, plan_memory
+from edgelora.memory_forecast import forecast
+from edgelora.memory_plan import MemoryPlan, candidate_plans, plan_memory
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for
 from edgelora.trainer import Trainer
-from edgelora.training import train
+from edgelora.training import default_budget, train
 from edgelora.training_config import TrainingConfig
 from tests.convert.bundles import to_bundle
 from tests.convert.networks import Net, perceptron
-from tests.device.tiny import commands, start_python
+from tests.device.tiny import MAX_LENGTH, commands, start_python, write_bundle
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is resident")
 SAMPLES = [TextSample(row["text"], row["label"]) for row in commands(24)]
@@ -128,6 +130,50 @@ def test_the_planned_run_completes_under_a_limit_in_which_the_plain_one_does_not
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "alloc" in err.lower() or "memory" in err.lower()
+
+
+@LINUX
+def test_what_conversion_foretells_is_what_training_takes(deep_bundle: Path):
+    told = forecast(deep_bundle, 10**12, BATCH, 128)
+    assert told.file == "train-mse.onnx"
+    assert 0.9 < measured(deep_bundle, 0)["peak"] / told.predicted < 1.1
+    with pytest.raises(ConfigError, match=r"too little: the smallest peak possible is \d+ MB"):
+        forecast(deep_bundle, 1_000_000, BATCH, 128)
+
+
+@LINUX
+@pytest.mark.parametrize("task", ["sentence-embedding", "feature-extraction"])
+def test_training_is_foretold_for_every_kind_of_loss(bundle_of: Callable[[str], Path], task: str):
+    told = forecast(bundle_of(task), 10**10, 4, 8)
+    assert told.part_size == 4
+    assert told.results > 0
+
+
+@LINUX
+def test_a_bundle_has_a_budget_that_training_keeps_to(base: Any, tmp_path: Path):
+    told: list[MemoryPlan] = []
+    path = write_bundle(base, "sequence-classification", tmp_path / "b.edgelora", planned=told.append, ram=10**9)
+    assert [plan.budget for plan in told] == [10**9]
+    model = Model.open(path, tmp_path / "store")
+    assert model.bundle.manifest.budget == Budget(10**9, 32, MAX_LENGTH)
+    assert Manifest.from_json(model.bundle.manifest.to_json(), "here").budget == Budget(10**9, 32, MAX_LENGTH)
+    planned: list[MemoryPlan] = []
+    config = TrainingConfig(max_steps=2, batch_size=8)
+    report = train(model, "user", SAMPLES, config=config, planned=planned.append)
+    assert [report.memory] == planned
+    assert planned[0].describe().startswith("the bundle's --ram 1000 MB: 8 samples at a time")
+    assert train(model, "other", SAMPLES, config=config, ram=0).memory is None
+    assert default_budget(model.bundle.manifest, replace(config, train_last=1)) is None
+    model.bundle.manifest = replace(model.bundle.manifest, budget=Budget(1_000_000, 32, 128))
+    with pytest.raises(ConfigError, match=r"^the bundle's --ram 1 MB is too little"):
+        train(model, "third", SAMPLES, config=config)
+
+
+@LINUX
+def test_a_bundle_that_cannot_be_trained_within_the_budget_is_not_written(base: Any, tmp_path: Path):
+    with pytest.raises(ConversionError, match=r"steps of 32 samples, length 16: .*smallest peak possible is \d+ MB"):
+        write_bundle(base, "sequence-classification", tmp_path / "b.edgelora", ram=1_000_000)
+    assert not list(tmp_path.iterdir())
 
 
 def trainer_of(model: Model, batch_size: int = 8) -> Trainer:

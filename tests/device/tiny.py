@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
+from edgelora.memory_plan import MemoryPlan
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.sources.torch_export import module_source
 
@@ -80,14 +81,17 @@ def module() -> Any:
     return model.eval()
 
 
-def write_bundle(base: Any, task: str, path: Path, **options: Any) -> Path:
+def write_bundle(
+    base: Any, task: str, path: Path, planned: Callable[[MemoryPlan], None] = lambda _: None, **options: Any
+) -> Path:
     """Convert the base for a task."""
     ids = torch.arange(16).reshape(2, 8)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
     files = {"tokenizer.json": tokenizer().to_str().encode()}
     facts = {"max_length": MAX_LENGTH, "pad_id": 0}
     source = module_source(base, inputs, "tiny", "torchscript", files=files, facts=facts, outputs=["hidden"])
-    convert(source, path, ConvertOptions(**{"task": task, "target_modules": TARGETS} | options))
+    chosen = ConvertOptions(**{"task": task, "target_modules": TARGETS} | options)
+    convert(source, path, chosen, planned=planned)
     return path
 
 

@@ -54,10 +54,12 @@ def write_bundle(
     extra_files: Mapping[str, bytes],
     overwrite: bool,
     measure: Callable[[Path, ir.Model], MemoryTable | None] = lambda _path, _model: None,
+    accept: Callable[[Path], None] = lambda _path: None,
 ) -> Manifest:
     """Write everything into a temporary directory beside `destination` and rename it: all or nothing.
 
-    `measure` is asked for the memory table of each graph that was written.
+    `measure` is asked for the memory table of each graph that was written, and `accept` is shown the finished bundle:
+    what it raises leaves everything as it was.
 
     An old bundle is moved aside whole before the new one takes its place, and deleted last.
 
@@ -79,6 +81,7 @@ def write_bundle(
         }
         finished = replace(manifest, files=files, memory=measured)
         (staging / MANIFEST_FILE).write_text(finished.to_json(), encoding="utf-8")
+        accept(staging)
         for path in (staging, *staging.iterdir()):  # a bundle is for sharing; temporary folders are private
             path.chmod(0o755 if path.is_dir() else 0o644)
         _put_in_place(staging, destination)

@@ -9,8 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgelora.config import LoraConfig
-from edgelora.errors import ConversionError
-from edgelora.manifest import GraphSet, InsertionPoint, Manifest, Prefix, TensorSpec
+from edgelora.errors import ConfigError, ConversionError
+from edgelora.manifest import Budget, GraphSet, InsertionPoint, Manifest, Prefix, TensorSpec
+from edgelora.memory_forecast import forecast
+from edgelora.memory_plan import MemoryPlan
 from edgelora.targets import select_points
 from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_weights, write_bundle
 from edgelora_tools.calibration import Plan, Quantized, calibrate, calibration_sample, facts, files
@@ -53,17 +55,25 @@ Feeds = dict[str, np.ndarray]
 
 
 def convert(
-    source: Source, destination: Path, options: ConvertOptions, progress: Callable[[str], None] = lambda _: None
+    source: Source,
+    destination: Path,
+    options: ConvertOptions,
+    progress: Callable[[str], None] = lambda _: None,
+    planned: Callable[[MemoryPlan], None] = lambda _: None,
 ) -> Manifest:
     """Write the bundle of `source` at `destination` and return its manifest.
 
+    If there is a budget of memory, `planned` is told how training would keep to it.
+
     Raises:
-        ConversionError: what about the source cannot be converted, by name.
+        ConversionError: what about the source cannot be converted, by name; or what training within the budget lacks.
     """
     check_destination(destination, options.overwrite)
     if options.placement == "skip" and (options.train_last or options.quantize is not None):
         raise ConversionError("placement skip runs the base once a sample: leave train_last and quantize out")
     methods = chosen_methods(options)
+    if min(options.batch_size, options.length) < 1:
+        raise ConversionError("the batch size and the length that memory is weighed for must be at least 1")
     progress("normal form")
     half = computes_in_half(source.model)
     model = normalize(source.model.clone())
@@ -91,7 +101,9 @@ def convert(
     if mixed is not None:
         graphs[MIXED_FILE] = mixed
     unpadded = options.unpad and ignores_padding(standard(base), sizes[0])
-    weighed = weighing_sizes(model, sizes[1], options)
+    preprocessing = source.preprocessing(options.max_length)
+    length = min(options.length, preprocessing.get("max_length", options.length))
+    weighed = weighing_sizes(model, sizes[1], options.batch_size, length)
     trained, training, lost = training_graphs(
         base, chosen, options, sizes[0], unpadded, weighed=weighed, progress=progress
     )
@@ -127,7 +139,7 @@ def convert(
         forward="forward.onnx",
         training=training,
         head=forward.task.head,
-        preprocessing=source.preprocessing(options.max_length),
+        preprocessing=preprocessing,
         source={
             "kind": source.kind,
             "pooling": options.pooling,
@@ -141,12 +153,13 @@ def convert(
         prefixes=tuple(prefixes),
         mixed=None if mixed is None else MIXED_FILE,
         methods=sets,
+        budget=None if options.ram is None else Budget(options.ram, options.batch_size, length),
     )
     progress("writing")
     files = source.files if found is None else {**source.files, **found.files}
-    planned = {manifest.forward, *(file for graph in manifest.training for file in graph.files)}
+    weighty = {manifest.forward, *(file for graph in manifest.training for file in graph.files)}
     for one in sets.values():
-        planned |= {one.forward, *(file for graph in one.training for file in graph.files)}
+        weighty |= {one.forward, *(file for graph in one.training for file in graph.files)}
     return write_bundle(
         destination,
         manifest,
@@ -154,14 +167,24 @@ def convert(
         samples,
         files,
         options.overwrite,
-        lambda path, model: memory_table(path, model, sizes) if path.name in planned else None,
+        lambda path, model: memory_table(path, model, sizes) if path.name in weighty else None,
+        lambda path: planned(_forecast(path, manifest.budget)) if manifest.budget is not None else None,
     )
 
 
-def weighing_sizes(model: ir.Model, known: Sizes, options: ConvertOptions) -> Sizes:
+def _forecast(path: Path, budget: Budget) -> MemoryPlan:
+    """How training would keep to the budget."""
+    try:
+        return forecast(path, budget.bytes, budget.batch_size, budget.length)
+    except ConfigError as error:
+        steps = f"training in steps of {budget.batch_size} samples, length {budget.length}"
+        raise ConversionError(f"{steps}: {error}") from error
+
+
+def weighing_sizes(model: ir.Model, known: Sizes, batch_size: int, length: int) -> Sizes:
     """The sizes that memory is weighed at: the batch, and of all else as much as is asked for or `known` to run."""
     batch = batch_name(model)
-    return {name: options.batch_size if name == batch else max(options.length, size) for name, size in known.items()}
+    return {name: batch_size if name == batch else max(length, size) for name, size in known.items()}
 
 
 def chosen_methods(options: ConvertOptions) -> tuple[AdapterMethod, ...]:

@@ -17,7 +17,8 @@ class ConvertOptions:
     `calibration`, or on random inputs. `placement` "skip" puts adapters from every layer's input to the last
     hidden state, instead of into the modules (skips.py). `methods` names the adapter methods, beside LoRA, that get
     graphs of their own. `unpad` leaves padding out of the training graphs' row-wise operators where that changes no
-    result. Memory is weighed at `batch_size` samples, and `length` along the other dynamic dimensions.
+    result. Memory is weighed at steps of `batch_size` samples, and `length` along the other dynamic dimensions; at
+    these, training must fit into `ram` bytes, which are its default budget.
     """
 
     task: str = "sequence-classification"
@@ -33,6 +34,7 @@ class ConvertOptions:
     quantize: str | None = None
     calibration: Path | None = None
     placement: str = "modules"
-    batch_size: int = 8
+    batch_size: int = 32
     length: int = 128
     methods: tuple[str, ...] = ()
+    ram: int | None = None
