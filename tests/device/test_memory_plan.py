@@ -81,7 +81,7 @@ def deep(net: Net, x: str) -> str:
 def deep_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("deep")
     model = perceptron(build=deep, width=WIDTH, output=8)
-    return to_bundle(model, folder, task="regression", pooling="pooler", batch_size=BATCH).path
+    return to_bundle(model, folder, task="regression", pooling="pooler", batch_size=2 * BATCH).path
 
 
 def measured(bundle: Path, budget: int, limit: int = 0, whole: bool = False) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from edgelora_tools.passes.value_sizes import VIEWS, ValueSizes
 
 COTANGENT = "cotangent."
 """How the names of the values begin, inputs of the graph or constants, with which a backward pass begins."""
-WORTHWHILE = 64 << 20
+WORTHWHILE = 32 << 20
 """Bytes that are worth a further graph."""
 _RANDOM = frozenset({"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
                      "RandomUniformLike"})  # fmt: skip
