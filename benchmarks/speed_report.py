@@ -135,8 +135,10 @@ def plot(body: Body, path: Path) -> None:
         axis.set_xlabel(label)
         axis.spines[["top", "right"]].set_visible(False)
         for place, (value, over) in enumerate(zip(medians, spread[1], strict=True)):
-            axis.text(value + over, place, f"  {value:.3g}", va="center", fontsize=8)
-        axis.margins(x=0.15)
+            axis.text(
+                value + over, place, f"  {value:,.0f}" if value >= 100 else f"  {value:.3g}", va="center", fontsize=8
+            )
+        axis.margins(x=0.2)
     axes[0].set_yticks(range(len(rows)), [body["titles"].get(name, name) for name, _ in rows])
     figure.savefig(path, dpi=120)
     plt.close(figure)

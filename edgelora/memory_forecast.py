@@ -12,22 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from edgelora.adapter import new_adapter
 from edgelora.bundle import Bundle
-from edgelora.drawn import drawn_inputs
+from edgelora.drawn import drawn_trainer
 from edgelora.errors import ConfigError, EdgeLoraError
 from edgelora.memory_plan import MemoryPlan, plan_memory
-from edgelora.objectives import Classification, Objective, OwnLoss, Pairs, Regression, TokenClassification
-from edgelora.tasks import ArrayInputs
 from edgelora.text import TextEncoder
-from edgelora.trainer import Trainer
-from edgelora.training import chosen_lora
-from edgelora.training_config import TrainingConfig
 
-_LABELS = tuple(f"class {number}" for number in range(8))
+_RANK = 8
 
 
 def forecast(path: Path, budget: int, batch_size: int, length: int) -> MemoryPlan:
@@ -56,32 +47,9 @@ def _plan(path: Path, budget: int, batch_size: int, length: int) -> MemoryPlan:
     if manifest.preprocessing.get("kind") == "text":
         encoder = TextEncoder(path, manifest.preprocessing, manifest.inputs)
         encoder.tokens(["a text"])
-    config = TrainingConfig(batch_size=batch_size)
-    labels = _LABELS if "classification" in manifest.task else None
-    rng = np.random.default_rng(0)
-    adapter = new_adapter(manifest, chosen_lora(manifest, None, None, config), labels, outputs=1, rng=rng)
-    return plan_memory(Trainer(bundle, adapter, _objective(bundle, batch_size, length), config), None, budget)
-
-
-def _objective(bundle: Bundle, count: int, length: int) -> Objective:
-    """Random samples for the task's first loss."""
-    manifest, rng = bundle.manifest, np.random.default_rng(0)
-    data = ArrayInputs(drawn_inputs(bundle, count, length, rng))
-    match manifest.task:
-        case "sequence-classification":
-            return Classification(data, np.zeros(count, np.int64))
-        case "token-classification":
-            return TokenClassification(data, [np.zeros(length, np.int64)] * count)
-        case "regression":
-            return Regression(data, np.zeros((count, 1), np.float32))
-        case "sentence-embedding":
-            return Pairs({"anchor": data, "positive": data}, "contrastive")
-        case _:
-            return OwnLoss(data, _no_loss)
-
-
-def _no_loss(_outputs: Any, _rows: NDArray[np.int64]) -> tuple[float, dict[str, Any]]:
-    return 0.0, {}
+    if not manifest.training:
+        raise ConfigError("no gradient reaches any insertion point: leave --ram out")
+    return plan_memory(drawn_trainer(bundle, manifest.training[0], batch_size, length, _RANK), None, budget)
 
 
 def _answer(asked: str) -> dict[str, Any]:

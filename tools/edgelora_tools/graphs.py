@@ -20,7 +20,7 @@ from edgelora.manifest import (
     TensorSpec,
     TrainingGraph,
 )
-from edgelora_tools.backward import values_read, walk_back
+from edgelora_tools.backward import Gradients, values_read, walk_back
 from edgelora_tools.composites import COMPOSITES
 from edgelora_tools.composites.block_product import DECODED_PRODUCT
 from edgelora_tools.composites.quantized import QUANTIZED
@@ -37,6 +37,8 @@ from edgelora_tools.mixed import stack_adapters
 from edgelora_tools.options import ConvertOptions
 from edgelora_tools.passes.add_in_product import add_in_product, of_adapters, of_matrices
 from edgelora_tools.passes.free_names import free_names
+from edgelora_tools.passes.gelu_slopes import LOWERED as SLOPES
+from edgelora_tools.passes.gelu_slopes import keep_slopes
 from edgelora_tools.passes.heads import LOWERED as HEADS
 from edgelora_tools.passes.heads import gather_heads
 from edgelora_tools.passes.prefix import cut_before, last_blocks
@@ -44,6 +46,8 @@ from edgelora_tools.passes.rematerialize import COTANGENT as SEED
 from edgelora_tools.passes.rematerialize import rematerialize
 from edgelora_tools.passes.rows import LOWERED as ROWS
 from edgelora_tools.passes.rows import gather_rows
+from edgelora_tools.passes.scales import scale_products
+from edgelora_tools.passes.share_inputs import share_inputs
 from edgelora_tools.passes.slice_early import slice_early
 from edgelora_tools.passes.tidy import tidy
 from edgelora_tools.skips import Skips
@@ -53,6 +57,7 @@ LOWERED: dict[str, Lowered] = {
     **{one.op_type: one for one in (*COMPOSITES, *QUANTIZED)},
     **ROWS,
     **HEADS,
+    **SLOPES,
 }
 
 
@@ -205,6 +210,47 @@ def _only_what_is_read(model: ir.Model, options: ConvertOptions, seeds: Seeds, u
     return dict(zip(values[: len(seeds)], values[len(seeds) :], strict=True))
 
 
+@dataclass(frozen=True)
+class _Backward:
+    """A graph with loss and backward pass: its outputs but for gradients, its further inputs."""
+
+    adapted: Adapted
+    outputs: dict[str, ir.Value]
+    extra: tuple[TensorSpec, ...]
+    walked: Gradients
+
+
+def _backward(
+    base: ir.Model,
+    points: Sequence[InsertionPoint],
+    options: ConvertOptions,
+    loss: Loss,
+    method: AdapterMethod,
+    dropout: bool,
+    unpadded: bool,
+    joined: bool,
+) -> _Backward:
+    """Forward, loss and backward; with `joined`, what the backward pass can share is one node."""
+    adapted = adapt(base, points, options, method, dropout)
+    graph = adapted.model.graph
+    known = {str(v.name) for v in (*base.graph.inputs, *adapted.adapter_inputs)}
+    built = loss.build(adapted.op, adapted.task)
+    extra = loss_inputs(graph, known)
+    names = [str(v.name) for v in graph.inputs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConversionError(f"the source has an input {', '.join(twice)}, as the loss {loss.name} has: rename it")
+    seeds = built if isinstance(built, dict) else {built: _one(adapted.op)}
+    seeds = _only_what_is_read(adapted.model, options, seeds, unpadded)
+    if joined:
+        share_inputs(graph)
+        keep_slopes(graph)
+    adapted = replace(adapted, op=GraphBuilder(free_names(graph)).op)
+    outputs = {} if isinstance(built, dict) else {"loss": next(iter(seeds))}
+    walked = walk_back(adapted.op, list(graph), seeds, adapted.adapter_inputs)
+    return _Backward(adapted, outputs, extra, walked)
+
+
 def training_graph(
     base: ir.Model,
     points: Sequence[InsertionPoint],
@@ -221,31 +267,23 @@ def training_graph(
     With `unpadded` no padding is computed. Points that an operator without a gradient rule cuts off from the loss are
     returned as lost. The graph comes in a form that holds less, too, if that pays at the sizes `weighed`.
     """
-    adapted = adapt(base, points, options, method, dropout)
+    made = _backward(base, points, options, loss, method, dropout, unpadded, joined=True)
+    if made.walked.blocked:  # what is lost is told of each adapter by itself
+        made = _backward(base, points, options, loss, method, dropout, unpadded, joined=False)
+    adapted, outputs, walked = made.adapted, made.outputs, made.walked
     op, graph = adapted.op, adapted.model.graph
-    known = {str(v.name) for v in (*base.graph.inputs, *adapted.adapter_inputs)}
-    built = loss.build(op, adapted.task)
-    extra = loss_inputs(graph, known)
-    names = [str(v.name) for v in graph.inputs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConversionError(f"the source has an input {', '.join(twice)}, as the loss {loss.name} has: rename it")
-    seeds = built if isinstance(built, dict) else {built: _one(op)}
-    seeds = _only_what_is_read(adapted.model, options, seeds, unpadded)
-    op = GraphBuilder(free_names(graph)).op
-    outputs = {} if isinstance(built, dict) else {"loss": next(iter(seeds))}
-    walked = walk_back(op, list(graph), seeds, adapted.adapter_inputs)
     lost = lost_points(base.graph, graph, points, adapted.adapter_inputs, walked)
     gradients = {f"grad.{x.name}": walked.of[x] for x in adapted.adapter_inputs if x in walked.of}
     if not gradients:
         return Trained(adapted.model, None, lost)
-    _set_outputs(replace(adapted, op=op), outputs | gradients)
+    _set_outputs(adapted, outputs | gradients)
     lower_nodes(graph, op, LOWERED | {DECODED_PRODUCT.op_type: DECODED_PRODUCT})
     add_in_product(adapted.model, of_matrices)
+    scale_products(adapted.model)
     again = rematerialize(adapted.model, weighed) if weighed is not None else None
     tidy(adapted.model)
     reached = tuple(p.id for p in points if all(f"grad.{x.name}" in gradients for x in method.inputs(p)))
-    record = TrainingGraph(file, loss.name, dropout, reached, extra, tuple(outputs))
+    record = TrainingGraph(file, loss.name, dropout, reached, made.extra, tuple(outputs))
     if again is None:
         return Trained(adapted.model, record, lost)
     model, work = again

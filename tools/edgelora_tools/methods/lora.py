@@ -8,6 +8,7 @@ without touching the method.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +16,8 @@ from onnxscript import OpBuilder
 
 from edgelora.manifest import LORA_GRAPHS, AdapterInput, InsertionPoint
 from edgelora_tools.gradients import Thunk, gradient_rule
-from edgelora_tools.gradients.shapes import flatten_rows, rank, reshape_like
+from edgelora_tools.gradients.nodes import operands
+from edgelora_tools.gradients.shapes import annotate, dims, flatten_rows, rank, reshape_like, size_of
 from edgelora_tools.insertion import Site, Use
 from edgelora_tools.lowering import DOMAIN
 from edgelora_tools.methods.base import Floats
@@ -69,9 +71,9 @@ class Lora:
         return y
 
     def lower(self, op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
-        x, a, b = node.inputs
-        h = op.MatMul(x, a)
-        return op.MatMul(h, b), h
+        x, pairs = _operands(node)
+        h = op.MatMul(x, _joined(op, [a for a, _ in pairs], axis=1))
+        return *(op.MatMul(part, b) for part, (_, b) in zip(_parts(op, h, pairs, -1), pairs, strict=True)), h
 
 
 def _convolution(op: OpBuilder, product: ir.Node, x: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
@@ -87,25 +89,69 @@ def _convolution(op: OpBuilder, product: ir.Node, x: ir.Value, a: ir.Value, b: i
     return op.Conv(h, b, group=product.attributes.get_int("group", 1), kernel_shape=[1] * (rank(b) - 2))
 
 
+def _operands(node: ir.Node) -> tuple[ir.Value, list[tuple[ir.Value, ir.Value]]]:
+    """X and the pairs (A, B)."""
+    x, *tensors = operands(node)
+    return x, list(zip(tensors[::2], tensors[1::2], strict=True))
+
+
+def _joined(op: OpBuilder, values: Sequence[ir.Value], axis: int) -> ir.Value:
+    return values[0] if len(values) == 1 else op.Concat(*values, axis=axis)
+
+
+def _parts(
+    op: OpBuilder, joined: ir.Value, pairs: Sequence[tuple[ir.Value, ir.Value]], axis: int
+) -> Sequence[ir.Value]:
+    """What of `joined` belongs to each pair, by their ranks."""
+    if len(pairs) == 1:
+        return (joined,)
+    ranks = op.Concat(*(size_of(op, a, 1) for a, _ in pairs), axis=0)
+    parts = op.Split(joined, ranks, axis=axis, _outputs=len(pairs))
+    for part, (a, _) in zip(parts, pairs, strict=True):
+        sizes = list(dims(joined))
+        sizes[axis] = dims(a)[1]
+        part.shape, part.type = ir.Shape(sizes), joined.type
+    return parts
+
+
 @gradient_rule(OP_TYPE, domain=DOMAIN)
-def lora(op: OpBuilder, node: ir.Node, dy: ir.Value, dh: None = None) -> Sequence[Thunk | None]:
+def lora(op: OpBuilder, node: ir.Node, *dys: ir.Value | None) -> Sequence[Thunk | None]:
     """H = X·A, Y = H·B; no [in, out] matrix is ever formed.
 
     dH = dY·Bᵀ
     dX = dH·Aᵀ
-    dA = Xᵀ·dH
+    dA = Xᵀ·dH, as (dHᵀ·X)ᵀ, which takes half the time
     dB = Hᵀ·dY
+
+    Adapters of one input have the columns of H, dH and A side by side; those whose Y is not read are left out.
     """
-    x, a, b = node.inputs
-    _, h = node.outputs
-    assert x is not None and a is not None and b is not None
-    dy_rows = flatten_rows(op, dy)
-    dh_rows = op.Gemm(dy_rows, b, transB=1)
-    return (
-        lambda: reshape_like(op, op.Gemm(dh_rows, a, transB=1), x),
-        lambda: op.Gemm(flatten_rows(op, x), dh_rows, transA=1),
-        lambda: op.Gemm(flatten_rows(op, h), dy_rows, transA=1),
-    )
+    x, pairs = _operands(node)
+    reached = [i for i, dy in enumerate(dys) if dy is not None]
+    chosen = [pairs[i] for i in reached]
+    rows = {i: flatten_rows(op, dy) for i, dy in enumerate(dys) if dy is not None}
+    dh = _joined(op, [op.Gemm(rows[i], pairs[i][1], transB=1) for i in reached], axis=1)
+
+    @cache
+    def h() -> Sequence[ir.Value]:
+        return _parts(op, flatten_rows(op, node.outputs[-1]), pairs, 1)
+
+    @cache
+    def da() -> dict[int, ir.Value]:
+        turned = op.MatMul(op.Transpose(dh, perm=[1, 0]), flatten_rows(op, x))
+        parts = _parts(op, turned, chosen, 0)
+        return {
+            i: annotate(op.Transpose(part, perm=[1, 0]), pairs[i][0]) for i, part in zip(reached, parts, strict=True)
+        }
+
+    def dx() -> ir.Value:
+        return reshape_like(op, op.Gemm(dh, _joined(op, [a for a, _ in chosen], axis=1), transB=1), x)
+
+    def of_pair(i: int) -> tuple[Thunk | None, Thunk | None]:
+        if i not in rows:
+            return None, None
+        return lambda: da()[i], lambda: op.Gemm(h()[i], rows[i], transA=1)
+
+    return dx, *(thunk for i in range(len(pairs)) for thunk in of_pair(i))
 
 
 LORA = Lora()
