@@ -130,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
         markdown=stages.markdown,
         plot=None,
     )
-    case = cases.add_parser("quantize", help="an int8 base beside float32", description=quantized.__doc__)
+    case = cases.add_parser("quantize", help="int8 and int4 bases beside float32", description=quantized.__doc__)
     case.add_argument("--steps", type=positive, default=20)
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     case.set_defaults(run=lambda o: quantized.run(o.steps, progress), markdown=quantized.markdown, plot=None)

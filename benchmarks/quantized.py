@@ -1,7 +1,8 @@
-"""What an int8 base brings: one model converted in float32 and in int8, and both bundles measured in turn.
+"""What a quantized base brings: one model converted in float32, int8 and int4, and the bundles measured in turn.
 
-A step is one run of the cotangent graph; peak memory is that of a fresh process that takes three. The int8 base is
-calibrated on CLINC150's training utterances; its points' cosines are those that `edgelora check` reports.
+A step is one run of the cotangent graph; peak memory is that of a fresh process that takes three. A quantized base is
+calibrated on CLINC150's training utterances; its points' cosines are those that `edgelora check` reports. Beside int4,
+which takes 4 bits where the cosines allow, stand the weights of 8 bits that it takes elsewhere.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -21,12 +23,12 @@ from benchmarks.stages import cotangent_feeds, peak_of
 
 SHAPES = ((32, 20), (8, 128))
 ROWS, SIZES = 640, ((384, 384), (384, 1536), (1536, 384))
-REAL, INT8 = "float32", "int8"
+REAL, INT8, INT4, WEIGHTS = "float32", "int8", "int4", "int4 with no 4 bits"
 _WARM = 2
 
 
 def run(steps: int, progress: Callable[[str], None]) -> dict[str, Any]:
-    """Convert both ways and measure at every shape; the body of the report.
+    """Convert every way and measure at every shape; the body of the report.
 
     Raises:
         BenchmarkError: the model or the data cannot be had, or a measurement failed.
@@ -36,6 +38,7 @@ def run(steps: int, progress: Callable[[str], None]) -> dict[str, Any]:
     from edgelora.quantization import check_quantization
     from edgelora.session import SessionSettings
     from edgelora_tools.compile import ConvertOptions, convert
+    from edgelora_tools.ladders import RUNGS
     from edgelora_tools.recipes import fetch, load_recipe
     from edgelora_tools.sources import open_source
 
@@ -46,13 +49,16 @@ def run(steps: int, progress: Callable[[str], None]) -> dict[str, Any]:
         try:
             recipe = load_recipe(clinc.RECIPE)
             source = open_source(str(fetch(recipe, progress)))
-            for side in (REAL, INT8):
+            for side in (REAL, INT8, INT4, WEIGHTS):
                 progress(f"converting to {side}")
-                chosen: dict[str, Any] = {} if side == REAL else {"quantize": INT8, "calibration": calibration}
+                quantize = INT4 if side == WEIGHTS else side
+                chosen: dict[str, Any] = {} if side == REAL else {"quantize": quantize, "calibration": calibration}
                 path = Path(folder) / f"{side}.edgelora"
-                convert(source, path, ConvertOptions(target_modules=recipe.target_modules, **chosen))
+                with patch.dict(RUNGS, {INT4: RUNGS[INT4][1:]} if side == WEIGHTS else {}):
+                    convert(source, path, ConvertOptions(target_modules=recipe.target_modules, **chosen))
                 bundles[side] = Bundle.open(path, SessionSettings(threads=2))
-            cosines = {q.id: q.cosine for q in check_quantization(bundles[INT8])}
+            quantized = {side: bundle for side, bundle in bundles.items() if side != REAL}
+            cosines = {side: {q.id: q.cosine for q in check_quantization(b)} for side, b in quantized.items()}
         except EdgeLoraError as error:
             raise BenchmarkError(str(error)) from error
         shapes = []
@@ -63,7 +69,7 @@ def run(steps: int, progress: Callable[[str], None]) -> dict[str, Any]:
             peaks = {side: peak_of(Path(folder), side, feeds) for side in bundles}
             shapes.append({"batch": batch, "length": length, "seconds": seconds, "peak_bytes": peaks})
         weights = {side: bundle.manifest.files["weights.bin"].size for side, bundle in bundles.items()}
-        products = dict(bundles[INT8].manifest.source["products"])
+        products = {side: dict(bundle.manifest.source["products"]) for side, bundle in quantized.items()}
     progress("single products")
     single = time_products(10 * steps)
     return {
@@ -116,15 +122,18 @@ def time_products(repeats: int) -> list[dict[str, Any]]:
 
 def markdown(body: Mapping[str, Any]) -> str:
     """The tables: steps and memory at each shape, then the products and the cosines."""
-    lines = ["| | float32 | int8 | ratio |", "|---|---|---|---|"]
+    sides = list(body["products"])
+    lines = [f"| | {REAL} | {' | '.join(f'{side} | ratio' for side in sides)} |"]
+    lines.append("|---" * (2 + 2 * len(sides)) + "|")
 
-    def row(label: str, values: Mapping[str, float], factor: float, ratio: float | None = None) -> None:
-        a, b = values[REAL] * factor, values[INT8] * factor
-        lines.append(f"| {label} | {a:,.1f} | {b:,.1f} | {b / a if ratio is None else ratio:.2f} |")
+    def row(label: str, values: Mapping[str, float], factor: float, ratios: Mapping[str, float] | None = None) -> None:
+        ratios = ratios or {side: values[side] / values[REAL] for side in sides}
+        cells = (f"{values[side] * factor:,.1f} | {ratios[side]:.2f}" for side in sides)
+        lines.append(f"| {label} | {values[REAL] * factor:,.1f} | {' | '.join(cells)} |")
 
     for shape in body["shapes"]:
         size, seconds = f"{shape['batch']} × {shape['length']}", shape["seconds"]
-        paired = float(np.median(np.divide(seconds[INT8], seconds[REAL])))
+        paired = {side: float(np.median(np.divide(seconds[side], seconds[REAL]))) for side in sides}
         row(f"step, ms, {size}", {s: float(np.median(t)) for s, t in seconds.items()}, 1e3, paired)
         row(f"peak memory, MB, {size}", shape["peak_bytes"], 1e-6)
     row("weights.bin, MB", body["weights_bytes"], 1e-6)
@@ -133,8 +142,13 @@ def markdown(body: Mapping[str, Any]) -> str:
     for one in body["single"]:
         times = " | ".join(f"{1e3 * one['seconds'][name]:.2f}" for name in names)
         lines.append(f"| {one['in']} × {one['out']} | {times} |")
-    lines += ["", "products: " + "; ".join(f"{n} {how}" for how, n in body["products"].items()), ""]
-    return "\n".join([*lines, *(f"{name}: {cosine:.4f}" for name, cosine in body["cosines"].items())])
+    lines.append("")
+    for side, counts in body["products"].items():
+        lines.append(f"{side}, products: " + "; ".join(f"{n} {how}" for how, n in counts.items()))
+    lines += ["", f"| gradient cosine | {' | '.join(sides)} |", "|---" * (1 + len(sides)) + "|"]
+    for name in body["cosines"][sides[0]]:
+        lines.append(f"| {name} | {' | '.join(format(body['cosines'][side][name], '.4f') for side in sides)} |")
+    return "\n".join(lines)
 
 
 def _write_texts(path: Path) -> None:

@@ -29,7 +29,7 @@ MASK = "attention_mask"
 SKIP = "skip"
 CHUNK = 32  # samples that the prefix computes at once; fixed, so that a cache has the same bytes whenever it is filled
 _PROBED = 8
-_SAME = {"float32": 1e-4, "float16": 2e-2, "int8": 1e-1}
+_SAME = {"float32": 1e-4, "float16": 2e-2, "int8": 1e-1, "int4": 1e-1}
 
 Rows = NDArray[np.int64]
 

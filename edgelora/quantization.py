@@ -1,7 +1,8 @@
 """How near the gradients of a quantized bundle are to those of its float32 twin, point by point.
 
 The twin is not in the bundle; what it answered is: one batch, a probe adapter at every point, random cotangents, and
-its gradients, recorded at conversion. A point's cosine is that of its gradients of A and B, taken together.
+its gradients, recorded at conversion. A point's cosine is that of its gradients of A and B, taken together; its size is
+how much of the twin's gradient they hold, of the tensor for which that is furthest from 1.
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ from edgelora.manifest import InsertionPoint
 
 QUANTIZATION_FILE = "quantization.safetensors"
 LEAST_COSINE = 0.99
+SIZE_TOLERANCE = 0.25
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class QuantizedVerdict:
-    """The cosine of a point's gradients with those in float32."""
+    """How a point's gradients lie to those in float32: their cosine, and <ours, theirs>/<theirs, theirs>."""
 
     id: str
     cosine: float
+    size: float
     passed: bool
 
 
@@ -50,13 +53,17 @@ def check_quantization(bundle: Bundle) -> tuple[QuantizedVerdict, ...]:
     twin = {name.removeprefix("out/"): x for name, x in arrays.items() if name.startswith("out/")}
     graph = bundle.graph(bundle.training("cotangent", dropout=False).file)
     found = graph.run(feeds, list(twin))
-    cosines = {point.id: cosine(point, found, twin) for point in bundle.manifest.trainable}
-    return tuple(QuantizedVerdict(name, value, value >= LEAST_COSINE) for name, value in cosines.items())
+    return tuple(_verdict(point, found, twin) for point in bundle.manifest.trainable)
+
+
+def _verdict(point: InsertionPoint, found: Arrays, twin: Arrays) -> QuantizedVerdict:
+    turned, size = cosine(point, found, twin), _size(point, found, twin)
+    return QuantizedVerdict(point.id, turned, size, turned >= LEAST_COSINE and abs(size - 1) <= SIZE_TOLERANCE)
 
 
 def cosine(point: InsertionPoint, found: Arrays, twin: Arrays) -> float:
     """Of the gradients of A and B at a point; those that the twin lacks are zeros. 1 where both are all zeros."""
-    names = [f"grad.{name}" for name in (point.input_a, point.input_b) if f"grad.{name}" in twin]
+    names = _names(point, twin)
     a, b = (
         np.concatenate([np.asarray(x[n], np.float64).ravel() for n in names] or [np.zeros(1)]) for x in (found, twin)
     )
@@ -64,3 +71,17 @@ def cosine(point: InsertionPoint, found: Arrays, twin: Arrays) -> float:
     if lengths == 0:
         return float(not a.any() and not b.any())
     return float(np.nan_to_num(a @ b / lengths, nan=-1.0))
+
+
+def _size(point: InsertionPoint, found: Arrays, twin: Arrays) -> float:
+    """Of the tensor for which it is furthest from 1; noise hardly moves it, a wrong sign or factor does."""
+    sizes = [1.0]
+    for name in _names(point, twin):
+        ours, theirs = (np.asarray(x[name], np.float64).ravel() for x in (found, twin))
+        if theirs.any():
+            sizes.append(float(np.nan_to_num(ours @ theirs / (theirs @ theirs))))
+    return max(sizes, key=lambda size: abs(size - 1))
+
+
+def _names(point: InsertionPoint, twin: Arrays) -> list[str]:
+    return [f"grad.{name}" for name in (point.input_a, point.input_b) if f"grad.{name}" in twin]

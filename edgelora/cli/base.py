@@ -86,9 +86,10 @@ def add_verbs(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--quantize",
-        choices=["int8"],
-        help="keep the frozen weights as int8 and compute their products in integers, forward and backward; a product "
-        "that would turn a point's gradient by more than a cosine of 0.99 stays float32",
+        choices=["int8", "int4"],
+        help="int8: compute products in integers, forward and backward (fastest); int4: weights of 4 bits, one copy "
+        "for both (smallest). Products that would turn a point's gradient by more than a cosine of 0.99 take weights "
+        "of 8 bits, or stay float32",
     )
     parser.add_argument(
         "--calibration",
@@ -417,25 +418,37 @@ def run_check(options: argparse.Namespace) -> int:
     verdict = check(bundle, extra, lambda name: progress_line(f"checking {name}"))
     end_progress()
     store_verdict(bundle, verdict)
-    rows = [(p.id, p.analytic, p.numeric, p.error, "ok" if p.passed else "WRONG") for p in verdict.points]
-    text = table(rows, ("point", "gradient", "differences", "relative gap", ""))
+    text = points_text(verdict)
     graphs = [(g.file, g.where, g.error, "ok" if g.passed else "WRONG") for g in verdict.graphs]
     text = f"{text}\n\n{table(graphs, ('graph', 'largest at', 'relative gap', ''))}"
-    if verdict.quantized:
-        cosines = [(q.id, q.cosine, "ok" if q.passed else "WRONG") for q in verdict.quantized]
-        text = f"{text}\n\n{table(cosines, ('quantized point', 'gradient cosine', ''))}"
-    emit(options, verdict.to_dict(), f"{text}\n\n{verdict_text(verdict)}")
+    lines = [*quantized_text(bundle.manifest), verdict_text(verdict)]
+    emit(options, verdict.to_dict(), "\n".join([text, "", *lines]))
     return 0 if verdict.passed else CHECK_FAILED
+
+
+def points_text(verdict: Verdict) -> str:
+    """The table of the points; where the float32 gradients decide, with their cosine and size before the verdict."""
+    nearness = {q.id: (q.cosine, q.size) for q in verdict.quantized}
+    rows: list[tuple[object, ...]] = []
+    head = ["point", "gradient", "differences", "relative gap", ""]
+    for p in verdict.points:
+        extra = nearness.get(p.id, ("", "")) if nearness else ()
+        rows.append((p.id, p.analytic, p.numeric, p.error, *extra, "ok" if p.passed else "WRONG"))
+    if nearness:
+        head[-1:] = ["float32 cosine", "size", ""]
+    return table(rows, tuple(head))
 
 
 def verdict_text(verdict: Verdict) -> str:
     """The verdict in a line."""
+    said = f"check {'passed' if verdict.passed else 'FAILED'}: parity {verdict.parity:.1e} on {verdict.parity_samples} "
     worst = max((v.error for v in (*verdict.points, *verdict.graphs)), default=0.0)
-    least = min((q.cosine for q in verdict.quantized), default=None)
+    if not verdict.quantized:
+        return f"{said}samples, largest gradient error {worst:.1e} over {len(verdict.points)} points"
+    least = min(verdict.quantized, key=lambda q: q.cosine)
     return (
-        f"check {'passed' if verdict.passed else 'FAILED'}: parity {verdict.parity:.1e} on {verdict.parity_samples} "
-        f"samples, largest gradient error {worst:.1e} over {len(verdict.points)} points"
-        + ("" if least is None else f", least cosine with float32 gradients {least:.4f}")
+        f"{said}samples, least cosine with float32 gradients {least.cosine:.4f} over {len(verdict.quantized)} points "
+        f"({least.id}); differences, coarse for rounded outputs, within {worst:.1e}"
     )
 
 

@@ -14,7 +14,9 @@ from onnxscript import GraphBuilder
 from edgelora.check import check
 from edgelora.manifest import Manifest
 from edgelora_tools.backward import differentiate
-from edgelora_tools.composites.quantized_product import OP_TYPE, real_weight
+from edgelora_tools.composites.block_product import blocks_of
+from edgelora_tools.composites.quantized import features, is_quantized
+from edgelora_tools.composites.quantized_product import real_weight
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.graphs import LOWERED
 from edgelora_tools.lowering import DOMAIN, lower_nodes
@@ -24,7 +26,7 @@ from tests.convert import networks
 from tests.convert.bundles import base_outputs, relative, run_onnx, to_bundle, train_feeds
 from tests.convert.networks import FLOAT, tokens_of
 
-INTEGER = [rung for rung in Rung if rung is not Rung.REAL]
+QUANTIZED = [rung for rung in Rung if rung is not Rung.REAL]
 
 
 def product(
@@ -54,8 +56,8 @@ def product(
 def differentiated(model: ir.Model, choice: Choice) -> tuple[ir.Model, np.ndarray]:
     """(the model quantized, with an input dy and an output dx; the real numbers that its weight's codes stand for)."""
     quantize(model, {"layer.weight": choice})
-    (node,) = [node for node in model.graph if node.op_type == OP_TYPE]
-    weight = real_weight(node)
+    (node,) = [node for node in model.graph if is_quantized(node)]
+    weight = blocks_of(node).real(features(node)[0]) if choice.rung.in_blocks else real_weight(node)
     op = GraphBuilder(model.graph).op
     x, y = model.graph.inputs[0], model.graph.outputs[0]
     dy = op.builder.input("dy", ir.DataType.FLOAT, list(dims(y)))
@@ -73,7 +75,7 @@ def run(model: ir.Model, x: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.
     return np.asarray(y), np.asarray(dx)
 
 
-@pytest.mark.parametrize("rung", INTEGER)
+@pytest.mark.parametrize("rung", QUANTIZED)
 def test_products_of_the_largest_codes_are_exact(rung: Rung) -> None:
     """Every pair of neighbours would leave 16 bits, if codes of 8 signed bits met unsigned ones of 8."""
     w, x = np.ones((64, 8)), np.ones((6, 64))
@@ -86,7 +88,7 @@ def test_products_of_the_largest_codes_are_exact(rung: Rung) -> None:
     np.testing.assert_allclose(dx, dy @ w.T, rtol=1e-2)
 
 
-@pytest.mark.parametrize("rung", INTEGER)
+@pytest.mark.parametrize("rung", QUANTIZED)
 @pytest.mark.parametrize("kind", ["matmul", "gemm"])
 @pytest.mark.parametrize("even", [False, True])
 @given(data=st.data())
@@ -177,12 +179,12 @@ def test_a_plan_holds_for_weights_with_names_of_a_builder() -> None:
 # --- whole bundles
 
 
-def outlier(factor: float) -> onnx.ModelProto:
-    """A perceptron of two layers whose hidden values spread over `factor` in every row, and by it in every channel."""
+def outlier(factor: float, undone: float = 0.1) -> onnx.ModelProto:
+    """A perceptron of two layers; every 16th hidden value is `factor` times as large, the weights after it smaller."""
     rng = np.random.default_rng(0)
     weights = {"up.weight": rng.standard_normal((16, 64)), "down.weight": rng.standard_normal((64, 16))}
     weights["up.weight"][:, ::16] *= factor
-    weights["down.weight"][::16] /= factor**0.1
+    weights["down.weight"][::16] /= factor**undone
     nodes = [
         helper.make_node("MatMul", ["x", "up.weight"], ["h"]),
         helper.make_node("MatMul", ["h", "down.weight"], ["y"]),
@@ -250,9 +252,16 @@ def test_check_holds_the_gradients_against_float32(both) -> None:
     assert verdict.parity < 0.1
 
 
-def test_an_outlier_stays_real_and_is_reported(tmp_path) -> None:
+def test_an_outlier_takes_weights_of_8_bits(tmp_path) -> None:
     plain = to_bundle(outlier(1.0), tmp_path, "plain", quantize="int8").manifest.source
     spread = to_bundle(outlier(1e5), tmp_path, "spread", quantize="int8").manifest.source
-    assert plain["float32"] == []
-    assert "down" in spread["float32"]
-    assert spread["products"]["float32"] == len(spread["float32"])
+    assert not {Rung.BLOCKS_8, Rung.WEIGHTS_8, Rung.REAL} & set(plain["products"])
+    assert {Rung.BLOCKS_8, Rung.WEIGHTS_8} & set(spread["products"])
+    assert spread["float32"] == []
+
+
+def test_what_no_codes_hold_stays_real_and_is_reported(tmp_path) -> None:
+    """Small weights that meet large inputs share a block with large ones that meet small inputs."""
+    source = to_bundle(outlier(1e5, 1.0), tmp_path, "lost", quantize="int4").manifest.source
+    assert "down" in source["float32"]
+    assert source["products"]["float32"] == len(source["float32"])

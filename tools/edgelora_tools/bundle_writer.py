@@ -126,14 +126,14 @@ def _write_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
                 tensor = value.const_value
                 if tensor is None or tensor.nbytes < INLINE_LIMIT:
                     continue
-                digest = tensor_digest(tensor)
+                digest = hashlib.sha256(content := tensor.tobytes()).digest()
                 if digest not in offsets:
                     page = LARGE_PAGE if tensor.nbytes >= 16 * LARGE_PAGE else PAGE
                     weights.write(b"\0" * (-weights.tell() % page))
                     offsets[digest] = (weights.tell(), tensor.nbytes)
-                    content = memoryview(tensor.tobytes())
-                    for start in range(0, len(content), LARGE_PAGE):  # see docs/decisions/0015: what is written in
-                        weights.write(content[start : start + LARGE_PAGE])  # one piece is mapped in one piece
+                    view = memoryview(content)
+                    for start in range(0, len(view), LARGE_PAGE):  # see docs/decisions/0015: what is written in
+                        weights.write(view[start : start + LARGE_PAGE])  # one piece is mapped in one piece
                 offset, length = offsets[digest]
                 shape, name = ir.Shape(tensor.shape.numpy()), str(value.name)
                 value.const_value = ir.ExternalTensor(

@@ -1,16 +1,18 @@
 """Choose how each product of a base is quantized, so that no point's gradient turns from its float32 twin.
 
-A choice's error is local: a product's output on a sample against the real one. A threshold says which
-errors are allowed; each product takes the fastest rung below it, or stays real. The largest threshold of a geometric
-series is taken at which every point's gradient cosine is enough (edgelora/quantization.py).
+Each product has a ladder of choices with an error each (ladders.py). A threshold says which errors are allowed; each
+product takes the first rung below it, else weights of 8 bits, else it stays real. The largest threshold of a geometric
+series is taken at which every point's gradient cosine is enough (edgelora/quantization.py). Codes of 4 bits err alike
+everywhere, and what that does to the gradients differs: there the search goes by what a product alone does to them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +20,6 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnxscript import GraphBuilder
 from safetensors.numpy import save
 
 from edgelora.data import PairSample, TokenSample, read_samples, read_texts
@@ -27,12 +28,11 @@ from edgelora.errors import ConversionError
 from edgelora.manifest import InsertionPoint, TensorSpec
 from edgelora.quantization import LEAST_COSINE, QUANTIZATION_FILE, cosine
 from edgelora.text import TextEncoder
-from edgelora_tools.composites.quantized_product import TOP, ZERO
 from edgelora_tools.insertion import Site
-from edgelora_tools.lowering import DOMAIN, Lowered, lower_nodes
+from edgelora_tools.ladders import RUNGS, Ladder, ladders, weighed
+from edgelora_tools.lowering import Lowered
 from edgelora_tools.measure_shapes import Sizes, batch_name
-from edgelora_tools.passes.free_names import free_names
-from edgelora_tools.passes.quantize import Choice, Product, Rung, product_codes, products
+from edgelora_tools.passes.quantize import Choice, Product, Rung, products
 from edgelora_tools.runner import open_session, sample_inputs
 from edgelora_tools.sources.base import Source
 
@@ -42,13 +42,12 @@ Build = Callable[[Plan], ir.Model]
 """From a plan to the training graph with the loss `cotangent`; of an empty plan's products all are real."""
 
 _TEXTS = 32  # of a calibration file; as many random inputs
-_ROWS = 512  # of a sample, that errors are measured on
 _RANK, _SIZE = 4, 0.05  # of the probe adapter
 _SERIES = tuple(2 ** (-k / 4) for k in range(24))
 _FAR = 2.0
+_EXACT = (Rung.BLOCKS_8, Rung.WEIGHTS_8)
+_FINE, _ROUGH = 0.01, 0.1  # errors of outputs
 _MARGIN = 5e-4  # another processor rounds differently
-_FEW_NEGATIVE = 32  # the code of 0 in rows that are nearly all positive
-_GAIN = 0.8  # evened channels cost a pass over memory: they must bring this
 
 
 class CalibrationOptions(Protocol):
@@ -82,46 +81,46 @@ class Quantized:
     files: Mapping[str, bytes]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A choice and its local error."""
-
-    choice: Choice
-    error: float
-
-
 def calibrate(
     base: ir.Model,
     points: Sequence[InsertionPoint],
     sample: Feeds,
     build: Build,
     meanings: Mapping[str, Lowered],
+    precision: str,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Calibrated:
-    """The plan for `base`, whose products see `sample`; `points` are those that can be trained."""
-    ladders = _ladders(base, sample, meanings)
-    real = {name: Choice(Rung.REAL) for name in ladders}
+    """The plan for `base`, whose products see `sample`, at a precision; `points` are those that can be trained."""
+    found = ladders(base, sample, meanings, RUNGS[precision])
+    real = {name: Choice(Rung.REAL) for name in found}
     twin = build(real)
     feeds = probe(twin, sample)
-    gradients = _gradients(twin, feeds)
+    with _opened(twin) as answer:
+        gradients = answer(feeds)
     trained = [p for p in points if f"grad.{p.input_b}" in gradients]
 
-    def cosines(plan: Plan) -> dict[str, float]:
-        found = _gradients(build(plan), feeds)
-        return {p.id: cosine(p, found, gradients) for p in trained}
+    def cosines(got: Feeds) -> dict[str, float]:
+        return {p.id: cosine(p, got, gradients) for p in trained}
 
-    largest = max((ladder[0].error for ladder in ladders.values()), default=0.0)
-    best = (real, cosines(real))
+    def of_plan(plan: Plan) -> dict[str, float]:
+        with _opened(build(plan)) as answer:
+            return cosines(answer(feeds))
+
+    if precision == "int4":
+        progress("what each product's codes turn")
+        damages = _damages(twin, base, found, lambda g: 1 - min(cosines(g).values(), default=1.0), feeds)
+        found = {name: weighed(ladder, damages.get(name, 0.0)) for name, ladder in found.items()}
+    largest = max((ladder[0].turn for ladder in found.values()), default=0.0)
+    best = (real, cosines(gradients))
     low, high = 0, len(_SERIES)
     while low < high:  # the first threshold of the series that does
         middle = (low + high) // 2
-        plan = _plan(ladders, largest * _SERIES[middle])
-        found = cosines(plan)
-        progress(
-            f"quantized within {largest * _SERIES[middle]:.4f}: least cosine {min(found.values(), default=1.0):.4f}"
-        )
-        if min(found.values(), default=1.0) >= LEAST_COSINE + _MARGIN:
-            best, high = (plan, found), middle
+        plan = _plan(found, largest * _SERIES[middle])
+        turned = of_plan(plan)
+        least = min(turned.values(), default=1.0)
+        progress(f"quantized within {largest * _SERIES[middle]:.4f}: least cosine {least:.4f}")
+        if least >= LEAST_COSINE + _MARGIN:
+            best, high = (plan, turned), middle
         else:
             low = middle + 1
     return Calibrated(best[0], feeds, gradients, best[1])
@@ -181,115 +180,54 @@ def _texts(path: Path, task: str) -> list[str]:
     return texts
 
 
-def _plan(ladders: Mapping[str, Sequence[Candidate]], threshold: float) -> Plan:
-    """The first rung below the threshold; else the most exact, unless even that is far beyond it: then the product
-    stays real."""
+def _plan(found: Mapping[str, Ladder], threshold: float) -> Plan:
+    """The first rung below the threshold, or the nearest of integers unless it is far beyond. Where there is none,
+    weights of 8 bits in blocks, which go back exactly; a product whose output even these would spoil stays real."""
 
-    def chosen(ladder: Sequence[Candidate]) -> Choice:
-        within = [c.choice for c in ladder if c.error <= threshold]
-        far = ladder[-1].error > _FAR * threshold
-        return within[0] if within else Choice(Rung.REAL) if far else ladder[-1].choice
+    def chosen(ladder: Ladder) -> Choice:
+        near = [c for c in ladder if c.error <= _ROUGH]
+        exact = [c for c in near if c.choice.rung in _EXACT]
+        within = [c for c in near if c.turn <= threshold and c.choice.rung not in _EXACT]
+        nearest = [c for c in near if c.turn <= _FAR * threshold and not c.choice.rung.in_blocks][-1:]
+        fine = [c for c in exact if c.error <= _FINE] or sorted(exact, key=lambda c: c.error)
+        return next((c.choice for c in (*within, *nearest, *fine)), Choice(Rung.REAL))
 
-    return {name: chosen(ladder) for name, ladder in ladders.items()}
-
-
-def _ladders(base: ir.Model, sample: Feeds, meanings: Mapping[str, Lowered]) -> dict[str, list[Candidate]]:
-    """For each weight, its candidates from the fastest to the most exact, on the inputs of all its products."""
-    by_input: dict[str, list[Product]] = {}
-    for product in products(base):
-        x = product.node.inputs[0]
-        assert x is not None
-        by_input.setdefault(str(x.name), []).append(product)
-    ladders: dict[str, list[Candidate]] = {}
-    for name, x in activations(base, list(by_input), sample, meanings).items():
-        rows = x.reshape(-1, x.shape[-1])
-        rows = rows[:: max(1, len(rows) // _ROWS)].astype(np.float32)
-        group = by_input[name]
-        ladder = _ladder(rows, [product.matrix for product in group])
-        for weight in {str(product.weight.name) for product in group}:
-            ladders[weight] = _worse(ladders.get(weight), ladder)
-    return ladders
+    return {name: chosen(ladder) for name, ladder in found.items()}
 
 
-def _worse(known: list[Candidate] | None, found: list[Candidate]) -> list[Candidate]:
-    """Of a weight that several inputs meet, the larger error at every rung."""
-    return found if known is None else [max(pair, key=lambda c: c.error) for pair in zip(known, found, strict=True)]
+def _damages(
+    twin: ir.Model,
+    base: ir.Model,
+    found: Mapping[str, Ladder],
+    turned: Callable[[Feeds], float],
+    feeds: Feeds,
+) -> dict[str, float]:
+    """For each weight, how far the gradients turn if it alone is what its first rung makes of it.
+
+    The twin takes the weights as inputs for that, and no graph is built for each.
+    """
+    graph, by_tensor = twin.clone(), {id(p.weight.const_value): p for p in products(base)}
+    given: dict[str, tuple[str, Product]] = {}
+    for name, value in list(graph.graph.initializers.items()):
+        product = by_tensor.get(id(value.const_value))
+        if product is not None:
+            del graph.graph.initializers[name]
+            value.const_value = None
+            graph.graph.inputs.append(value)
+            given[str(product.weight.name)] = (name, product)
+    real = {name: _as_stored(product, product.matrix) for name, product in given.values()}
+    damages: dict[str, float] = {}
+    with _opened(graph) as gradients:
+        for weight, (name, product) in given.items():
+            blocks = found[weight][0].choice.blocks
+            assert blocks is not None
+            rough = _as_stored(product, blocks.real(len(product.matrix)))
+            damages[weight] = turned(gradients({**feeds, **real, name: rough}))
+    return damages
 
 
-def _few(rows: NDArray[np.float32]) -> float:
-    return float(np.abs(rows).max(1).mean()) * _FEW_NEGATIVE / (TOP - _FEW_NEGATIVE)
-
-
-def _even(rows: NDArray[np.float32], matrices: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """t = √(max|W| / max|X|), channel by channel (SmoothQuant, α = ½), the same for products that share X."""
-    x = np.maximum(np.abs(rows).max(0, initial=0.0), 1e-5)
-    w = np.maximum(np.max([np.abs(w).max(1) for w in matrices], 0), 1e-5)
-    return np.sqrt(w / x).astype(np.float32)
-
-
-def _ladder(rows: NDArray[np.float32], matrices: Sequence[NDArray[np.float32]]) -> list[Candidate]:
-    """The best choice at every rung, from the fastest to the most exact, the same for all products of an input: they
-    share its codes."""
-    even = _even(rows, matrices)
-    middle = _FEW_NEGATIVE if -rows.min(initial=0.0) < _few(rows) else ZERO
-    outputs = [rows @ w for w in matrices]
-
-    def measured(choice: Choice) -> Candidate:
-        t = np.ones(rows.shape[1], np.float32) if choice.even is None else choice.even
-        seen = rounded(rows * t, choice)
-        errors = [_relative(seen @ _made(w, choice), y) for w, y in zip(matrices, outputs, strict=True)]
-        return Candidate(choice, max(errors))
-
-    found: list[Candidate] = []
-    for rung in (Rung.TENSOR_7, Rung.TENSOR_8, Rung.ROWS_7, Rung.ROWS_8):
-        middles = dict.fromkeys((ZERO, middle)) if rung.by_rows else (ZERO,)
-        best = min((measured(Choice(rung, None, m)) for m in middles), key=lambda c: c.error)
-        evened = measured(Choice(rung, even, ZERO))
-        found.append(evened if evened.error < _GAIN * best.error else best)
-    return found
-
-
-def _made(w: NDArray[np.float32], choice: Choice) -> NDArray[np.float32]:
-    """(Wq − zw)∘s: what evened inputs are multiplied by."""
-    codes, scale = product_codes(w, choice)
-    return (codes.astype(np.float32) - (ZERO if codes.dtype == np.uint8 else 0)) * scale
-
-
-def rounded(x: NDArray[np.float32], choice: Choice) -> NDArray[np.float32]:
-    """What the codes of X `[rows, in]` stand for, as the composite makes them."""
-    if not choice.rung.by_rows:
-        low, high = min(float(x.min(initial=0.0)), 0.0), max(float(x.max(initial=0.0)), 0.0)
-        step = (high - low) / TOP or 1.0
-        zero = np.rint(-low / step)
-        return ((np.clip(np.rint(x / step) + zero, 0, TOP) - zero) * step).astype(np.float32)
-    up = TOP - choice.middle
-    highest, lowest = x.max(1, keepdims=True, initial=0.0), x.min(1, keepdims=True, initial=0.0)
-    rho = np.maximum(np.maximum(highest, lowest * (-up / choice.middle)), 1e-30)
-    return (np.clip(np.rint(x / rho * up), -choice.middle, up) / up * rho).astype(np.float32)
-
-
-def _relative(got: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
-    return float(np.linalg.norm(got - wanted) / max(float(np.linalg.norm(wanted)), 1e-30))
-
-
-def activations(
-    base: ir.Model, names: Sequence[str], sample: Feeds, meanings: Mapping[str, Lowered]
-) -> dict[str, NDArray]:
-    """The values of these names in the base, run on `sample`."""
-    model = base.clone()
-    by_name = {str(y.name): y for node in model.graph for y in node.outputs}
-    by_name |= {str(x.name): x for x in model.graph.inputs}
-    model.graph.outputs[:] = [by_name[name] for name in names if name not in sample]
-    lower_nodes(model.graph, GraphBuilder(free_names(model.graph)).op, meanings)
-    model.graph.opset_imports.pop(DOMAIN, None)
-    given = {name: sample[name] for name in names if name in sample}
-    if not model.graph.outputs:
-        return given
-    with open_session(model) as session:
-        wanted = [y.name for y in session.get_outputs()]
-        taken = {x.name for x in session.get_inputs()}
-        values = session.run(wanted, {name: x for name, x in sample.items() if name in taken})
-        return given | dict(zip((n for n in names if n not in sample), map(np.asarray, values), strict=True))
+def _as_stored(product: Product, w: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(w.T if product.turned else w)
 
 
 def probe(graph: ir.Model, sample: Feeds) -> Feeds:
@@ -313,9 +251,15 @@ def probe(graph: ir.Model, sample: Feeds) -> Feeds:
     return feeds
 
 
-def _gradients(graph: ir.Model, feeds: Feeds) -> Feeds:
+@contextlib.contextmanager
+def _opened(graph: ir.Model) -> Iterator[Callable[[Feeds], Feeds]]:
+    """From feeds of a training graph to its gradients."""
     with open_session(graph) as session:
         names = [y.name for y in session.get_outputs() if y.name.startswith("grad.")]
         taken = {x.name for x in session.get_inputs()}
-        values = session.run(names, {name: x for name, x in feeds.items() if name in taken})
-        return dict(zip(names, map(np.asarray, values), strict=True))
+
+        def gradients(feeds: Feeds) -> Feeds:
+            values = session.run(names, {name: x for name, x in feeds.items() if name in taken})
+            return dict(zip(names, map(np.asarray, values), strict=True))
+
+        yield gradients

@@ -211,7 +211,7 @@ def quantize_base(
     options: ConvertOptions,
     progress: Callable[[str], None],
 ) -> Quantized:
-    """The model with integer products where the gradients of the chosen points allow it; see calibration.py."""
+    """The model with quantized products where the gradients of the chosen points allow it; see calibration.py."""
 
     def planned(plan: Plan) -> ir.Model:
         return prune(quantize(model.clone(), plan), options)
@@ -221,7 +221,7 @@ def quantize_base(
         return training_graph(pruned, chosen, options, COTANGENT, False, "probe.onnx").model
 
     sample = calibration_sample(source, model, base, sizes[0], options)
-    found = calibrate(base, chosen, sample, probe_graph, LOWERED, progress)
+    found = calibrate(base, chosen, sample, probe_graph, LOWERED, options.quantize or "int8", progress)
     sites = find_sites(base)
     return Quantized(quantize(model.clone(), found.plan), planned(found.plan), facts(found, sites), files(found))
 

@@ -22,7 +22,8 @@ from edgelora.manifest import (
 )
 from edgelora_tools.backward import Gradients, values_read, walk_back
 from edgelora_tools.composites import COMPOSITES
-from edgelora_tools.composites.quantized_product import QUANTIZED_PRODUCT
+from edgelora_tools.composites.block_product import DECODED_PRODUCT
+from edgelora_tools.composites.quantized import QUANTIZED
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.heads import TaskOutput, attach_task
 from edgelora_tools.insertion import Site, find_sites
@@ -53,7 +54,7 @@ from edgelora_tools.skips import Skips
 
 LOWERED: dict[str, Lowered] = {
     OP_TYPE: LORA,
-    **{one.op_type: one for one in (*COMPOSITES, QUANTIZED_PRODUCT)},
+    **{one.op_type: one for one in (*COMPOSITES, *QUANTIZED)},
     **ROWS,
     **HEADS,
     **SLOPES,
@@ -266,7 +267,7 @@ def training_graph(
     if not gradients:
         return Trained(adapted.model, None, lost)
     _set_outputs(adapted, outputs | gradients)
-    lower_nodes(graph, op, LOWERED)
+    lower_nodes(graph, op, LOWERED | {DECODED_PRODUCT.op_type: DECODED_PRODUCT})
     accumulate_products(adapted.model)
     scale_products(adapted.model)
     again = rematerialize(adapted.model, weighed) if weighed is not None else None

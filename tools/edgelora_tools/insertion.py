@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgelora.manifest import SKIP_OP, InsertionPoint
-from edgelora_tools.composites.quantized_product import is_quantized
+from edgelora_tools.composites.quantized import features, is_quantized
 from edgelora_tools.frozen import is_frozen, same_frozen, source_of
 from edgelora_tools.gradients.shapes import dims
 
@@ -93,7 +93,7 @@ def _skips(model: ir.Model) -> list[Site]:
 def _point(name: str, node: ir.Node, weight: ir.Value, layer: int | None) -> InsertionPoint:
     shape = [d for d in dims(weight) if isinstance(d, int)]
     if is_quantized(node):
-        return InsertionPoint(name, node.attributes["product"].as_string(), shape[0], shape[1], layer)
+        return InsertionPoint(name, node.attributes["product"].as_string(), *features(node), layer)
     if node.op_type in _CONVOLUTIONS:
         groups = node.attributes.get_int("group", 1)
         return InsertionPoint(name, node.op_type, shape[1] * groups, shape[0], layer, tuple(shape[2:]), groups)

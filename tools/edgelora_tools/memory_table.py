@@ -30,7 +30,7 @@ from edgelora_tools.runner import sample_inputs
 _RANK = 8  # of every size that no model input has: ranks and classes
 _MOST_RUNS, _MOST_CELLS = 16, 1 << 22
 _GRID = (1, 4, 16, 64, 256)
-_PRODUCTS = {"MatMul", "Gemm", "Conv"}
+_PRODUCTS = {"MatMul", "Gemm", "Conv", "MatMulNBits"}
 _PASS_THROUGH = {"Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity"}
 
 

@@ -13,7 +13,7 @@ class ConvertOptions:
     `target_modules` and `exclude_modules` follow PEFT; they decide which points the bundle's graphs can
     adapt. `output` names the source output that the task reads, where several fit. For each number in
     `train_last` there are also graphs for adapters in that many last layers alone, after a frozen prefix.
-    `quantize` is the precision of the frozen weights (`int8`), calibrated on the samples of the file
+    `quantize` is the precision of the frozen weights (`int8` or `int4`), calibrated on the samples of the file
     `calibration`, or on random inputs. `placement` "skip" puts adapters from every layer's input to the last
     hidden state, instead of into the modules (skips.py). `methods` names the adapter methods, beside LoRA, that get
     graphs of their own. `unpad` leaves padding out of the training graphs' row-wise operators where that changes no

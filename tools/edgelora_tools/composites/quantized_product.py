@@ -28,11 +28,6 @@ ZERO, TOP = 128, 255
 _TINY = 1e-30
 
 
-def is_quantized(node: ir.Node) -> bool:
-    """Whether a node is a product of this kind."""
-    return node.domain == DOMAIN and node.op_type == OP_TYPE
-
-
 class QuantizedProduct:
     """QuantizedProduct(X `[..., in]`, Wq `[in, out]`, s `[out]`, t `[in]` or absent, b `[out]` or absent), `rows`.
 

@@ -22,7 +22,7 @@ from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConfigError, ConversionError
 from edgelora.manifest import InsertionPoint
 from edgelora_tools.backward import values_read
-from edgelora_tools.composites.quantized_product import is_quantized
+from edgelora_tools.composites.quantized import is_quantized
 from edgelora_tools.frozen import is_frozen
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.insertion import Site, find_sites

@@ -1,7 +1,8 @@
-"""Quantize a base: frozen matrices become 7-bit codes and integer products, tables of embeddings 8-bit codes.
+"""Quantize a base: frozen matrices become codes of 4, 7 or 8 bits, tables of embeddings codes of 8.
 
-A product and its bias become one QuantizedProduct (composites/quantized_product.py). Insertion points, their ids and
-every value's name stay as they are. Convolutions stay real, and so does what a plan says.
+A product and its bias become one QuantizedProduct (composites/quantized_product.py) or BlockProduct
+(composites/block_product.py). Insertion points, their ids and every value's name stay as they are. Convolutions
+stay real, and so does what a plan says.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import onnx_ir.passes.common as common
 from numpy.typing import NDArray
 from onnxscript import GraphBuilder, OpBuilder
 
+from edgelora_tools.composites.block_product import BLOCK_PRODUCT, Blocks
 from edgelora_tools.composites.quantized_product import (
     LARGEST_SIGNED,
     LARGEST_UNSIGNED,
-    OP_TYPE,
+    QUANTIZED_PRODUCT,
     ZERO,
     codes_of,
 )
@@ -27,18 +29,25 @@ from edgelora_tools.frozen import is_frozen
 from edgelora_tools.gradients.shapes import rank
 from edgelora_tools.lowering import DOMAIN
 from edgelora_tools.passes.free_names import free_names
+from edgelora_tools.rounding import round_blocks
 
 _TABLE_CODE = 127
 _SMALLEST_TABLE = 4096  # elements
 
 
 class Rung(StrEnum):
-    """How a product is computed, from the fastest to the most exact."""
+    """How a product is computed: in integers, the fastest first; by weights of 4 or 8 bits in blocks; in float32.
+
+    By blocks, the input's blocks become bytes too where the runtime is faster so; WEIGHTS_8 forbids it.
+    """
 
     TENSOR_7 = "int8, weights of 7 bits"
     TENSOR_8 = "int8"
     ROWS_7 = "int8 by rows, weights of 7 bits"
     ROWS_8 = "int8 by rows"
+    BLOCKS_4 = "int4 by blocks"
+    BLOCKS_8 = "int8 by blocks"
+    WEIGHTS_8 = "int8 weights alone"
     REAL = "float32"
 
     @property
@@ -51,15 +60,26 @@ class Rung(StrEnum):
         """Whether weights are signed codes of 7 bits."""
         return self in (Rung.TENSOR_7, Rung.ROWS_7)
 
+    @property
+    def in_blocks(self) -> bool:
+        """Whether weights have a scale for each block."""
+        return self in (Rung.BLOCKS_4, Rung.BLOCKS_8, Rung.WEIGHTS_8)
+
+    @property
+    def bits(self) -> int:
+        """Of a weight's code."""
+        return 4 if self is Rung.BLOCKS_4 else 7 if self.signed else 8
+
 
 @dataclass(frozen=True)
 class Choice:
-    """A product's rung, what its input's channels are multiplied by first (`even` `[in]`), if anything, and the code
-    of 0 in a row."""
+    """A product's rung. In integers: what its input's channels are multiplied by first (`even` `[in]`), if anything,
+    and the code of 0 in a row. In blocks: the codes, if they are not the nearest."""
 
     rung: Rung = Rung.ROWS_8
     even: NDArray[np.float32] | None = None
     middle: int = ZERO
+    blocks: Blocks | None = None
 
 
 @dataclass(frozen=True)
@@ -71,11 +91,16 @@ class Product:
     bias: tuple[ir.Node, ir.Value] | None
 
     @property
+    def turned(self) -> bool:
+        """Whether the initializer is `[out, in]`."""
+        return self.node.op_type == "Gemm" and bool(self.node.attributes.get_int("transB", 0))
+
+    @property
     def matrix(self) -> NDArray[np.float32]:
         """W `[in, out]`."""
         assert self.weight.const_value is not None
         w = self.weight.const_value.numpy()
-        return w.T if self.node.op_type == "Gemm" and self.node.attributes.get_int("transB", 0) else w
+        return w.T if self.turned else w
 
 
 def products(model: ir.Model) -> list[Product]:
@@ -141,12 +166,18 @@ def _added(y: ir.Value) -> tuple[ir.Node, ir.Value] | None:
 
 
 def _quantize_product(graph: ir.Graph, product: Product, choice: Choice) -> None:
-    old, weight = product.node, product.weight
+    old, name, w = product.node, str(product.weight.name), product.matrix
     last, bias = product.bias if product.bias is not None else (old, None)
-    codes, scale, even = _initializers(graph, str(weight.name), product.matrix, choice)
-    inputs = [old.inputs[0], codes, scale, even, bias]
-    attributes = {"rows": choice.middle if choice.rung.by_rows else 0, "product": old.op_type}
-    node = ir.node(OP_TYPE, inputs, attributes, domain=DOMAIN, name=old.name)
+    if choice.rung.in_blocks:
+        kind, blocks = BLOCK_PRODUCT, choice.blocks or round_blocks(w, choice.rung.bits)
+        weights = _initializers(graph, name, dict(zip(("codes", "scale", "zero"), blocks.packed(), strict=True)))
+        attributes = {"inputs": w.shape[0], "outputs": w.shape[1], "bits": blocks.bits, "block": blocks.block}
+        attributes |= {"rounds": int(choice.rung is not Rung.WEIGHTS_8), "product": old.op_type}
+    else:
+        kind, (codes, scale) = QUANTIZED_PRODUCT, product_codes(w, choice)
+        weights = _initializers(graph, name, {"codes": codes, "scale": scale, "even": choice.even})
+        attributes = {"rows": choice.middle if choice.rung.by_rows else 0, "product": old.op_type}
+    node = ir.node(kind.op_type, [old.inputs[0], *weights, bias], attributes, domain=DOMAIN, name=old.name)
     node.metadata_props.update(old.metadata_props)
     y, new = last.outputs[0], node.outputs[0]
     new.shape, new.type, new.name = y.shape, y.type, y.name
@@ -158,18 +189,13 @@ def _quantize_product(graph: ir.Graph, product: Product, choice: Choice) -> None
         graph.remove(old, safe=True)
 
 
-def _initializers(
-    graph: ir.Graph, name: str, w: NDArray[np.float32], choice: Choice
-) -> tuple[ir.Value, ir.Value, ir.Value | None]:
-    """The codes, s and t as initializers named after the weight, made once."""
-    known = graph.initializers
-    if f"{name}.codes" not in known:
-        codes, scale = product_codes(w, choice)
-        _register(graph, f"{name}.codes", codes)
-        _register(graph, f"{name}.scale", scale)
-        if choice.even is not None:
-            _register(graph, f"{name}.even", choice.even)
-    return known[f"{name}.codes"], known[f"{name}.scale"], known.get(f"{name}.even")
+def _initializers(graph: ir.Graph, name: str, arrays: Mapping[str, NDArray | None]) -> list[ir.Value | None]:
+    """Arrays as initializers named after the weight, made once; what is absent stays so."""
+    made: list[ir.Value | None] = []
+    for what, array in arrays.items():
+        known = graph.initializers.get(f"{name}.{what}")
+        made.append(known if known is not None or array is None else _register(graph, f"{name}.{what}", array))
+    return made
 
 
 def product_codes(

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript import GraphBuilder, OpBuilder
 
+from edgelora_tools.composites.quantized import is_quantized
 from edgelora_tools.gradients.nodes import operands
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
 from edgelora_tools.gradients.shapes import Dim, axis_of, dims, rank, shape_of, size_of
@@ -30,7 +31,7 @@ _TOGETHER = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum"})
 """Operators on elements of several tensors that are broadcast to each other."""
 _ALONG = frozenset({"LayerNormalization", "RMSNormalization", "RmsNorm", "Softmax", "LogSoftmax"})
 """Operators along the last axis, whose further inputs are vectors of its size."""
-_PRODUCTS = frozenset({"MatMul", "QuantizedProduct"})
+_PRODUCTS = frozenset({"MatMul", "QuantizedProduct", "BlockProduct"})
 """Products with a matrix."""
 _ENTERING = _PRODUCTS | frozenset({"LayerNormalization", "RMSNormalization", "RmsNorm"})
 """Operators for whose sake tokens are made rows."""
@@ -114,7 +115,7 @@ class _Region:
             others = [x for i, x in enumerate(xs) if i not in wanted]
         elif node.op_type in _PRODUCTS:
             wanted, others = [0], []
-            if xs[1] is None or xs[1].shape is None or rank(xs[1]) != 2:
+            if not is_quantized(node) and (xs[1] is None or xs[1].shape is None or rank(xs[1]) != 2):
                 return None
         elif node.op_type in _ALONG and axis_of(node.attributes.get_int("axis", -1), node.outputs[0]) == 2:
             wanted, others = [0], xs[1:]

@@ -1,0 +1,171 @@
+"""How each product of a base may be computed, from the fastest or smallest to the most exact, and what each way errs.
+
+An error is local: a product's output on a sample against the real one. The search for a plan goes by it, or by how far
+the gradients turn, where that is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnxscript import GraphBuilder
+
+from edgelora_tools.composites.quantized_product import TOP, ZERO
+from edgelora_tools.lowering import DOMAIN, Lowered, lower_nodes
+from edgelora_tools.passes.free_names import free_names
+from edgelora_tools.passes.quantize import Choice, Product, Rung, product_codes, products
+from edgelora_tools.rounding import BLOCK, round_blocks, round_for
+from edgelora_tools.runner import open_session
+
+Feeds = dict[str, NDArray]
+
+RUNGS: dict[str, tuple[Rung, ...]] = {
+    "int8": (Rung.TENSOR_7, Rung.TENSOR_8, Rung.ROWS_7, Rung.ROWS_8, Rung.BLOCKS_8, Rung.WEIGHTS_8),
+    "int4": (Rung.BLOCKS_4, Rung.BLOCKS_8, Rung.WEIGHTS_8),
+}
+"""The rungs of a precision."""
+
+_ROWS = 512  # of a sample, that errors are measured on
+_FEW_NEGATIVE = 32  # the code of 0 in rows that are nearly all positive
+_GAIN = 0.8  # evened channels cost a pass over memory: they must bring this
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A choice, its error, and what the search goes by."""
+
+    choice: Choice
+    error: float
+    turn: float
+
+
+Ladder = list[Candidate]
+
+
+def ladders(base: ir.Model, sample: Feeds, meanings: Mapping[str, Lowered], rungs: Sequence[Rung]) -> dict[str, Ladder]:
+    """For each weight, its candidates, on the inputs of all its products."""
+    by_input: dict[str, list[Product]] = {}
+    for product in products(base):
+        x = product.node.inputs[0]
+        assert x is not None
+        by_input.setdefault(str(x.name), []).append(product)
+    found: dict[str, Ladder] = {}
+    for name, x in activations(base, list(by_input), sample, meanings).items():
+        rows = x.reshape(-1, x.shape[-1])
+        rows = rows[:: max(1, len(rows) // _ROWS)].astype(np.float32)
+        group = {str(product.weight.name): product.matrix for product in by_input[name]}
+        shared = _integer_ladder(rows, list(group.values()), [r for r in rungs if not r.in_blocks])
+        for weight, w in group.items():
+            ladder = shared + _block_ladder(rows, w, [r for r in rungs if r.in_blocks])
+            found[weight] = _worse(found.get(weight), ladder)
+    return found
+
+
+def weighed(ladder: Ladder, damage: float) -> Ladder:
+    """The ladder with the turn of the gradients: `damage` by the first rung, and it grows as the errors' squares."""
+    first = max(ladder[0].error, 1e-12)
+    return [replace(c, turn=damage * (c.error / first) ** 2) for c in ladder]
+
+
+def _worse(known: Ladder | None, found: Ladder) -> Ladder:
+    """Of a weight that several inputs meet, the larger error at every rung."""
+    return found if known is None else [max(pair, key=lambda c: c.error) for pair in zip(known, found, strict=True)]
+
+
+def _few(rows: NDArray[np.float32]) -> float:
+    return float(np.abs(rows).max(1).mean()) * _FEW_NEGATIVE / (TOP - _FEW_NEGATIVE)
+
+
+def _even(rows: NDArray[np.float32], matrices: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """t = √(max|W| / max|X|), channel by channel (SmoothQuant, α = ½), the same for products that share X."""
+    x = np.maximum(np.abs(rows).max(0, initial=0.0), 1e-5)
+    w = np.maximum(np.max([np.abs(w).max(1) for w in matrices], 0), 1e-5)
+    return np.sqrt(w / x).astype(np.float32)
+
+
+def _integer_ladder(
+    rows: NDArray[np.float32], matrices: Sequence[NDArray[np.float32]], rungs: Sequence[Rung]
+) -> Ladder:
+    """The best choice at every rung, the same for all products of an input: they share its codes."""
+    even = _even(rows, matrices)
+    middle = _FEW_NEGATIVE if -rows.min(initial=0.0) < _few(rows) else ZERO
+    outputs = [rows @ w for w in matrices]
+
+    def measured(choice: Choice) -> Candidate:
+        t = np.ones(rows.shape[1], np.float32) if choice.even is None else choice.even
+        seen = rounded(rows * t, choice)
+        errors = [_relative(seen @ _made(w, choice), y) for w, y in zip(matrices, outputs, strict=True)]
+        return Candidate(choice, max(errors), max(errors))
+
+    found: Ladder = []
+    for rung in rungs:
+        middles = dict.fromkeys((ZERO, middle)) if rung.by_rows else (ZERO,)
+        best = min((measured(Choice(rung, None, m)) for m in middles), key=lambda c: c.error)
+        evened = measured(Choice(rung, even, ZERO))
+        found.append(evened if evened.error < _GAIN * best.error else best)
+    return found
+
+
+def _block_ladder(rows: NDArray[np.float32], w: NDArray[np.float32], rungs: Sequence[Rung]) -> Ladder:
+    """Codes of 4 bits are rounded for these inputs; those of 8 are near enough."""
+    y, found = rows @ w, Ladder()
+    for rung in rungs:
+        blocks = round_for(w, rows, rung.bits) if rung.bits < 8 else round_blocks(w, rung.bits)
+        seen = rows if rung is Rung.WEIGHTS_8 else rounded_in_blocks(rows)
+        error = _relative(seen @ blocks.real(len(w)), y)
+        found.append(Candidate(Choice(rung, blocks=blocks), error, error))
+    return found
+
+
+def _made(w: NDArray[np.float32], choice: Choice) -> NDArray[np.float32]:
+    """(Wq − zw)∘s: what evened inputs are multiplied by."""
+    codes, scale = product_codes(w, choice)
+    return (codes.astype(np.float32) - (ZERO if codes.dtype == np.uint8 else 0)) * scale
+
+
+def rounded(x: NDArray[np.float32], choice: Choice) -> NDArray[np.float32]:
+    """What the codes of X `[rows, in]` stand for, as the composite makes them."""
+    if not choice.rung.by_rows:
+        low, high = min(float(x.min(initial=0.0)), 0.0), max(float(x.max(initial=0.0)), 0.0)
+        step = (high - low) / TOP or 1.0
+        zero = np.rint(-low / step)
+        return ((np.clip(np.rint(x / step) + zero, 0, TOP) - zero) * step).astype(np.float32)
+    up = TOP - choice.middle
+    highest, lowest = x.max(1, keepdims=True, initial=0.0), x.min(1, keepdims=True, initial=0.0)
+    rho = np.maximum(np.maximum(highest, lowest * (-up / choice.middle)), 1e-30)
+    return (np.clip(np.rint(x / rho * up), -choice.middle, up) / up * rho).astype(np.float32)
+
+
+def rounded_in_blocks(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """X `[rows, in]` with each block of a row in steps of 1/127 of its absolute maximum, as MatMulNBits may take it."""
+    blocks = np.pad(x, ((0, 0), (0, -x.shape[1] % BLOCK))).reshape(len(x), -1, BLOCK)
+    step = np.maximum(np.abs(blocks).max(-1, keepdims=True), 1e-30) / 127
+    return (np.rint(blocks / step) * step).reshape(len(x), -1)[:, : x.shape[1]].astype(np.float32)
+
+
+def _relative(got: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(got - wanted) / max(float(np.linalg.norm(wanted)), 1e-30))
+
+
+def activations(
+    base: ir.Model, names: Sequence[str], sample: Feeds, meanings: Mapping[str, Lowered]
+) -> dict[str, NDArray]:
+    """The values of these names in the base, run on `sample`."""
+    model = base.clone()
+    by_name = {str(y.name): y for node in model.graph for y in node.outputs}
+    by_name |= {str(x.name): x for x in model.graph.inputs}
+    model.graph.outputs[:] = [by_name[name] for name in names if name not in sample]
+    lower_nodes(model.graph, GraphBuilder(free_names(model.graph)).op, meanings)
+    model.graph.opset_imports.pop(DOMAIN, None)
+    given = {name: sample[name] for name in names if name in sample}
+    if not model.graph.outputs:
+        return given
+    with open_session(model) as session:
+        wanted = [y.name for y in session.get_outputs()]
+        taken = {x.name for x in session.get_inputs()}
+        values = session.run(wanted, {name: x for name, x in sample.items() if name in taken})
+        return given | dict(zip((n for n in names if n not in sample), map(np.asarray, values), strict=True))
