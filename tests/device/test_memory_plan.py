@@ -124,7 +124,7 @@ def test_a_batch_that_stays_whole_is_computed_twice_in_part(deep_bundle: Path):
 @LINUX
 def test_the_planned_run_completes_under_a_limit_in_which_the_plain_one_does_not(deep_bundle: Path):
     """RLIMIT_DATA counts private memory: what a plan holds beside the mapped weights and the libraries' code."""
-    budget = 190_000_000
+    budget = 164_000_000
     assert measured(deep_bundle, budget, limit=budget)["plan"]["predicted"] <= budget
     process = start_python("-c", TRAIN, deep_bundle, *map(str, (BATCH, WIDTH, 0, budget, 0)))
     _, err = process.communicate(timeout=120)
