@@ -397,10 +397,14 @@ def check_mixed(bundle: Bundle, file: str, inputs: Feeds, rng: np.random.Generat
             return GraphVerdict(file, LARGEST, "adapters too large for a stack", False)
         mixed = bundle.graph(file).run({**given, **stacked})
     errors: dict[str, float] = {}
+    by_row = [s.name for s in manifest.outputs if s.shape[:1] == (batch,)]
     for row, (rank, active) in enumerate(zip(_MIXED_RANKS, adapters.values(), strict=True)):
-        for name, y in bundle.forward.run({**given, **active.feeds}).items():
-            width = y.shape[-1] if name == "logits" else None  # wider heads are those of other rows
-            errors[f"{name} with rank {rank}"] = _gap(mixed[name][row][..., :width], y[row])
+        alone = bundle.forward.run({**given, **active.feeds}, by_row)
+        for name in by_row:
+            wanted, got = alone[name][[row]], mixed[name][[row]]
+            own = got if manifest.head is None else got[..., : wanted.shape[-1]]  # the rest is other rows' classes
+            errors[f"{name} with rank {rank}"] = _gap(own, wanted)
+    errors = errors or {"no output has rows": 0.0}
     where = max(errors, key=lambda name: errors[name])
     tolerance = ROUNDED_TOLERANCE if _rounds(bundle) else MIXED_TOLERANCE
     return GraphVerdict(file, bounded(errors[where]), where, errors[where] <= tolerance)

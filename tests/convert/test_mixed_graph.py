@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from edgelora.adapter import absent_adapter
+from edgelora.check import check
 from edgelora.cli.main import main
 from tests.convert.bundles import relative, to_bundle
 from tests.convert.networks import FLOAT, Net
@@ -82,3 +83,12 @@ def test_check_holds_it_against_the_inference_graph(task, tmp_path, capsys):
     edit(path, "mixed.onnx", all_of_the_first)
     found = checked()
     assert not found["passed"] and found["where"].endswith(("rank 4", "rank 2"))
+
+
+def test_check_of_a_number_for_each_row(tmp_path):
+    net = Net(21)
+    net.output(net.squeeze(net("MatMul", "x", net.weight("layer.weight", 6, 1)), [1]), "out")
+    proto = net.model([("x", FLOAT, ["batch", 6])], [("out", FLOAT, None)], check=False)
+    verdict = check(to_bundle(proto, tmp_path))
+    assert [graph.where.split(" with")[0] for graph in verdict.graphs if graph.file == "mixed.onnx"] == ["out"]
+    assert verdict.passed
