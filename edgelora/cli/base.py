@@ -429,12 +429,8 @@ def run_check(options: argparse.Namespace) -> int:
 def points_text(verdict: Verdict) -> str:
     """The table of the points; where the float32 gradients decide, with their cosine and size before the verdict."""
     nearness = {q.id: (q.cosine, q.size) for q in verdict.quantized}
-<<<<<<< HEAD
-    rows, head = [], ["point", "gradient", "differences", "relative gap", ""]
-=======
     rows: list[tuple[object, ...]] = []
     head = ["point", "gradient", "differences", "relative gap", ""]
->>>>>>> main
     for p in verdict.points:
         extra = nearness.get(p.id, ("", "")) if nearness else ()
         rows.append((p.id, p.analytic, p.numeric, p.error, *extra, "ok" if p.passed else "WRONG"))

@@ -44,13 +44,9 @@ Build = Callable[[Plan], ir.Model]
 _TEXTS = 32  # of a calibration file; as many random inputs
 _RANK, _SIZE = 4, 0.05  # of the probe adapter
 _SERIES = tuple(2 ** (-k / 4) for k in range(24))
-<<<<<<< HEAD
-_FINE, _ROUGH = 0.01, 0.1
-=======
 _FAR = 2.0
 _EXACT = (Rung.BLOCKS_8, Rung.WEIGHTS_8)
 _FINE, _ROUGH = 0.01, 0.1  # errors of outputs
->>>>>>> main
 _MARGIN = 5e-4  # another processor rounds differently
 
 
@@ -185,17 +181,6 @@ def _texts(path: Path, task: str) -> list[str]:
 
 
 def _plan(found: Mapping[str, Ladder], threshold: float) -> Plan:
-<<<<<<< HEAD
-    """The first rung below the threshold. Where there is none, weights of 8 bits in blocks, which go back exactly; a
-    product whose output even these would spoil stays real."""
-
-    def chosen(ladder: Ladder) -> Choice:
-        near = [c for c in ladder if c.error <= _ROUGH]
-        within = [c for c in near if c.turn <= threshold]
-        exact = [c for c in near if c.choice.rung in (Rung.BLOCKS_8, Rung.WEIGHTS_8)]
-        fine = [c for c in exact if c.error <= _FINE] or sorted(exact, key=lambda c: c.error)
-        return next((c.choice for c in (*within, *fine)), Choice(Rung.REAL))
-=======
     """The first rung below the threshold, or the nearest of integers unless it is far beyond. Where there is none,
     weights of 8 bits in blocks, which go back exactly; a product whose output even these would spoil stays real."""
 
@@ -206,7 +191,6 @@ def _plan(found: Mapping[str, Ladder], threshold: float) -> Plan:
         nearest = [c for c in near if c.turn <= _FAR * threshold and not c.choice.rung.in_blocks][-1:]
         fine = [c for c in exact if c.error <= _FINE] or sorted(exact, key=lambda c: c.error)
         return next((c.choice for c in (*within, *nearest, *fine)), Choice(Rung.REAL))
->>>>>>> main
 
     return {name: chosen(ladder) for name, ladder in found.items()}
 

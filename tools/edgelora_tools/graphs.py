@@ -278,11 +278,7 @@ def training_graph(
         return Trained(adapted.model, None, lost)
     _set_outputs(adapted, outputs | gradients)
     lower_nodes(graph, op, LOWERED | {DECODED_PRODUCT.op_type: DECODED_PRODUCT})
-<<<<<<< HEAD
     add_in_product(adapted.model, of_matrices)
-=======
-    accumulate_products(adapted.model)
->>>>>>> main
     scale_products(adapted.model)
     again = rematerialize(adapted.model, weighed) if weighed is not None else None
     tidy(adapted.model)

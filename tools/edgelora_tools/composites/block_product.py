@@ -157,21 +157,13 @@ def _packed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     if bits == 8:
         return codes
     even = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, codes.shape[-1] % 2)])
-<<<<<<< HEAD
-    return even[..., 0::2] | even[..., 1::2] << 4
-=======
     return (even[..., 0::2] | even[..., 1::2] << 4).astype(np.uint8)
->>>>>>> main
 
 
 def _unpacked(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     if bits == 8:
         return packed
-<<<<<<< HEAD
-    return np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)
-=======
     return np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1).astype(np.uint8)
->>>>>>> main
 
 
 BLOCK_PRODUCT, DECODED_PRODUCT = BlockProduct(), DecodedProduct()
