@@ -113,14 +113,17 @@ class Adapter:
                 f"--methods {self.method.graphs}"
             )
         joined = self.joined(manifest)
-        problems = [
-            *self._shape_problems(manifest, joined),
-            *self._missing(joined),
-            *self.method.problems(self.config, self.tensors, joined),
-            *self._head_problems(manifest),
-            *(f"{n} is {t.dtype}, not float32" for n, t in self.tensors.items() if t.dtype != np.float32),
-            *(f"{n} holds NaN or infinity" for n, t in self.tensors.items() if not np.isfinite(t).all()),
-        ]
+        try:
+            problems = [
+                *self._shape_problems(manifest, joined),
+                *self._missing(joined),
+                *self.method.problems(self.config, self.tensors, joined),
+                *self._head_problems(manifest),
+                *(f"{n} is {t.dtype}, not float32" for n, t in self.tensors.items() if t.dtype != np.float32),
+                *(f"{n} holds NaN or infinity" for n, t in self.tensors.items() if not np.isfinite(t).all()),
+            ]
+        except ConfigError as error:  # a pattern that takes too long
+            raise AdapterError(f"the adapter's settings cannot be used: {error}") from error
         if problems:
             raise AdapterError("the adapter does not fit this bundle:\n" + _listed(problems))
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self, cast
 
 from edgelora.errors import AdapterError, ConfigError
+from edgelora.patterns import MOST_PATTERNS, is_plain, pattern_problem, suffix_match
 
 Patterns = tuple[str, ...] | str | None
 
 MAX_RANK = 1 << 16
+MOST_NAMES = 10_000
 
 # What enters no adapter's arithmetic, in PEFT's settings of any method. fan_in_fan_out says how the base stores its
 # weight (GPT-2's Conv1D); an adapter's tensors have the same orientation either way.
@@ -258,10 +259,7 @@ class LoraConfig(AdapterConfig):
 
 def _pattern_key(patterns: Iterable[str], point_id: str) -> str:
     """PEFT's get_pattern_key: the first pattern that matches the id or a dotted suffix of it."""
-    for key in patterns:
-        if re.match(rf"(.*\.)?({key})$", point_id):
-            return key
-    return point_id
+    return next((key for key in patterns if suffix_match(key, point_id)), point_id)
 
 
 def rank_problems(name: str, value: object) -> list[str]:
@@ -280,10 +278,13 @@ def _alpha_problems(name: str, value: object) -> list[str]:
 def _map_problems(name: str, value: object, problems_of: Any) -> list[str]:
     if not isinstance(value, Mapping):
         return [f"{name} must map patterns to numbers, not {_short(value)}"]
+    entries = cast(Mapping[object, object], value)
     problems: list[str] = []
-    for pattern, number in cast(Mapping[object, object], value).items():
+    if len(entries) > MOST_NAMES or sum(isinstance(p, str) and not is_plain(p) for p in entries) > MOST_PATTERNS:
+        return [f"{name} has more than {MOST_NAMES:,} entries, or {MOST_PATTERNS} that are patterns and no names"]
+    for pattern, number in entries.items():
         problems += _regex_problems(name, pattern)
-        problems += problems_of(f"{name}[{pattern!r}]", number)
+        problems += problems_of(f"{name}[{_short(pattern)}]", number)
     return problems
 
 
@@ -317,19 +318,17 @@ def _layer_problems(config: AdapterConfig) -> list[str]:
     names: object = (pattern,) if isinstance(pattern, str) else () if pattern is None else pattern
     if not _are_names(names):
         return [*problems, f"layers_pattern must be a text or a tuple of texts, not {_short(cast(object, pattern))}"]
-    for name in cast(tuple[str, ...], names):
-        problems += _regex_problems("layers_pattern", name)
+    strange = [name for name in cast(tuple[str, ...], names) if not is_plain(name)]
+    if strange or len(cast(tuple[str, ...], names)) > MOST_PATTERNS:
+        problems.append(f"layers_pattern must be a name before a layer's number, as 'layers', not {_short(strange)}")
     return problems
 
 
 def _regex_problems(setting: str, pattern: object) -> list[str]:
     if not isinstance(pattern, str):
         return [f"{setting}: {_short(pattern)} is not a text"]
-    try:
-        re.compile(rf"(.*\.)?({pattern})$")
-    except (re.error, OverflowError, RecursionError) as error:
-        return [f"{setting}: {_short(pattern)} is not a regular expression ({error})"]
-    return []
+    problem = pattern_problem(pattern)
+    return [] if problem is None else [f"{setting}: {problem}"]
 
 
 def is_number(value: object) -> bool:
@@ -342,7 +341,11 @@ def is_number(value: object) -> bool:
 
 
 def _are_names(value: object) -> bool:
-    return isinstance(value, tuple) and all(isinstance(x, str) for x in cast(tuple[object, ...], value))
+    return (
+        isinstance(value, tuple)
+        and len(cast(tuple[object, ...], value)) <= MOST_NAMES
+        and all(isinstance(x, str) for x in cast(tuple[object, ...], value))
+    )
 
 
 def _short(value: object) -> str:
