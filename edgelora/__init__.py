@@ -20,13 +20,17 @@ from edgelora.errors import (
     DataError,
     EdgeLoraError,
     StoreError,
+    StoreWarning,
     TrainingError,
 )
+from edgelora.gate import Gate, Verdict
 from edgelora.methods import BeftConfig, IA3Config, VeraConfig
 from edgelora.objectives import OwnLoss
 from edgelora.runtime import Model
+from edgelora.sealing import Key
 from edgelora.session import SessionSettings
 from edgelora.store import AdapterStore
+from edgelora.store_settings import StoreSettings
 from edgelora.trainer import Trainer, evaluate
 from edgelora.training import TrainingReport, train
 from edgelora.training_config import TrainingConfig
@@ -44,7 +48,9 @@ __all__ = [
     "ConversionError",
     "DataError",
     "EdgeLoraError",
+    "Gate",
     "IA3Config",
+    "Key",
     "LoraConfig",
     "Model",
     "NumberSample",
@@ -52,6 +58,8 @@ __all__ = [
     "PairSample",
     "SessionSettings",
     "StoreError",
+    "StoreSettings",
+    "StoreWarning",
     "TextSample",
     "TokenSample",
     "Trainer",
@@ -59,6 +67,7 @@ __all__ = [
     "TrainingError",
     "TrainingReport",
     "VeraConfig",
+    "Verdict",
     "check",
     "evaluate",
     "new_adapter",

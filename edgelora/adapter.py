@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,8 @@ _TASK_TYPES = {
     "sentence-embedding": "FEATURE_EXTRACTION",
     "feature-extraction": "FEATURE_EXTRACTION",
 }
-_JSON_LIMIT, _TENSORS_LIMIT = 16 << 20, 2 << 30
+_LIMITS = {CONFIG_FILE: 2 << 20, TENSORS_FILE: 2 << 30, RECORD_FILE: 2 << 20}
+_HEADER_LIMIT = 8 << 20
 _SHOWN = 20
 _MOST_AXES = 5
 
@@ -290,11 +292,30 @@ def read_adapter(folder: Path, manifest: Manifest | None = None, accept_base: bo
     Raises:
         AdapterError: a file is missing, damaged, or says what cannot be represented.
     """
-    config = config_from_peft(_read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
-    content = _read_bytes(folder / TENSORS_FILE, _TENSORS_LIMIT)
-    tensors = _parse_tensors(content, folder / TENSORS_FILE, config)
+    return parse_adapter(read_files(folder), folder, manifest, accept_base)
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """The files of an adapter's folder by name, of those that there are.
+
+    Raises:
+        AdapterError: one cannot be read, or is larger than any adapter's.
+    """
+    found = {name: read_bytes(folder / name, limit) for name, limit in _LIMITS.items() if name != RECORD_FILE}
     if (folder / RECORD_FILE).exists():
-        return _with_record(config, tensors, content, folder)
+        found[RECORD_FILE] = read_bytes(folder / RECORD_FILE, _LIMITS[RECORD_FILE])
+    return found
+
+
+def parse_adapter(
+    files: Mapping[str, bytes], folder: Path, manifest: Manifest | None = None, accept_base: bool = False
+) -> Adapter:
+    """The adapter whose files these are; `folder` says in errors where they lie. See `read_adapter`."""
+    config = config_from_peft(_json_of(files[CONFIG_FILE], folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    content = files[TENSORS_FILE]
+    tensors = _parse_tensors(content, folder / TENSORS_FILE, config)
+    if RECORD_FILE in files:
+        return _with_record(config, tensors, content, _json_of(files[RECORD_FILE], folder / RECORD_FILE), folder)
     if manifest is None or not accept_base:
         raise AdapterError(
             f"{folder}: the adapter does not say which base it belongs to (no {RECORD_FILE}); if it is this bundle's, "
@@ -304,9 +325,10 @@ def read_adapter(folder: Path, manifest: Manifest | None = None, accept_base: bo
     return Adapter(config, tensors, manifest.base_digest, manifest.task, manifest.name)
 
 
-def _with_record(config: AdapterConfig, tensors: dict[str, Floats], content: bytes, folder: Path) -> Adapter:
+def _with_record(
+    config: AdapterConfig, tensors: dict[str, Floats], content: bytes, record: dict[str, Any], folder: Path
+) -> Adapter:
     path = folder / RECORD_FILE
-    record = _read_json(path)
     if record.get("format") != FORMAT or str(record.get("format_version", "")).split(".")[0] != str(FORMAT_VERSION[0]):
         raise AdapterError(
             f"{path}: format {record.get('format')} {record.get('format_version')} is not known to this runtime"
@@ -343,6 +365,8 @@ def _are_labels(values: list[object]) -> bool:
 
 
 def _parse_tensors(content: bytes, path: Path, config: AdapterConfig) -> dict[str, Floats]:
+    if int.from_bytes(content[:8], "little") > _HEADER_LIMIT:
+        raise AdapterError(f"{path}: not a safetensors file of an adapter: its header would have more than 8 MiB")
     try:
         entries = cast("list[tuple[str, dict[str, Any]]]", safetensors.deserialize(content))  # pyright: ignore[reportUnknownMemberType]
         repeated = _repeated_keys(content)
@@ -431,9 +455,9 @@ def _json(body: Mapping[str, Any]) -> bytes:
     return (json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _json_of(content: bytes, path: Path) -> dict[str, Any]:
     try:
-        body = json.loads(_read_bytes(path, _JSON_LIMIT).decode("utf-8"))
+        body = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(body, dict):
@@ -441,12 +465,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", body)
 
 
-def _read_bytes(path: Path, limit: int) -> bytes:
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a plain file of at most `limit` bytes.
+
+    Raises:
+        AdapterError: there is none, or it is larger.
+    """
     try:
         if not path.is_file() and path.exists():
             raise AdapterError(f"{path}: not a file")
         with path.open("rb") as file:
-            content = file.read(limit + 1)
+            content = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)  # a buffer of that size is made first
     except OSError as error:
         raise AdapterError(f"{path}: cannot be read ({error.strerror or error})") from error
     if len(content) > limit:

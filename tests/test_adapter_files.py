@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,16 @@ def test_a_lying_header_costs_no_more_memory_than_the_file(tmp_path: Path):
     with pytest.raises(AdapterError):
         read_adapter(folder, MANIFEST, accept_base=True)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+def test_reading_takes_memory_for_what_is_there_and_not_for_what_may_be(tmp_path: Path):
+    folder = put(tmp_path / "a", to_files(trained()))
+    tracemalloc.start()
+    try:
+        read_adapter(folder)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("missing", [CONFIG_FILE, TENSORS_FILE])
