@@ -153,12 +153,13 @@ def train(
         model.store.make_room()
         folder = model.store.state_path(name)
         trainer = Trainer(model.bundle, start, objective, config, folder)
-        state = unfinished(folder, model.store.key)
+        owner = unfinished(folder, model.store.key)
+        usable = owner is not None and owner == unfinished(folder, model.store.key, trainer) == identity
         plan = None
         if ram is not None:
             origin = "--ram" if given else OF_BUNDLE
             plan = plan_memory(trainer, held_out, ram, read_layout(folder, identity), origin)
-        if ((restart or discard) and state != identity) or (state is not None and state == parent):
+        if ((restart or discard) and not usable) or (owner is not None and owner == parent):
             remove_tree(folder)  # discarded, or what a finished run had no time to remove
         before = model.bundle.settings
         if plan is not None:

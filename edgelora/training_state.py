@@ -81,7 +81,7 @@ class StateFile:
                 f"{self.path}: an unfinished training with other data or settings is at step {progress.step}; run its "
                 "command again to finish it, or add --discard to drop it"
             )
-        if not _fits(arrays, trainer) or progress.step > trainer.total_steps:
+        if not _fits(arrays, progress, trainer):
             raise TrainingError(f"{self.path}: the training state has another size; add --discard to drop it")
         trainer.flat[:] = arrays[_CURRENT]
         trainer.optimizer.load_state(
@@ -92,14 +92,15 @@ class StateFile:
         return progress, None if best is None else best.copy()
 
 
-def unfinished(folder: Path, key: Key | None = None) -> str | None:
-    """The id of the run whose state lies in the folder; None if there is none or it is damaged.
+def unfinished(folder: Path, key: Key | None = None, trainer: Trainer | None = None) -> str | None:
+    """The id of the run whose state lies in the folder; None if there is none that fits `trainer`.
 
     Raises:
         StoreError: it is encrypted with another key.
     """
     try:
-        return _read(folder / STATE_FILE, key)[2]
+        arrays, progress, identity = _read(folder / STATE_FILE, key)
+        return identity if trainer is None or _fits(arrays, progress, trainer) else None
     except TrainingError:
         return None
 
@@ -132,7 +133,7 @@ def state_digest(arrays: Arrays, metadata: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def _fits(arrays: Arrays, trainer: Trainer) -> bool:
+def _fits(arrays: Arrays, progress: Progress, trainer: Trainer) -> bool:
     """Whether the arrays are of this trainer's parameters: as many, float32, and an optimizer's state that is whole."""
     adamw = trainer.config.optim == "adamw"
     parts = {name: {key for key in arrays if key.startswith(f"{_OPTIMIZER}{name}.")} for name in ("first", "second")}
@@ -143,6 +144,7 @@ def _fits(arrays: Arrays, trainer: Trainer) -> bool:
     values = {name: array for name, array in arrays.items() if name != f"{_OPTIMIZER}steps"}
     return (
         same
+        and progress.step <= trainer.total_steps
         and _CURRENT in values
         and all(a.dtype == np.float32 and a.shape == trainer.flat.shape for a in values.values())
         and all(bool(np.isfinite(values[name]).all()) for name in (_CURRENT, _BEST) if name in values)
