@@ -11,7 +11,7 @@ from edgelora.files import TEMPORARY_PREFIX, make_folder, publish_folder, remove
 from edgelora.sealing import DamagedSeal, unsealed
 from edgelora.store import AdapterStore, purpose
 from edgelora.training_state import STATE_FILE, state_purpose
-from edgelora.versions import SEALED_FILE, read_version, version_files
+from edgelora.versions import read_version, version_files
 
 
 def names_of(store: AdapterStore, person: str) -> list[str]:
@@ -64,11 +64,13 @@ def _copy(store: AdapterStore, name: str, target: Path) -> None:
         store.current_version(name)  # raises, with the known names
     make_folder(target / "versions")
     write_atomic(target / "name", name.encode())
-    for version in sorted((source / "versions").iterdir()):
+    for version in sorted(p for p in (source / "versions").glob("*") if p.is_dir() and not p.is_symlink()):
         publish_folder(target / "versions" / version.name, _version(store, name, version))
     if (source / "current").exists():
         write_atomic(target / "current", (source / "current").read_bytes())
     for path in sorted(training.iterdir()) if training.is_dir() else ():
+        if path.is_symlink() or not path.is_file():
+            continue
         make_folder(target / "training")
         if path.name != STATE_FILE:
             shutil.copyfile(path, target / "training" / path.name)
@@ -84,4 +86,4 @@ def _version(store: AdapterStore, name: str, path: Path) -> dict[str, bytes]:
     try:
         return version_files(read_version(path, store.key, purpose(name, int(path.name))), None, "")
     except (AdapterError, ValueError):
-        return {file.name: file.read_bytes() for file in path.iterdir() if file.name != SEALED_FILE}
+        return {file.name: file.read_bytes() for file in path.iterdir() if file.is_file() and not file.is_symlink()}

@@ -107,6 +107,7 @@ class AdapterStore:
         self._holders: dict[str, int] = {}
         if self.root.exists() and not self.root.is_dir():
             raise StoreError(f"{self.root}: not a folder; name another --store")
+        self._refuse_links(self._own, self._staging, self._own / "locks")
         self._recover()
 
     @property
@@ -286,6 +287,7 @@ class AdapterStore:
             StoreError: another holds it, or the store cannot be written.
         """
         self._folder(name)
+        self._refuse_links(self._own, self._own / "locks")
         with self._refusing(f"adapter {name!r} cannot be locked"):
             make_folder(self._lock_file(name).parent)
         with locked(self._lock_file(name), f"adapter {name!r}", wait_seconds):
@@ -320,6 +322,7 @@ class AdapterStore:
         try:
             owner = (folder / "name").read_text(encoding="utf-8")
         except FileNotFoundError:
+            self._refuse_links(folder, folder / "versions", folder / "training")
             if _versions(folder):
                 raise StoreError(
                     f"{folder / 'name'} is missing; if the folder is {name!r}'s, write the name into that file"
@@ -329,7 +332,15 @@ class AdapterStore:
             raise StoreError(f"{folder}: its name cannot be read ({error})") from error
         if owner != name:
             raise StoreError(f"{folder} belongs to {owner!r}: on this file system {name!r} is the same folder")
+        self._refuse_links(folder, folder / "versions", folder / "training")
         return folder
+
+    def _refuse_links(self, *folders: Path) -> None:
+        """What is written below a link would lie outside the store."""
+        if link := next((folder for folder in folders if folder.is_symlink()), None):
+            raise StoreError(
+                f"{link} is a link, and nothing outside {self.root} is touched: put the folder itself there"
+            )
 
     def _claimed(self, name: str) -> Path:
         """The folder of a name, made if it is not there. Raises OSError."""
@@ -447,6 +458,7 @@ class AdapterStore:
     @contextlib.contextmanager
     def _writing(self, what: str) -> Generator[None]:
         """Write to the store, one at a time; what the disk refuses becomes a StoreError."""
+        self._refuse_links(self._own, self._staging, self._own / "locks")
         with self._refusing(what):
             make_folder(self._staging)
         with locked(self._own / "lock", str(self.root), _WRITE_WAIT), self._refusing(what):

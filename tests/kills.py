@@ -121,8 +121,10 @@ class Watch:
         bob = str(value_of(store.load("bob"))) if store.exists("bob") else ""
         assert bob in self.bob, f"bob holds {bob!r}, not one of {self.bob}"
         self.bob = {bob}
-        if self.home:
-            assert store.current_version("home") in (self.home, self.home + 1)
+        if self.home or store.exists("home"):
+            found = store.current_version("home")
+            assert found in (self.home, self.home + 1), f"home's current version is {found}, after {self.home}"
+            self.home = found
             for version in store.show("home").versions[0 if whole else -RECENT :]:
                 assert version.problem is None, version.problem
         if (store.state_path("home") / STATE_FILE).exists():

@@ -382,3 +382,49 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(max_examples=30, stateful_step_count=15, deadline=None)
+
+
+@pytest.mark.parametrize(
+    "place", ["ann", "ann/versions", "ann/training", ".edgelora", ".edgelora/staging", ".edgelora/locks"]
+)
+def test_a_link_in_a_store_leads_nowhere(tmp_path: Path, place: str):
+    """Somebody's store may hold links; nothing that they point to is written or deleted."""
+    outside = tmp_path / "outside"
+    shutil.copytree(_saved(tmp_path / "other") / "ann", outside)
+    before = everything(outside)
+    store = AdapterStore(_saved(tmp_path / "store"))
+    linked = store.root / place
+    if linked.exists():
+        shutil.rmtree(linked)
+    linked.symlink_to(outside)
+    for act in (
+        lambda: AdapterStore(store.root),
+        lambda: store.save("ann", adapter(2)),
+        lambda: store.rollback("ann", 1),
+        lambda: store.state_path("ann"),
+        lambda: store.remove("ann"),
+    ):
+        try:
+            act()
+        except StoreError as error:
+            assert "is a link" in str(error)
+    assert everything(outside) == before
+
+
+def test_a_lock_that_is_a_link_does_not_truncate_what_it_points_to(tmp_path: Path):
+    (tmp_path / "precious").write_text("precious")
+    store = AdapterStore(_saved(tmp_path / "store"))
+    for lock in ("locks/ann", "lock"):
+        path = store.root / ".edgelora" / lock
+        path.unlink(missing_ok=True)
+        path.symlink_to(tmp_path / "precious")
+        with pytest.raises(StoreError, match="lock cannot be opened"):
+            store.save("ann", adapter(2))
+        path.unlink()
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert store.save("ann", adapter(2)) == 2
+
+
+def _saved(root: Path) -> Path:
+    AdapterStore(root).save("ann", adapter(1))
+    return root
