@@ -52,6 +52,17 @@ def keep(root: Path, _bundle: Path, note: Callable[..., None], kill: int) -> Non
         note("removed", "bob")
 
 
+def turn(root: Path, bundle: Path, note: Callable[..., None], kill: int) -> None:
+    """Roll back and forth without end."""
+    store, rng = AdapterStore(root), random.Random(kill)
+    if not store.exists("ann"):
+        keep(root, bundle, note, kill)
+    while True:
+        target = rng.choice([v.number for v in store.show("ann").versions[-5:]])
+        note("roll", "ann", target)
+        note("rolled", "ann", store.rollback("ann", target))
+
+
 def learn(root: Path, bundle: Path, note: Callable[..., None], _kill: int) -> None:
     """Train one run after the other without end, each from what the last one left."""
     model = Model.open(bundle, root, SessionSettings(threads=1))
@@ -65,6 +76,9 @@ def trained(model: Model) -> None:
     seed = model.store.current_version("home") if model.store.exists("home") else 0
     lora = None if seed else LoraConfig(r=2, lora_dropout=0.1)
     train(model, "home", SAMPLES, lora=lora, config=TrainingConfig(**{**CONFIG.to_dict(), "seed": seed}))
+
+
+WORK = ((keep, 0.3), (learn, 0.6), (turn, 0.2))  # and after how many seconds at most it is killed
 
 
 class Watch:
@@ -142,7 +156,7 @@ def killed(folder: Path, bundle: Path, kills: int, seed: int, say: Callable[[str
     AdapterStore(root).configure(StoreSettings(keep_versions=None))
     watch = Watch(root)
     for kill in range(kills):
-        work, longest = ((keep, 0.15), (learn, 0.6))[kill % 2]
+        work, longest = WORK[kill % len(WORK)]
         log_path.unlink(missing_ok=True)
         log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
