@@ -30,6 +30,8 @@ SAMPLES = [TextSample(f"make the room {word}", word) for word in ("warm", "dark"
 CONFIG = TrainingConfig(num_train_epochs=3, batch_size=4, save_steps=1, learning_rate=1e-2)
 RECENT = 20
 
+DOING = {"saved": "between", "rolled": "between", "removed": "between", "trained": "train"}
+
 Note = tuple[str, ...]
 
 
@@ -78,7 +80,7 @@ def trained(model: Model) -> None:
     train(model, "home", SAMPLES, lora=lora, config=TrainingConfig(**{**CONFIG.to_dict(), "seed": seed}))
 
 
-WORK = ((keep, 0.3), (learn, 0.6), (turn, 0.2))  # and after how many seconds at most it is killed
+WORK = ((keep, 0.3), (learn, 1.0), (turn, 0.2))  # and after how many seconds at most it is killed
 
 
 class Watch:
@@ -107,10 +109,9 @@ class Watch:
                 self.bob = {rest[1]} if word == "saved" else {""} if word == "removed" else self.bob
             elif name == "home":
                 self.home = int(rest[0])
-        if not notes:
-            return
-        word, name, *rest = notes[-1]
-        self.interrupted[word] = self.interrupted.get(word, 0) + 1
+        word, name, *rest = notes[-1] if notes else ("train", "home")
+        what = DOING.get(word, word)
+        self.interrupted[what] = self.interrupted.get(what, 0) + 1
         if word == "save" and name == "ann" and int(rest[1]):
             self.current = {*self.current, newest + 1}
         elif word == "roll":

@@ -50,7 +50,7 @@ def fuzz(
     target: str, bundle: Path, seconds: float, seed: int, folder: Path, first: int = 0, most: int = 1 << 60
 ) -> int:
     """Run until the time is over; returns the number of findings, which are printed."""
-    outside = folder / "outside"
+    begun_at, outside = time.monotonic(), folder / "outside"
     outside.mkdir()
     (outside / "secret.bin").write_bytes(b"secret")
     os.environ["FUZZ_OUTSIDE"] = str(outside)
@@ -95,6 +95,7 @@ def fuzz(
             print("no case was begun", flush=True)
             return 1
         number = begun[-1] + 1
+    seconds = min(seconds, time.monotonic() - begun_at)
     outcomes = ", ".join(f"{name} {count}" for name, count in done.most_common())
     print(
         f"{target}: {sum(done.values()):,} cases in {seconds:.0f} s, seed {seed}: {outcomes}; slowest {slowest:.1f} s"
@@ -108,7 +109,8 @@ def main() -> int:
     parser.add_argument("target", choices=sorted(TARGETS))
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--case", type=int, help="this one alone")
+    parser.add_argument("--first", type=int, default=0, metavar="CASE", help="begin with this one")
+    parser.add_argument("--cases", type=int, default=1 << 60, metavar="N", help="so many at most")
     parser.add_argument("--bundle", type=Path, help="a bundle of tests/device/tiny.py (it is made otherwise)")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="edgelora-fuzz-"))
@@ -118,8 +120,7 @@ def main() -> int:
             from tests.kills import make_bundle
 
             make_bundle(bundle)
-        first, most = (0, 1 << 60) if options.case is None else (options.case, 1)
-        found = fuzz(options.target, bundle, options.seconds, options.seed, folder, first, most)
+        found = fuzz(options.target, bundle, options.seconds, options.seed, folder, options.first, options.cases)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return min(found, 1)

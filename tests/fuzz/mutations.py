@@ -88,6 +88,23 @@ def spoil_json(content: bytes, rng: random.Random) -> bytes:
     return json.dumps(body, indent=rng.choice([None, 1])).encode("utf-8", "surrogatepass")
 
 
+def nudge_json(content: bytes, rng: random.Random) -> bytes:
+    """One value of a JSON body, outside of digests, replaced by a likely one of its own type."""
+    body = json.loads(content)
+    container, key = rng.choice(
+        [p for p in places({k: v for k, v in body.items() if k != "files"}) if p[0] is not body]
+    )
+    value = container[key]
+    likely: dict[type, list[Any]] = {
+        str: ["x", "float32", "int32", "batch", "..", *(c[k] for c, k in places(body) if isinstance(c[k], str))],
+        int: [0, -1, 1, value + 1 if isinstance(value, int) else 0, 10**6],
+        float: [0.0, -1.0, 1e30],
+        list: [[], value[:-1] if isinstance(value, list) else [], [*value, *value] if isinstance(value, list) else []],
+    }
+    container[key] = rng.choice(likely.get(type(value), [{}, None]))
+    return json.dumps(body).encode("utf-8", "surrogatepass")
+
+
 def spoil_safetensors(content: bytes, rng: random.Random) -> bytes:
     """The header changed as JSON, with its length or another; or bytes."""
     if rng.random() < 0.4 or len(content) < 8:

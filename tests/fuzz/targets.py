@@ -27,7 +27,7 @@ from edgelora.errors import EdgeLoraError
 from edgelora.person import export_names, names_of, remove_names
 from edgelora.store_settings import StoreSettings
 from edgelora.targets import select_points
-from tests.fuzz.mutations import PIECES, spoil
+from tests.fuzz.mutations import PIECES, nudge_json, spoil
 
 TEXTS = ["make the room warm", "turn the light up"]
 SAMPLES = [TextSample(f"make the room {word}", word) for word in ("warm", "dark", "loud")] * 2
@@ -86,8 +86,12 @@ def bundles(bundle: Path) -> Case:
         copy = folder / "copy.edgelora"
         shutil.copytree(bundle, copy)
         names = sorted(p.name for p in copy.iterdir())
-        for name in rng.sample(names, rng.choice([1, 1, 2])) if rng.random() < 0.6 else [MANIFEST_FILE]:
-            (copy / name).write_bytes(spoil(name, (copy / name).read_bytes(), rng))
+        manifest = copy / MANIFEST_FILE
+        if rng.random() < 0.5:
+            manifest.write_bytes(nudge_json(manifest.read_bytes(), rng))
+        else:
+            for name in rng.sample(names, rng.choice([1, 1, 2])):
+                (copy / name).write_bytes(spoil(name, (copy / name).read_bytes(), rng))
         if rng.random() < 0.8:
             _with_digests(copy)
         _swap_one(copy / rng.choice(names), rng)
