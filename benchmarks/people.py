@@ -101,7 +101,7 @@ def run(stored: int, people: int, calls: int, threads: int, progress: Callable[[
         fresh = new_adapter(model.bundle.manifest, config, inference.LABELS)
         names = [f"person-{i}" for i in range(people)]
         for person in names:
-            values = {n: rng.standard_normal(t.shape).astype(np.float32) / 8 for n, t in fresh.tensors.items()}
+            values = {n: (rng.standard_normal(t.shape) / 8).astype(np.float32) for n, t in fresh.tensors.items()}
             model.store.save(person, fresh.with_tensors(values))
         texts = [TEXTS[i % len(TEXTS)] for i in range(people)]
         body: dict[str, Any] = {"case": "people", "threads": threads, "stored": stored, "people": people}

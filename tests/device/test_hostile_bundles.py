@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgelora import BundleError, EdgeLoraError, LoraConfig, Model, TrainingConfig, train
@@ -85,4 +86,4 @@ def test_an_input_that_is_out_of_range_is_a_documented_error(bundle: Path, tmp_p
     adapter = new_adapter(model.bundle.manifest, LoraConfig(r=1), ("x", "y"))
     inputs = model.encode(TEXTS)
     with pytest.raises(EdgeLoraError, match="out of range"):
-        model.outputs({**inputs, "input_ids": inputs["input_ids"] + 10**6}, adapter)
+        model.outputs({**inputs, "input_ids": np.full_like(inputs["input_ids"], 10**6)}, adapter)

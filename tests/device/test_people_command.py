@@ -20,7 +20,8 @@ def run(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
     def command(*words: str | Path, verb: str = "adapters") -> tuple[int, str, str]:
         status = main([verb, str(bundle), *map(str, words), "--store", str(tmp_path / "store")])
-        return (status, *capsys.readouterr())
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
 
     return command
 

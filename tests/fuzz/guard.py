@@ -71,7 +71,8 @@ class Guard:
             return
         for path in arguments[: 2 if event in ("os.rename", "os.link") else 1]:
             if isinstance(path, str | bytes | os.PathLike):
-                folder, name = os.path.split(os.fsdecode(path))  # the link itself may be renamed or removed
+                path = os.fsdecode(path)
+                folder, name = os.path.split(path)  # the link itself may be renamed or removed
                 follows = writes and not arguments[2] & getattr(os, "O_NOFOLLOW", 0)
                 real = os.path.realpath(path) if follows else os.path.join(os.path.realpath(folder), name)  # noqa: PTH118
                 if not real.startswith((self.inside + os.sep, "/dev/")) and real != self.inside:
