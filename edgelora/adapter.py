@@ -458,6 +458,8 @@ def _json(body: Mapping[str, Any]) -> bytes:
 def _json_of(content: bytes, path: Path) -> dict[str, Any]:
     try:
         body = json.loads(content.decode("utf-8"))
+        if b"\\u" in content:
+            json.dumps(body, ensure_ascii=False).encode()  # halves of surrogate pairs cannot be written again
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(body, dict):

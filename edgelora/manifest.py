@@ -303,6 +303,8 @@ class Manifest:
         """
         try:
             body: Any = json.loads(text)
+            if "\\u" in text:
+                json.dumps(body, ensure_ascii=False).encode()  # halves of surrogate pairs cannot be shown
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{where}: not valid JSON ({error}); convert the model again") from error
         if not isinstance(body, dict) or cast("Body", body).get("format") != FORMAT:

@@ -217,6 +217,16 @@ def test_a_lying_header_costs_no_more_memory_than_the_file(tmp_path: Path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
+@pytest.mark.parametrize("name", [CONFIG_FILE, RECORD_FILE])
+def test_halves_of_surrogate_pairs_are_refused_wherever_they_stand(tmp_path: Path, name: str):
+    files = to_files(recorded())
+    body = json.loads(files[name])
+    for change in ({"target_modules": ["a\ud800"]}, {"training": {"\ud800": 1}}, {"\udfff": None}):
+        folder = put(tmp_path / "a", files | {name: json.dumps(body | change).encode()})
+        with pytest.raises(AdapterError, match=name):
+            read_adapter(folder)
+
+
 def test_reading_takes_memory_for_what_is_there_and_not_for_what_may_be(tmp_path: Path):
     folder = put(tmp_path / "a", to_files(trained()))
     tracemalloc.start()
