@@ -262,7 +262,7 @@ def changed(**fields: Any) -> bytes:
         (changed(sha256="00"), "sha256"),
         (changed(labels=["a", "a", "b"]), "malformed"),
         (changed(labels=["a", 1, "b"]), "malformed"),
-        (changed(labels=["\ud800"]), "malformed"),
+        (changed(labels=["\ud800"]), "not valid JSON"),
         (changed(labels="abc"), "malformed"),
         (changed(base_digest=None), "malformed"),
         (changed(training=[]), "malformed"),
