@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgelora.manifest import InsertionPoint, Manifest, TensorSpec, TrainingGraph
+    from edgelora.manifest import AdapterInput, InsertionPoint, Manifest, TensorSpec, TrainingGraph
 
 _DTYPES = frozenset(
     "bool float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()  # noqa: SIM905
@@ -35,6 +35,7 @@ def value_problems(manifest: Manifest) -> list[str]:
         *_spec_problems("outputs", manifest.outputs),
         *(p for graph in _training(manifest) for p in _training_problems(graph)),
         *(p for prefix in manifest.prefixes for p in _spec_problems(f"prefix {prefix.name}", prefix.kept)),
+        *(p for name, graphs in manifest.methods.items() for p in _shape_problems(name, graphs.inputs, most)),
         *_task_problems(manifest),
     ]
     if manifest.head is not None and not 0 < manifest.head.features <= most:
@@ -59,10 +60,16 @@ def _spec_problems(where: str, specs: tuple[TensorSpec, ...]) -> Iterator[str]:
             yield f"{where}: {spec.name!r} has shape {list(spec.shape)}"
 
 
+def _shape_problems(where: str, inputs: tuple[AdapterInput, ...], most: int) -> Iterator[str]:
+    for one in inputs:
+        if any(isinstance(size, int) and not 0 < size <= most for size in one.shape):
+            yield f"the graphs of {where}: {one.name!r} has shape {list(one.shape)}"
+
+
 def _training(manifest: Manifest) -> Iterator[TrainingGraph]:
     yield from manifest.training
-    for prefix in manifest.prefixes:
-        yield from prefix.training
+    for graphs in (*manifest.prefixes, *manifest.methods.values()):
+        yield from graphs.training
 
 
 def _training_problems(graph: TrainingGraph) -> Iterator[str]:

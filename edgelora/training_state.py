@@ -140,13 +140,16 @@ def _fits(arrays: Arrays, progress: Progress, trainer: Trainer) -> bool:
     steps = arrays.get(f"{_OPTIMIZER}steps")
     if adamw and (steps is None or steps.dtype != np.int64 or steps.shape != (1,) or steps[0] < 0):
         return False
+    shapes = {name: trainer.flat.shape for name in (_CURRENT, _BEST)}
+    for name, group in trainer.groups.items():
+        shapes |= {f"{_OPTIMIZER}{part}.{name}": trainer.flat[group].shape for part in ("first", "second", "velocity")}
     same = {key.replace(".first.", ".second.") for key in parts["first"]} == parts["second"]
     values = {name: array for name, array in arrays.items() if name != f"{_OPTIMIZER}steps"}
     return (
         same
         and progress.step <= trainer.total_steps
         and _CURRENT in values
-        and all(a.dtype == np.float32 and a.shape == trainer.flat.shape for a in values.values())
+        and all(a.dtype == np.float32 and a.shape == shapes.get(name) for name, a in values.items())
         and all(bool(np.isfinite(values[name]).all()) for name in (_CURRENT, _BEST) if name in values)
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def run(model: Model, stop_at: int | None = None, **options: Any):
         if step.step == stop_at:
             raise Stopped
 
-    return train(model, "ann", SAMPLES, lora=LoraConfig(r=2), config=CONFIG, callback=callback, **options)
+    settings: dict[str, Any] = {"lora": LoraConfig(r=2), "config": CONFIG, "callback": callback}
+    return train(model, "ann", SAMPLES, **{**settings, **options})
 
 
 def stopped(model: Model) -> Path:
@@ -108,3 +110,12 @@ def test_with_a_key_the_state_is_encrypted_and_continued(bundle: Path, tmp_path:
     assert run(model).resumed_at == 5
     assert model.predict(["make the room warm"], "ann")
     assert not [p for p in (tmp_path / "store").rglob("*") if p.is_file() and b"classifier" in p.read_bytes()]
+
+
+def test_a_state_with_two_learning_rates_is_continued(open_model: Callable[..., Model]):
+    """LoRA+ keeps an optimizer's state of two groups."""
+    model = open_model()
+    config = replace(CONFIG, loraplus_lr_ratio=4.0)
+    with pytest.raises(Stopped):
+        run(model, stop_at=5, config=config)
+    assert run(model, config=config).resumed_at == 5
