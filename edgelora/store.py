@@ -126,7 +126,7 @@ class AdapterStore:
 
     def list(self) -> list[str]:
         """The names that have a saved version, sorted."""
-        return [name for name in self._names() if _versions(self.root / name)]
+        return [name for name in self._names() if self._has_versions(name)]
 
     def names_of(self, person: str) -> list[str]:
         """The names that belong to a person: the person's own, and those that go on with a plus (`ann+music`).
@@ -355,7 +355,16 @@ class AdapterStore:
         """The names that have a folder, sorted."""
         if not self.root.is_dir():
             return []
-        return sorted(p.name for p in self.root.iterdir() if _NAME.fullmatch(p.name) and (p / "name").is_file())
+        try:
+            return sorted(p.name for p in self.root.iterdir() if _NAME.fullmatch(p.name) and (p / "name").is_file())
+        except OSError as error:
+            raise StoreError(f"{self.root}: cannot be read ({error.strerror or error})") from error
+
+    def _has_versions(self, name: str) -> bool:
+        try:
+            return bool(_versions(self.root / name))
+        except StoreError:  # asked for by its name it says what is wrong
+            return False
 
     def _point(self, name: str, number: int) -> None:
         """Make a version current; 0: none. Raises OSError."""
@@ -493,6 +502,8 @@ def _versions(folder: Path) -> list[int]:
         names = [path.name for path in (folder / "versions").iterdir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise StoreError(f"{folder / 'versions'}: cannot be read ({error.strerror or error})") from error
     numbers = sorted(int(name) for name in names if name.isascii() and _NUMBER.fullmatch(name))
     return [n for n in numbers if n and _version_folder(folder, n).is_dir()]
 

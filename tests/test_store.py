@@ -411,6 +411,17 @@ def test_a_link_in_a_store_leads_nowhere(tmp_path: Path, place: str):
     assert everything(outside) == before
 
 
+def test_a_link_to_itself_hides_no_other_adapter(tmp_path: Path):
+    store = AdapterStore(_saved(tmp_path))
+    store.save("bob", adapter(2))
+    shutil.rmtree(tmp_path / "ann" / "versions")
+    (tmp_path / "ann" / "versions").symlink_to("versions")
+    assert store.list() == ["bob"]
+    for ask in (store.load, store.show, store.exists, store.rollback):
+        with pytest.raises(StoreError, match="versions"):
+            ask("ann")
+
+
 def test_a_lock_that_is_a_link_does_not_truncate_what_it_points_to(tmp_path: Path):
     (tmp_path / "precious").write_text("precious")
     store = AdapterStore(_saved(tmp_path / "store"))
