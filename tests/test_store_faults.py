@@ -131,7 +131,7 @@ class FaultyStore(RuleBasedStateMachine):
 
 
 TestFaultyStore = FaultyStore.TestCase
-TestFaultyStore.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestFaultyStore.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
 
 
 def test_the_faults_cover_every_change_of_a_save(tmp_path: Path):

@@ -8,7 +8,7 @@ from tests.device import tiny
 
 
 def test_random_kills_lose_nothing(bundle: Path):
-    process = tiny.start_python("-m", "tests.kills", "--kills", "16", "--seed", "7", "--bundle", bundle)
+    process = tiny.start_python("-m", "tests.kills", "--kills", "9", "--seed", "7", "--bundle", bundle)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "none missing, none half there" in out
