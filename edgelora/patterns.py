@@ -9,15 +9,13 @@ are no relation of positions: patterns that have them are refused.
 from __future__ import annotations
 
 import functools
-import importlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from edgelora.errors import ConfigError
 
-_parser: Any = importlib.import_module("re._parser")
-_compiler: Any = importlib.import_module("re._compiler")
+_parser, _compiler, _constants = (getattr(re, name) for name in ("_parser", "_compiler", "_constants"))
 
 LONGEST = 2000
 MOST_PATTERNS = 64  # of one setting, beside plain names
@@ -143,8 +141,7 @@ def _part(operation: str, argument: Any, flags: int, whole: Any) -> Ends:
 
 def _character(operation: str, argument: Any, flags: int, whole: Any) -> Ends:
     """One character, or a place between two: what `re` itself decides in one step."""
-    codes = importlib.import_module("re._constants")
-    one = _parser.SubPattern(whole.state, [(getattr(codes, operation), argument)])
+    one = _parser.SubPattern(whole.state, [(getattr(_constants, operation), argument)])
     single = cast("re.Pattern[str]", _compiler.compile(one, flags))
 
     def ends(matching: _Matching, start: int) -> int:

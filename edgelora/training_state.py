@@ -140,7 +140,7 @@ def _fits(arrays: Arrays, progress: Progress, trainer: Trainer) -> bool:
     steps = arrays.get(f"{_OPTIMIZER}steps")
     if adamw and (steps is None or steps.dtype != np.int64 or steps.shape != (1,) or steps[0] < 0):
         return False
-    shapes = dict.fromkeys((_CURRENT, _BEST), trainer.flat.shape)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys((_CURRENT, _BEST), trainer.flat.shape)
     for name, group in trainer.groups.items():
         shapes |= {f"{_OPTIMIZER}{part}.{name}": trainer.flat[group].shape for part in ("first", "second", "velocity")}
     same = {key.replace(".first.", ".second.") for key in parts["first"]} == parts["second"]
