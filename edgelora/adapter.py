@@ -24,8 +24,8 @@ from edgelora.errors import AdapterError, ConfigError
 from edgelora.files import write_atomic
 from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest
 from edgelora.methods import LORA, Floats, Method, Norms, config_from_peft, method_of, split_name
+from edgelora.peft_names import named_inside, placed, what_is
 from edgelora.targets import select_points
-from edgelora.task_models import onto_points
 
 CONFIG_FILE, TENSORS_FILE, RECORD_FILE = "adapter_config.json", "adapter_model.safetensors", "edgelora.json"
 FORMAT, FORMAT_VERSION = "edgelora-adapter", (1, 1)
@@ -37,6 +37,7 @@ _TASK_TYPES = {
     "sentence-embedding": "FEATURE_EXTRACTION",
     "feature-extraction": "FEATURE_EXTRACTION",
 }
+_PICKLE = "adapter_model.bin"
 _LIMITS = {CONFIG_FILE: 2 << 20, TENSORS_FILE: 2 << 30, RECORD_FILE: 2 << 20}
 _HEADER_LIMIT = 8 << 20
 _SHOWN = 20
@@ -241,7 +242,7 @@ def is_unicode(text: str) -> bool:
 
 def to_files(adapter: Adapter) -> dict[str, bytes]:
     """The adapter's files by name; equal adapters give equal bytes."""
-    method, config = adapter.method, adapter.config
+    method, config = adapter.method, adapter.config.without_order(adapter.points)
     tensors = {
         _disk_name(method, name): np.ascontiguousarray(method.to_disk(config, name, adapter.tensors[name]), np.float32)
         if _is_methods(method, name)
@@ -269,16 +270,26 @@ def settings_field(config: AdapterConfig) -> str:
     return config.peft_type.lower()
 
 
-def write_adapter(adapter: Adapter, folder: Path) -> None:
+def write_adapter(adapter: Adapter, folder: Path, prefix: str = "", head: str | None = None) -> None:
     """Write the adapter's files into `folder`, which PEFT's `from_pretrained` reads.
 
+    With `prefix` or `head`, for a model that holds the base under that path ("bert"), or whose head has that name: then
+    without the record of the base, for the names are no longer this base's.
+
     Raises:
-        AdapterError: the folder cannot be written.
+        AdapterError: the folder cannot be written, or the prefix is no dotted path.
     """
+    files = to_files(adapter)
+    if prefix or head is not None:
+        config, tensors = named_inside(adapter.method, adapter.config, adapter.tensors, prefix, head)
+        files = to_files(replace(adapter, config=config, tensors=tensors))
+        del files[RECORD_FILE]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in to_files(adapter).items():
+        for name, content in files.items():
             write_atomic(folder / name, content)
+        if RECORD_FILE not in files:
+            (folder / RECORD_FILE).unlink(missing_ok=True)  # of an earlier export, with other names
     except OSError as error:
         raise AdapterError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
@@ -287,7 +298,7 @@ def read_adapter(folder: Path, manifest: Manifest | None = None, accept_base: bo
     """Read an adapter's folder, ours or PEFT's own.
 
     PEFT does not record its base's digest: `accept_base` says that it was trained on `manifest`'s base. It may name the
-    modules as those of a task model that holds the base (task_models.py).
+    modules as those of a task model that holds the base (peft_names.py).
 
     Raises:
         AdapterError: a file is missing, damaged, or says what cannot be represented.
@@ -301,6 +312,11 @@ def read_files(folder: Path) -> dict[str, bytes]:
     Raises:
         AdapterError: one cannot be read, or is larger than any adapter's.
     """
+    if (folder / _PICKLE).exists() and not (folder / TENSORS_FILE).exists():
+        raise AdapterError(
+            f"{folder / _PICKLE}: a pickle may run any code when it is read; save the adapter again as safetensors "
+            "(save_pretrained(..., safe_serialization=True))"
+        )
     found = {name: read_bytes(folder / name, limit) for name, limit in _LIMITS.items() if name != RECORD_FILE}
     if (folder / RECORD_FILE).exists():
         found[RECORD_FILE] = read_bytes(folder / RECORD_FILE, _LIMITS[RECORD_FILE])
@@ -321,7 +337,10 @@ def parse_adapter(
             f"{folder}: the adapter does not say which base it belongs to (no {RECORD_FILE}); if it is this bundle's, "
             "say so with --accept-base"
         )
-    config, tensors = onto_points(method_of(config), config, tensors, [point.id for point in manifest.points])
+    try:
+        config, tensors = placed(method_of(config), config, tensors, manifest)
+    except AdapterError as error:
+        raise AdapterError(f"{folder}: {error}") from error
     return Adapter(config, tensors, manifest.base_digest, manifest.task, manifest.name)
 
 
@@ -379,7 +398,7 @@ def _parse_tensors(content: bytes, path: Path, config: AdapterConfig) -> dict[st
         name = _graph_name(method, key)
         array = _float32(entry["dtype"], entry["data"], entry["shape"])
         if name is None:
-            problems.append(f"{key} is not a tensor that this runtime knows")
+            problems.append(f"{key} {what_is(key)}")
         elif name in tensors:
             problems.append(f"{key} is there twice")
         elif array is None:

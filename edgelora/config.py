@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self, cast
@@ -30,8 +31,9 @@ _WITHOUT_EFFECT = frozenset(
         "task_type",
     }
 )
-# LoRA initialisations that also change the base's weights: the adapter is meant for that base, not for this one.
-_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# LoRA initialisations that leave the base's weights as they are. Others make a base of their own, which the adapter is
+# meant for.
+_INITIALISATIONS = ("gaussian", "orthogonal", "eva", "mica")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +112,14 @@ class AdapterConfig:
             layers_to_transform=None,
             layers_pattern=None,
         )
+
+    def without_order(self, points: Sequence[str]) -> Self:
+        """The same settings at these points, where the order of patterns says nothing.
+
+        The first pattern that matches holds, and files, PEFT's too, hold them sorted.
+        """
+        del points
+        return self
 
     @classmethod
     def from_peft(cls, body: Mapping[str, Any], where: str) -> Self:
@@ -224,18 +234,34 @@ class LoraConfig(AdapterConfig):
 
     def scale(self, point_id: str) -> float:
         """What the low-rank product is multiplied by: alpha/r, or alpha/√r for rsLoRA (arXiv:2312.03732)."""
-        alpha, rank = self._alpha(point_id), self.rank(point_id)
+        alpha, rank = float(self.alpha(point_id)), self.rank(point_id)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
-    def _alpha(self, point_id: str) -> float:
-        return float(self.alpha_pattern.get(_pattern_key(self.alpha_pattern, point_id), self.lora_alpha))
+    def alpha(self, point_id: str) -> float:
+        """The alpha at a point: `alpha_pattern`'s first matching entry, else `lora_alpha`."""
+        return self.alpha_pattern.get(_pattern_key(self.alpha_pattern, point_id), self.lora_alpha)
 
     def renamed(self, ids: Mapping[str, str]) -> Self:
-        ranks, alphas = self.rank_pattern, self.alpha_pattern
+        return super(LoraConfig, self._spelled_out(ids)).renamed(ids)
+
+    def without_order(self, points: Sequence[str]) -> Self:
+        by_name = replace(
+            self,
+            rank_pattern=dict(sorted(self.rank_pattern.items())),
+            alpha_pattern=dict(sorted(self.alpha_pattern.items())),
+        )
+        if all(by_name.rank(p) == self.rank(p) and by_name.alpha(p) == self.alpha(p) for p in points):
+            return self
+        return self._spelled_out({point: point for point in points})
+
+    def _spelled_out(self, ids: Mapping[str, str]) -> Self:
+        """Ranks and alphas of each point, under its new id, where they differ from the usual."""
+        ranks = {new: self.rank(old) for old, new in ids.items()}
+        alphas = {new: self.alpha(old) for old, new in ids.items()}
         return replace(
-            super().renamed(ids),
-            rank_pattern={re.escape(new): self.rank(old) for old, new in ids.items()} if ranks else ranks,
-            alpha_pattern={re.escape(new): self._alpha(old) for old, new in ids.items()} if alphas else alphas,
+            self,
+            rank_pattern={_exactly(point): rank for point, rank in sorted(ranks.items()) if rank != self.r},
+            alpha_pattern={_exactly(point): a for point, a in sorted(alphas.items()) if a != self.lora_alpha},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -250,12 +276,26 @@ class LoraConfig(AdapterConfig):
     @classmethod
     def refused(cls, body: Mapping[str, Any]) -> list[str]:
         initialisation = body.get("init_lora_weights")
-        if isinstance(initialisation, str) and initialisation.lower().startswith(_BASE_CHANGING):
+        if isinstance(initialisation, str) and initialisation.lower() not in _INITIALISATIONS:
             return [
-                f"init_lora_weights={initialisation!r} (it changes the base; save the adapter from PEFT with "
+                f"init_lora_weights={initialisation!r} (it may change the base; save the adapter from PEFT with "
                 "path_initial_model_for_weight_conversion)"
             ]
         return []
+
+
+def unscaled(ranks: Mapping[str, int]) -> LoraConfig:
+    """Settings with these ranks by point and a scale of 1: alpha is the rank."""
+    (usual, _), *_ = Counter(ranks.values()).most_common(1) or [(1, 0)]
+    others = {_exactly(point): rank for point, rank in sorted(ranks.items()) if rank != usual}
+    return LoraConfig(
+        r=usual, lora_alpha=usual, target_modules=tuple(sorted(ranks)), rank_pattern=others, alpha_pattern=others
+    )
+
+
+def _exactly(name: str) -> str:
+    """A key of `rank_pattern` and `alpha_pattern` that matches this path alone, and no longer one that ends in it."""
+    return f"^{re.escape(name)}"
 
 
 def _pattern_key(patterns: Iterable[str], point_id: str) -> str:

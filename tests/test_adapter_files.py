@@ -29,6 +29,7 @@ from edgelora.adapter import (
 from edgelora.config import LoraConfig
 from edgelora.errors import AdapterError
 from tests.test_adapter import LABELS, QUERY, trained
+from tests.test_peft_exchange import lora_of
 from tests.tiny_manifest import DIGEST, MANIFEST, WITHOUT_HEAD
 
 KEY = f"base_model.model.{QUERY}"
@@ -72,6 +73,23 @@ def test_equal_adapters_give_equal_bytes_whatever_the_order(tmp_path: Path):
     )
     assert to_files(backwards) == to_files(adapter)
     assert to_files(read_adapter(put(tmp_path / "a", to_files(adapter)))) == to_files(adapter)
+
+
+def test_patterns_that_overlap_mean_the_same_after_reading(tmp_path: Path):
+    """The first that matches holds, and files hold them sorted."""
+    config = LoraConfig(
+        r=2,
+        target_modules=("query", "value"),
+        rank_pattern={"query": 1, "layer.0.*": 3},
+        alpha_pattern={"value": 5, "layer.1.*": 7},
+    )
+    adapter = new_adapter(WITHOUT_HEAD, config)
+    write_adapter(adapter, tmp_path)
+    back = read_adapter(tmp_path)
+    back.validate(WITHOUT_HEAD)
+    assert [lora_of(back).rank(p) for p in adapter.points] == [config.rank(p) for p in adapter.points] == [1, 3, 1, 2]
+    assert [lora_of(back).alpha(p) for p in adapter.points] == [config.alpha(p) for p in adapter.points] == [8, 5, 7, 5]
+    assert to_files(back) == to_files(adapter)
 
 
 def golden() -> Adapter:

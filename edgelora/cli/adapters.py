@@ -1,4 +1,4 @@
-"""Verbs about adapters on disk: adapters (the store), export, import."""
+"""The verb about adapters in the store: adapters."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from edgelora.adapter import read_adapter, write_adapter
 from edgelora.cli.common import (
     Verbs,
     add_bundle,
     add_verb,
     emit,
     memory_size,
-    note,
     open_model,
     size_text,
     table,
 )
-from edgelora.errors import AdapterError, ConfigError
-from edgelora.manifest import SKIP_OP
+from edgelora.errors import ConfigError
 from edgelora.person import export_names, names_of, remove_names
 from edgelora.store import AdapterStore
 
@@ -57,34 +54,6 @@ def add_verbs(verbs: Verbs) -> None:
         metavar="SIZE",
         default=_UNSET,
         help="the store's size at most, as 500MB, or none: caches are deleted to keep to it, never adapters",
-    )
-
-    parser = add_verb(
-        verbs,
-        "export",
-        run_export,
-        "Write an adapter as PEFT reads it (adapter_config.json, adapter_model.safetensors).",
-        "edgelora export home.edgelora --adapter user-1 -o user-1-peft",
-    )
-    add_bundle(parser)
-    parser.add_argument("--adapter", required=True, metavar="NAME")
-    parser.add_argument("--version", type=int, metavar="N")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-
-    parser = add_verb(
-        verbs,
-        "import",
-        run_import,
-        "Take in an adapter directory that export or PEFT wrote.",
-        "edgelora import home.edgelora --adapter user-1 user-1-peft",
-    )
-    add_bundle(parser)
-    parser.add_argument("source", type=Path, metavar="DIR")
-    parser.add_argument("--adapter", required=True, metavar="NAME", help="the name to save it under")
-    parser.add_argument(
-        "--accept-base",
-        action="store_true",
-        help="for PEFT's adapters, which do not name their base's digest: it was trained on this base",
     )
 
 
@@ -181,33 +150,3 @@ def _names(options: argparse.Namespace, store: AdapterStore) -> list[str]:
     if options.name is not None:
         raise ConfigError(f"`adapters {options.action}` takes NAME or --person, not both")
     return names_of(store, options.person)
-
-
-def run_export(options: argparse.Namespace) -> None:
-    """Store -> directory."""
-    model = open_model(options)
-    adapter = model.store.load(options.adapter, options.version)
-    skips = [p.id for p in model.bundle.manifest.points if p.op == SKIP_OP and p.id in adapter.points]
-    if skips:
-        raise AdapterError(
-            f"PEFT has no place for {', '.join(skips)}, which lead past layers: convert without --placement skip for "
-            "an adapter that PEFT reads"
-        )
-    write_adapter(adapter, options.output)
-    emit(
-        options,
-        {"adapter": options.adapter, "path": str(options.output)},
-        f"{options.adapter}: written to {options.output}",
-    )
-
-
-def run_import(options: argparse.Namespace) -> None:
-    """Directory -> store."""
-    model = open_model(options)
-    manifest = model.bundle.manifest
-    adapter = read_adapter(options.source, manifest, accept_base=options.accept_base)
-    adapter.validate(manifest)
-    if manifest.head is not None and manifest.head.weight not in adapter.tensors:
-        note("the adapter brings no head: `train` will add one, `predict` needs one")
-    version = model.store.save(options.adapter, adapter)
-    emit(options, {"adapter": options.adapter, "version": version}, f"{options.adapter}: version {version} saved")

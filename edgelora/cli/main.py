@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from edgelora.cli import adapters, base, learn, prove, use, zoo
+from edgelora.cli import adapters, base, exchange, learn, prove, use, zoo
 from edgelora.errors import EdgeLoraError, StoreWarning
 
 USER_ERROR = 2
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="edgelora", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for module in (base, learn, use, adapters, prove, zoo):
+    for module in (base, learn, use, adapters, exchange, prove, zoo):
         module.add_verbs(verbs)
     return parser
 
