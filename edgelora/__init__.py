@@ -10,6 +10,7 @@ model.predict(["make it cosy"], adapter="user-1")
 from edgelora.adapter import Adapter, new_adapter
 from edgelora.bundle import Bundle
 from edgelora.check import check
+from edgelora.combining import combine
 from edgelora.config import LoraConfig
 from edgelora.data import NumberSample, PairSample, TextSample, TokenSample, read_samples
 from edgelora.errors import (
@@ -69,6 +70,7 @@ __all__ = [
     "VeraConfig",
     "Verdict",
     "check",
+    "combine",
     "evaluate",
     "new_adapter",
     "read_samples",

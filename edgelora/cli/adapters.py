@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from edgelora.cli.combine import add_options, run_combine
 from edgelora.cli.common import (
     Verbs,
     add_bundle,
@@ -30,8 +31,9 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "adapters",
         run_adapters,
-        "The store: list, show, rollback; export or remove all that belongs to one person; limits.",
+        "The store: list, show, rollback; combine adapters; export or remove all that belongs to one person; limits.",
         "edgelora adapters home.edgelora rollback user-1 --to 3\n"
+        "  edgelora adapters home.edgelora combine both --from user-1:0.7 user-2:0.3 --combination-type cat\n"
         "  edgelora adapters home.edgelora export --person ann -o ann-s-data\n"
         "  edgelora adapters home.edgelora limits --keep-versions 8 --quota 500MB",
     )
@@ -55,6 +57,7 @@ def add_verbs(verbs: Verbs) -> None:
         default=_UNSET,
         help="the store's size at most, as 500MB, or none: caches are deleted to keep to it, never adapters",
     )
+    add_options(parser)
 
 
 def whole(text: str) -> int | None:
@@ -132,6 +135,7 @@ _ACTIONS = {
     "show": _show,
     "remove": _remove,
     "rollback": _rollback,
+    "combine": run_combine,
     "export": _export,
     "limits": _limits,
 }
