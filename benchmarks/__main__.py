@@ -14,6 +14,7 @@ from benchmarks import (
     inference,
     memory,
     methods,
+    people,
     quantized,
     report,
     speed,
@@ -116,6 +117,17 @@ def parser() -> argparse.ArgumentParser:
     case.set_defaults(
         run=lambda o: inference.run(o.lengths, o.stored, o.threads, o.runs, progress),
         markdown=inference.markdown,
+        plot=None,
+    )
+    case = cases.add_parser("people", help="many people on one device", description=people.__doc__)
+    case.add_argument("--stored", type=positive, default=10_000, help="adapters on disk")
+    case.add_argument("--people", type=positive, default=64, help="and as many threads")
+    case.add_argument("--calls", type=positive, default=10, help="of each thread")
+    case.add_argument("--threads", type=positive, default=2, help="cores for an operator")
+    case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.set_defaults(
+        run=lambda o: people.run(o.stored, o.people, o.calls, o.threads, progress),
+        markdown=people.markdown,
         plot=None,
     )
     case = cases.add_parser("stages", help="what a stage of the conversion brings", description=stages.__doc__)

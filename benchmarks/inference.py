@@ -61,7 +61,7 @@ def run(
         progress(f"{stored:,} adapters on disk")
         model.store.save("user-0", fresh)
         link_copies(model.store.root, "user-0", stored)
-        body["switch"] = _switching(model, stored)
+        body["switch"] = switching(model, stored)
         progress("mixed batches")
         body["mixed"] = {n: _mixed(model, n, max(3, runs // 10), rng) for n in lengths}
     return body
@@ -147,7 +147,7 @@ def _mixed(model: Any, length: int, runs: int, rng: np.random.Generator) -> Time
     )
 
 
-def _switching(model: Any, stored: int) -> dict[str, Any]:
+def switching(model: Any, stored: int) -> dict[str, Any]:
     """Times of activating by name, with more and more adapters in use; then all of them once."""
     from edgelora import Model
 

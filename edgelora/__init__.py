@@ -10,6 +10,7 @@ model.predict(["make it cosy"], adapter="user-1")
 from edgelora.adapter import Adapter, new_adapter
 from edgelora.bundle import Bundle
 from edgelora.check import check
+from edgelora.combining import combine
 from edgelora.config import LoraConfig
 from edgelora.data import NumberSample, PairSample, TextSample, TokenSample, read_samples
 from edgelora.errors import (
@@ -20,13 +21,17 @@ from edgelora.errors import (
     DataError,
     EdgeLoraError,
     StoreError,
+    StoreWarning,
     TrainingError,
 )
+from edgelora.gate import Gate, Verdict
 from edgelora.methods import BeftConfig, IA3Config, VeraConfig
 from edgelora.objectives import OwnLoss
 from edgelora.runtime import Model
+from edgelora.sealing import Key
 from edgelora.session import SessionSettings
 from edgelora.store import AdapterStore
+from edgelora.store_settings import StoreSettings
 from edgelora.trainer import Trainer, evaluate
 from edgelora.training import TrainingReport, train
 from edgelora.training_config import TrainingConfig
@@ -44,7 +49,9 @@ __all__ = [
     "ConversionError",
     "DataError",
     "EdgeLoraError",
+    "Gate",
     "IA3Config",
+    "Key",
     "LoraConfig",
     "Model",
     "NumberSample",
@@ -52,6 +59,8 @@ __all__ = [
     "PairSample",
     "SessionSettings",
     "StoreError",
+    "StoreSettings",
+    "StoreWarning",
     "TextSample",
     "TokenSample",
     "Trainer",
@@ -59,7 +68,9 @@ __all__ = [
     "TrainingError",
     "TrainingReport",
     "VeraConfig",
+    "Verdict",
     "check",
+    "combine",
     "evaluate",
     "new_adapter",
     "read_samples",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,8 +24,8 @@ from edgelora.errors import AdapterError, ConfigError
 from edgelora.files import write_atomic
 from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest
 from edgelora.methods import LORA, Floats, Method, Norms, config_from_peft, method_of, split_name
+from edgelora.peft_names import named_inside, placed, what_is
 from edgelora.targets import select_points
-from edgelora.task_models import onto_points
 
 CONFIG_FILE, TENSORS_FILE, RECORD_FILE = "adapter_config.json", "adapter_model.safetensors", "edgelora.json"
 FORMAT, FORMAT_VERSION = "edgelora-adapter", (1, 1)
@@ -36,7 +37,9 @@ _TASK_TYPES = {
     "sentence-embedding": "FEATURE_EXTRACTION",
     "feature-extraction": "FEATURE_EXTRACTION",
 }
-_JSON_LIMIT, _TENSORS_LIMIT = 16 << 20, 2 << 30
+_PICKLE = "adapter_model.bin"
+_LIMITS = {CONFIG_FILE: 2 << 20, TENSORS_FILE: 2 << 30, RECORD_FILE: 2 << 20}
+_HEADER_LIMIT = 8 << 20
 _SHOWN = 20
 _MOST_AXES = 5
 
@@ -113,14 +116,17 @@ class Adapter:
                 f"--methods {self.method.graphs}"
             )
         joined = self.joined(manifest)
-        problems = [
-            *self._shape_problems(manifest, joined),
-            *self._missing(joined),
-            *self.method.problems(self.config, self.tensors, joined),
-            *self._head_problems(manifest),
-            *(f"{n} is {t.dtype}, not float32" for n, t in self.tensors.items() if t.dtype != np.float32),
-            *(f"{n} holds NaN or infinity" for n, t in self.tensors.items() if not np.isfinite(t).all()),
-        ]
+        try:
+            problems = [
+                *self._shape_problems(manifest, joined),
+                *self._missing(joined),
+                *self.method.problems(self.config, self.tensors, joined),
+                *self._head_problems(manifest),
+                *(f"{n} is {t.dtype}, not float32" for n, t in self.tensors.items() if t.dtype != np.float32),
+                *(f"{n} holds NaN or infinity" for n, t in self.tensors.items() if not np.isfinite(t).all()),
+            ]
+        except ConfigError as error:  # a pattern that takes too long
+            raise AdapterError(f"the adapter's settings cannot be used: {error}") from error
         if problems:
             raise AdapterError("the adapter does not fit this bundle:\n" + _listed(problems))
 
@@ -236,7 +242,7 @@ def is_unicode(text: str) -> bool:
 
 def to_files(adapter: Adapter) -> dict[str, bytes]:
     """The adapter's files by name; equal adapters give equal bytes."""
-    method, config = adapter.method, adapter.config
+    method, config = adapter.method, adapter.config.without_order(adapter.points)
     tensors = {
         _disk_name(method, name): np.ascontiguousarray(method.to_disk(config, name, adapter.tensors[name]), np.float32)
         if _is_methods(method, name)
@@ -264,16 +270,26 @@ def settings_field(config: AdapterConfig) -> str:
     return config.peft_type.lower()
 
 
-def write_adapter(adapter: Adapter, folder: Path) -> None:
+def write_adapter(adapter: Adapter, folder: Path, prefix: str = "", head: str | None = None) -> None:
     """Write the adapter's files into `folder`, which PEFT's `from_pretrained` reads.
 
+    With `prefix` or `head`, for a model that holds the base under that path ("bert"), or whose head has that name: then
+    without the record of the base, for the names are no longer this base's.
+
     Raises:
-        AdapterError: the folder cannot be written.
+        AdapterError: the folder cannot be written, or the prefix is no dotted path.
     """
+    files = to_files(adapter)
+    if prefix or head is not None:
+        config, tensors = named_inside(adapter.method, adapter.config, adapter.tensors, prefix, head)
+        files = to_files(replace(adapter, config=config, tensors=tensors))
+        del files[RECORD_FILE]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in to_files(adapter).items():
+        for name, content in files.items():
             write_atomic(folder / name, content)
+        if RECORD_FILE not in files:
+            (folder / RECORD_FILE).unlink(missing_ok=True)  # of an earlier export, with other names
     except OSError as error:
         raise AdapterError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
@@ -282,28 +298,56 @@ def read_adapter(folder: Path, manifest: Manifest | None = None, accept_base: bo
     """Read an adapter's folder, ours or PEFT's own.
 
     PEFT does not record its base's digest: `accept_base` says that it was trained on `manifest`'s base. It may name the
-    modules as those of a task model that holds the base (task_models.py).
+    modules as those of a task model that holds the base (peft_names.py).
 
     Raises:
         AdapterError: a file is missing, damaged, or says what cannot be represented.
     """
-    config = config_from_peft(_read_json(folder / CONFIG_FILE), str(folder / CONFIG_FILE))
-    content = _read_bytes(folder / TENSORS_FILE, _TENSORS_LIMIT)
-    tensors = _parse_tensors(content, folder / TENSORS_FILE, config)
+    return parse_adapter(read_files(folder), folder, manifest, accept_base)
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """The files of an adapter's folder by name, of those that there are.
+
+    Raises:
+        AdapterError: one cannot be read, or is larger than any adapter's.
+    """
+    if (folder / _PICKLE).exists() and not (folder / TENSORS_FILE).exists():
+        raise AdapterError(
+            f"{folder / _PICKLE}: a pickle may run any code when it is read; save the adapter again as safetensors "
+            "(save_pretrained(..., safe_serialization=True))"
+        )
+    found = {name: read_bytes(folder / name, limit) for name, limit in _LIMITS.items() if name != RECORD_FILE}
     if (folder / RECORD_FILE).exists():
-        return _with_record(config, tensors, content, folder)
+        found[RECORD_FILE] = read_bytes(folder / RECORD_FILE, _LIMITS[RECORD_FILE])
+    return found
+
+
+def parse_adapter(
+    files: Mapping[str, bytes], folder: Path, manifest: Manifest | None = None, accept_base: bool = False
+) -> Adapter:
+    """The adapter whose files these are; `folder` says in errors where they lie. See `read_adapter`."""
+    config = config_from_peft(_json_of(files[CONFIG_FILE], folder / CONFIG_FILE), str(folder / CONFIG_FILE))
+    content = files[TENSORS_FILE]
+    tensors = _parse_tensors(content, folder / TENSORS_FILE, config)
+    if RECORD_FILE in files:
+        return _with_record(config, tensors, content, _json_of(files[RECORD_FILE], folder / RECORD_FILE), folder)
     if manifest is None or not accept_base:
         raise AdapterError(
             f"{folder}: the adapter does not say which base it belongs to (no {RECORD_FILE}); if it is this bundle's, "
             "say so with --accept-base"
         )
-    config, tensors = onto_points(method_of(config), config, tensors, [point.id for point in manifest.points])
+    try:
+        config, tensors = placed(method_of(config), config, tensors, manifest)
+    except AdapterError as error:
+        raise AdapterError(f"{folder}: {error}") from error
     return Adapter(config, tensors, manifest.base_digest, manifest.task, manifest.name)
 
 
-def _with_record(config: AdapterConfig, tensors: dict[str, Floats], content: bytes, folder: Path) -> Adapter:
+def _with_record(
+    config: AdapterConfig, tensors: dict[str, Floats], content: bytes, record: dict[str, Any], folder: Path
+) -> Adapter:
     path = folder / RECORD_FILE
-    record = _read_json(path)
     if record.get("format") != FORMAT or str(record.get("format_version", "")).split(".")[0] != str(FORMAT_VERSION[0]):
         raise AdapterError(
             f"{path}: format {record.get('format')} {record.get('format_version')} is not known to this runtime"
@@ -340,6 +384,8 @@ def _are_labels(values: list[object]) -> bool:
 
 
 def _parse_tensors(content: bytes, path: Path, config: AdapterConfig) -> dict[str, Floats]:
+    if int.from_bytes(content[:8], "little") > _HEADER_LIMIT:
+        raise AdapterError(f"{path}: not a safetensors file of an adapter: its header would have more than 8 MiB")
     try:
         entries = cast("list[tuple[str, dict[str, Any]]]", safetensors.deserialize(content))  # pyright: ignore[reportUnknownMemberType]
         repeated = _repeated_keys(content)
@@ -352,7 +398,7 @@ def _parse_tensors(content: bytes, path: Path, config: AdapterConfig) -> dict[st
         name = _graph_name(method, key)
         array = _float32(entry["dtype"], entry["data"], entry["shape"])
         if name is None:
-            problems.append(f"{key} is not a tensor that this runtime knows")
+            problems.append(f"{key} {what_is(key)}")
         elif name in tensors:
             problems.append(f"{key} is there twice")
         elif array is None:
@@ -428,9 +474,11 @@ def _json(body: Mapping[str, Any]) -> bytes:
     return (json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _json_of(content: bytes, path: Path) -> dict[str, Any]:
     try:
-        body = json.loads(_read_bytes(path, _JSON_LIMIT).decode("utf-8"))
+        body = json.loads(content.decode("utf-8"))
+        if b"\\u" in content:
+            json.dumps(body, ensure_ascii=False).encode()  # halves of surrogate pairs cannot be written again
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(body, dict):
@@ -438,12 +486,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", body)
 
 
-def _read_bytes(path: Path, limit: int) -> bytes:
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a plain file of at most `limit` bytes.
+
+    Raises:
+        AdapterError: there is none, or it is larger.
+    """
     try:
         if not path.is_file() and path.exists():
             raise AdapterError(f"{path}: not a file")
         with path.open("rb") as file:
-            content = file.read(limit + 1)
+            content = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)  # a buffer of that size is made first
     except OSError as error:
         raise AdapterError(f"{path}: cannot be read ({error.strerror or error})") from error
     if len(content) > limit:

@@ -13,7 +13,7 @@ from edgelora.methods import Floats, Tensors, split_name
 from edgelora.session import Graph, SessionSettings
 
 MANIFEST_FILE = "bundle.json"
-_MANIFEST_LIMIT = 64 << 20
+_MANIFEST_LIMIT = 16 << 20
 
 
 class Bundle:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self, cast
 
 from edgelora.errors import AdapterError, ConfigError
+from edgelora.patterns import MOST_PATTERNS, is_plain, pattern_problem, suffix_match
 
 Patterns = tuple[str, ...] | str | None
 
 MAX_RANK = 1 << 16
+MOST_NAMES = 10_000
 
 # What enters no adapter's arithmetic, in PEFT's settings of any method. fan_in_fan_out says how the base stores its
 # weight (GPT-2's Conv1D); an adapter's tensors have the same orientation either way.
@@ -28,8 +31,9 @@ _WITHOUT_EFFECT = frozenset(
         "task_type",
     }
 )
-# LoRA initialisations that also change the base's weights: the adapter is meant for that base, not for this one.
-_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# LoRA initialisations that leave the base's weights as they are. Others make a base of their own, which the adapter is
+# meant for.
+_INITIALISATIONS = ("gaussian", "orthogonal", "eva", "mica")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +112,14 @@ class AdapterConfig:
             layers_to_transform=None,
             layers_pattern=None,
         )
+
+    def without_order(self, points: Sequence[str]) -> Self:
+        """The same settings at these points, where the order of patterns says nothing.
+
+        The first pattern that matches holds, and files, PEFT's too, hold them sorted.
+        """
+        del points
+        return self
 
     @classmethod
     def from_peft(cls, body: Mapping[str, Any], where: str) -> Self:
@@ -222,18 +234,34 @@ class LoraConfig(AdapterConfig):
 
     def scale(self, point_id: str) -> float:
         """What the low-rank product is multiplied by: alpha/r, or alpha/√r for rsLoRA (arXiv:2312.03732)."""
-        alpha, rank = self._alpha(point_id), self.rank(point_id)
+        alpha, rank = float(self.alpha(point_id)), self.rank(point_id)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
-    def _alpha(self, point_id: str) -> float:
-        return float(self.alpha_pattern.get(_pattern_key(self.alpha_pattern, point_id), self.lora_alpha))
+    def alpha(self, point_id: str) -> float:
+        """The alpha at a point: `alpha_pattern`'s first matching entry, else `lora_alpha`."""
+        return self.alpha_pattern.get(_pattern_key(self.alpha_pattern, point_id), self.lora_alpha)
 
     def renamed(self, ids: Mapping[str, str]) -> Self:
-        ranks, alphas = self.rank_pattern, self.alpha_pattern
+        return super(LoraConfig, self._spelled_out(ids)).renamed(ids)
+
+    def without_order(self, points: Sequence[str]) -> Self:
+        by_name = replace(
+            self,
+            rank_pattern=dict(sorted(self.rank_pattern.items())),
+            alpha_pattern=dict(sorted(self.alpha_pattern.items())),
+        )
+        if all(by_name.rank(p) == self.rank(p) and by_name.alpha(p) == self.alpha(p) for p in points):
+            return self
+        return self._spelled_out({point: point for point in points})
+
+    def _spelled_out(self, ids: Mapping[str, str]) -> Self:
+        """Ranks and alphas of each point, under its new id, where they differ from the usual."""
+        ranks = {new: self.rank(old) for old, new in ids.items()}
+        alphas = {new: self.alpha(old) for old, new in ids.items()}
         return replace(
-            super().renamed(ids),
-            rank_pattern={re.escape(new): self.rank(old) for old, new in ids.items()} if ranks else ranks,
-            alpha_pattern={re.escape(new): self._alpha(old) for old, new in ids.items()} if alphas else alphas,
+            self,
+            rank_pattern={_exactly(point): rank for point, rank in sorted(ranks.items()) if rank != self.r},
+            alpha_pattern={_exactly(point): a for point, a in sorted(alphas.items()) if a != self.lora_alpha},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -248,20 +276,31 @@ class LoraConfig(AdapterConfig):
     @classmethod
     def refused(cls, body: Mapping[str, Any]) -> list[str]:
         initialisation = body.get("init_lora_weights")
-        if isinstance(initialisation, str) and initialisation.lower().startswith(_BASE_CHANGING):
+        if isinstance(initialisation, str) and initialisation.lower() not in _INITIALISATIONS:
             return [
-                f"init_lora_weights={initialisation!r} (it changes the base; save the adapter from PEFT with "
+                f"init_lora_weights={initialisation!r} (it may change the base; save the adapter from PEFT with "
                 "path_initial_model_for_weight_conversion)"
             ]
         return []
 
 
+def unscaled(ranks: Mapping[str, int]) -> LoraConfig:
+    """Settings with these ranks by point and a scale of 1: alpha is the rank."""
+    (usual, _), *_ = Counter(ranks.values()).most_common(1) or [(1, 0)]
+    others = {_exactly(point): rank for point, rank in sorted(ranks.items()) if rank != usual}
+    return LoraConfig(
+        r=usual, lora_alpha=usual, target_modules=tuple(sorted(ranks)), rank_pattern=others, alpha_pattern=others
+    )
+
+
+def _exactly(name: str) -> str:
+    """A key of `rank_pattern` and `alpha_pattern` that matches this path alone, and no longer one that ends in it."""
+    return f"^{re.escape(name)}"
+
+
 def _pattern_key(patterns: Iterable[str], point_id: str) -> str:
     """PEFT's get_pattern_key: the first pattern that matches the id or a dotted suffix of it."""
-    for key in patterns:
-        if re.match(rf"(.*\.)?({key})$", point_id):
-            return key
-    return point_id
+    return next((key for key in patterns if suffix_match(key, point_id)), point_id)
 
 
 def rank_problems(name: str, value: object) -> list[str]:
@@ -280,10 +319,13 @@ def _alpha_problems(name: str, value: object) -> list[str]:
 def _map_problems(name: str, value: object, problems_of: Any) -> list[str]:
     if not isinstance(value, Mapping):
         return [f"{name} must map patterns to numbers, not {_short(value)}"]
+    entries = cast(Mapping[object, object], value)
     problems: list[str] = []
-    for pattern, number in cast(Mapping[object, object], value).items():
+    if len(entries) > MOST_NAMES or sum(isinstance(p, str) and not is_plain(p) for p in entries) > MOST_PATTERNS:
+        return [f"{name} has more than {MOST_NAMES:,} entries, or {MOST_PATTERNS} that are patterns and no names"]
+    for pattern, number in entries.items():
         problems += _regex_problems(name, pattern)
-        problems += problems_of(f"{name}[{pattern!r}]", number)
+        problems += problems_of(f"{name}[{_short(pattern)}]", number)
     return problems
 
 
@@ -317,19 +359,17 @@ def _layer_problems(config: AdapterConfig) -> list[str]:
     names: object = (pattern,) if isinstance(pattern, str) else () if pattern is None else pattern
     if not _are_names(names):
         return [*problems, f"layers_pattern must be a text or a tuple of texts, not {_short(cast(object, pattern))}"]
-    for name in cast(tuple[str, ...], names):
-        problems += _regex_problems("layers_pattern", name)
+    strange = [name for name in cast(tuple[str, ...], names) if not is_plain(name)]
+    if strange or len(cast(tuple[str, ...], names)) > MOST_PATTERNS:
+        problems.append(f"layers_pattern must be a name before a layer's number, as 'layers', not {_short(strange)}")
     return problems
 
 
 def _regex_problems(setting: str, pattern: object) -> list[str]:
     if not isinstance(pattern, str):
         return [f"{setting}: {_short(pattern)} is not a text"]
-    try:
-        re.compile(rf"(.*\.)?({pattern})$")
-    except (re.error, OverflowError, RecursionError) as error:
-        return [f"{setting}: {_short(pattern)} is not a regular expression ({error})"]
-    return []
+    problem = pattern_problem(pattern)
+    return [] if problem is None else [f"{setting}: {problem}"]
 
 
 def is_number(value: object) -> bool:
@@ -342,7 +382,11 @@ def is_number(value: object) -> bool:
 
 
 def _are_names(value: object) -> bool:
-    return isinstance(value, tuple) and all(isinstance(x, str) for x in cast(tuple[object, ...], value))
+    return (
+        isinstance(value, tuple)
+        and len(cast(tuple[object, ...], value)) <= MOST_NAMES
+        and all(isinstance(x, str) for x in cast(tuple[object, ...], value))
+    )
 
 
 def _short(value: object) -> str:

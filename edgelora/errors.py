@@ -17,6 +17,10 @@ class StoreError(EdgeLoraError):
     """The adapter store cannot do what was asked: a bad name, a missing version, a held lock."""
 
 
+class StoreWarning(UserWarning):
+    """The store found damage and went on without it."""
+
+
 class DataError(EdgeLoraError):
     """Training or prediction data cannot be used; names the file and the line."""
 

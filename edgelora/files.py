@@ -15,6 +15,7 @@ from edgelora.errors import StoreError
 
 TEMPORARY_PREFIX = ".tmp-"
 _POLL_SECONDS = 0.01
+_NOT_A_LINK = getattr(os, "O_NOFOLLOW", 0)  # the holder's id is written into the file: into no other than this one
 _LOCK_OFFSET = 1 << 30  # on Windows a locked byte cannot be read: lock one beyond the holder's id
 
 
@@ -122,7 +123,7 @@ def locked(path: Path, what: str, wait_seconds: float = 0.0) -> Generator[None]:
 def _acquire(path: Path, what: str, deadline: float) -> int:
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NOT_A_LINK, 0o666)
         except OSError as error:
             raise StoreError(f"{path}: the lock cannot be opened ({error.strerror or error})") from error
         if _try_lock(descriptor):

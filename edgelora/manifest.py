@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from edgelora.errors import BundleError
+from edgelora.manifest_checks import value_problems
 
 FORMAT = "edgelora-bundle"
 FORMAT_VERSION = (1, 4)
@@ -17,6 +18,7 @@ MIXED_INDEX = "adapter_index"  # the input of a graph for mixed batches that num
 LORA_GRAPHS = "lora"  # the name of the set of graphs that every bundle has
 SKIP_OP = "Skip"  # the `op` of a point that stands at no product, but leads past layers
 Body = Mapping[str, Any]
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -301,6 +303,8 @@ class Manifest:
         """
         try:
             body: Any = json.loads(text)
+            if "\\u" in text:
+                json.dumps(body, ensure_ascii=False).encode()  # halves of surrogate pairs cannot be shown
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{where}: not valid JSON ({error}); convert the model again") from error
         if not isinstance(body, dict) or cast("Body", body).get("format") != FORMAT:
@@ -315,7 +319,9 @@ class Manifest:
         try:
             manifest: Manifest = _read(cls, body, "")
             _check_references(manifest)
-        except ValueError as error:
+            if problems := value_problems(manifest):
+                raise ValueError("; ".join(problems[:_SHOWN]))
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"{where}: a field is missing or malformed: {error}; convert the model again") from error
         return manifest
 

@@ -114,7 +114,7 @@ def plan_memory(
             "out, or set micro_batch_size and low_memory yourself"
         )
     candidates = sorted(candidate_plans(trainer, validation, budget), key=lambda plan: plan.cost)
-    candidates = [plan for plan in candidates if layout is None or plan.layout == layout]
+    candidates = [plan for plan in candidates if plan.layout == layout] or candidates
     fitting = [plan for plan in candidates if plan.predicted <= budget]
     if not fitting:
         least = min(candidates, key=lambda plan: plan.predicted)

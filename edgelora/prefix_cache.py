@@ -27,6 +27,7 @@ DTYPES = ("float32", "float16")
 PLACES = ("memory", "disk")
 MASK = "attention_mask"
 SKIP = "skip"
+CACHE_SUFFIX = ".cache"
 CHUNK = 32  # samples that the prefix computes at once; fixed, so that a cache has the same bytes whenever it is filled
 _PROBED = 8
 _SAME = {"float32": 1e-4, "float16": 2e-2, "int8": 1e-1, "int4": 1e-1}
@@ -131,7 +132,8 @@ class PrefixCache:
         self._layout = layout = self._lay_out()
         if settings.folder is not None:
             held = RecordFile.open(self._path(settings.folder, layout), self._facts(layout))
-            if held is not None:
+            if held is not None and self._is_of(held, layout, settings):
+                held.touch()
                 self.width = held.facts.get("width")
                 self._records, self._layout = held, layout if self.width is None else layout.widened(self)
                 return
@@ -139,6 +141,15 @@ class PrefixCache:
             self.width = layout.longest
             self._layout = layout.widened(self)
         self._fill(settings)
+
+    def _is_of(self, held: RecordFile, layout: _Layout, settings: CacheSettings) -> bool:
+        """Whether the file has a record of the right size for each sample."""
+        width = held.facts.get("width")
+        if width is not None:
+            if type(width) is not int or width != layout.longest:
+                return False
+            layout = replace(layout, lengths=np.full_like(layout.lengths, width))
+        return np.array_equal(held.sizes, layout.record_sizes(settings.limit))
 
     def _fill(self, settings: CacheSettings) -> None:
         """Compute all that fits, chunk by chunk in the fixed order."""
@@ -300,7 +311,7 @@ class PrefixCache:
         }
 
     def _path(self, folder: Path, layout: _Layout) -> Path:
-        return folder / f"prefix-{layout.digest[:16]}.cache"
+        return folder / f"prefix-{layout.digest[:16]}{CACHE_SUFFIX}"
 
 
 @dataclass(frozen=True)

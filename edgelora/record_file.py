@@ -86,7 +86,7 @@ class RecordFile:
     """Records in a file; see `create` and `open`. Of the file nothing is kept in memory but sizes and checksums."""
 
     def __init__(self, path: Path, file: Any, facts: Mapping[str, Any], sizes: NDArray[np.int64]) -> None:
-        self.path, self.facts, self._file, self._sizes = path, {**facts, "records": len(sizes)}, file, sizes
+        self.path, self.facts, self._file, self.sizes = path, {**facts, "records": len(sizes)}, file, sizes
         self._header = json.dumps(self.facts, sort_keys=True).encode()
         self._checks = np.zeros(len(sizes), np.uint32)
         self._start = len(_MAGIC) + 8 + len(self._header) + 12 * len(sizes) + 4
@@ -115,7 +115,7 @@ class RecordFile:
             stack.callback(file.close)
             try:
                 opened = cls._read(path, file, facts)
-            except (OSError, ValueError, KeyError, TypeError, struct.error):
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
                 return None
             if opened is not None:
                 stack.pop_all()
@@ -137,7 +137,10 @@ class RecordFile:
         (check,) = struct.unpack("<I", file.read(4))
         if check != zlib.crc32(before + header + table):
             return None
-        opened = cls(path, file, body, np.frombuffer(table, "<i8", count))
+        sizes = np.frombuffer(table, "<i8", count)
+        if ((sizes < 0) | (sizes > whole)).any():
+            return None
+        opened = cls(path, file, body, sizes)
         opened._header = header
         opened._checks = np.frombuffer(table, "<u4", count, 8 * count)
         return opened if whole == opened._offsets[-1] else None
@@ -151,7 +154,7 @@ class RecordFile:
         """Write the tables, flush, and rename. Raises OSError."""
         assert self._temporary is not None
         before = _MAGIC + struct.pack("<Q", len(self._header)) + self._header
-        before += self._sizes.astype("<i8").tobytes() + self._checks.astype("<u4").tobytes()
+        before += self.sizes.astype("<i8").tobytes() + self._checks.astype("<u4").tobytes()
         self._file.seek(0)
         self._file.write(before + struct.pack("<I", zlib.crc32(before)))
         self._file.flush()
@@ -160,6 +163,11 @@ class RecordFile:
         self._temporary = None
         sync_folder(self.path.parent)
         return self
+
+    def touch(self) -> None:
+        """Note that it is used now."""
+        with contextlib.suppress(OSError):
+            os.utime(self.path)
 
     def abandon(self) -> None:
         if self._temporary is not None:
@@ -172,14 +180,14 @@ class RecordFile:
         self._file.close()
 
     def holds(self, number: int) -> bool:
-        return bool(self._sizes[number])
+        return bool(self.sizes[number])
 
     def read(self, number: int) -> bytes:
         try:
             self._file.seek(int(self._offsets[number]))
-            content = self._file.read(int(self._sizes[number]))
+            content = self._file.read(int(self.sizes[number]))
         except OSError as error:
             raise DamagedRecord(f"{self.path}: record {number} cannot be read ({error.strerror or error})") from error
-        if zlib.crc32(content) != self._checks[number] or len(content) != self._sizes[number]:
+        if zlib.crc32(content) != self._checks[number] or len(content) != self.sizes[number]:
             raise DamagedRecord(f"{self.path}: record {number} does not have its checksum")
         return content

@@ -21,6 +21,7 @@ from edgelora.errors import AdapterError, ConfigError, DataError
 from edgelora.manifest import LORA_GRAPHS
 from edgelora.mixing import ALONE, AdapterStack, Batch, plan_batches
 from edgelora.objectives import Array, Feeds
+from edgelora.sealing import Key
 from edgelora.session import SessionSettings
 from edgelora.store import AdapterStore
 from edgelora.text import IGNORED, TextEncoder
@@ -57,14 +58,15 @@ class Model:
         store: str | Path | None = None,
         settings: SessionSettings | None = None,
         adapter_memory: int = ADAPTER_MEMORY,
+        key: Key | None = None,
     ) -> Model:
-        """Open a bundle and the adapter store beside it (`NAME.adapters`), or the one named.
+        """Open a bundle and the adapter store beside it (`NAME.adapters`), or the one named; `key` is the store's.
 
         Raises:
             BundleError: the bundle is missing or damaged. StoreError: the store cannot be opened.
         """
         bundle = Bundle.open(path, settings)
-        return cls(bundle, AdapterStore(store or default_store(bundle.path)), adapter_memory)
+        return cls(bundle, AdapterStore(store or default_store(bundle.path), key), adapter_memory)
 
     def activate(self, adapter: AdapterLike) -> ActiveAdapter:
         """The feeds of an adapter: by name from the store (the current version), or one in memory.
@@ -86,7 +88,7 @@ class Model:
     def _stored(self, key: tuple[str, int, tuple[int, int]]) -> ActiveAdapter:
         active = self.cache.get(key)
         if active is None:
-            active = self._prepare(self.store.load(key[0], key[1]))
+            active = self._prepare(self.store.load_good(key[0], key[1]))
             self.cache.put(key, active)
         return active
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class Graph:
     """
 
     def __init__(self, path: Path, settings: SessionSettings) -> None:
+        self._path = path
         with _loading:
             mapped = mapped_ranges(path.parent.resolve())
             self._session = _session(path, _options(settings))
@@ -73,23 +75,39 @@ class Graph:
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """Evaluate, and return arrays by output name: `outputs` alone, else all of them.
 
-        Feeds that the graph does not take are passed over. What is missing, or of another type or shape, ONNX
-        Runtime refuses with an exception of its own: callers check first.
+        Feeds that the graph does not take are passed over.
+
+        Raises:
+            BundleError: ONNX Runtime cannot run it: an input is missing, of another type or shape, or out of range,
+                which callers check as far as the manifest tells, or the bundle is damaged.
         """
         names = list(outputs) if outputs is not None else list(self.outputs)
         # numpy's arithmetic turns an array without axes into a number, which ONNX Runtime does not take
         wanted = {name: np.asarray(feeds[name]) for name in self.inputs if name in feeds}
-        return dict(zip(names, self._session.run(names, wanted), strict=True))
+        with self._running():
+            made = self._session.run(names, wanted)
+        return dict(zip(names, made, strict=True))
 
     def run_into(self, feeds: Feeds, outputs: Mapping[str, np.ndarray]) -> None:
         """Evaluate, and write each of these outputs into its array, of the output's very shape and type."""
-        binding = self._session.io_binding()
-        for name in self.inputs:
-            if name in feeds:
-                binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]).reshape(np.shape(feeds[name])))
-        for name, array in outputs.items():
-            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        with self._running():
+            binding = self._session.io_binding()
+            for name in self.inputs:
+                if name in feeds:
+                    binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]).reshape(np.shape(feeds[name])))
+            for name, array in outputs.items():
+                binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            self._session.run_with_iobinding(binding)
+
+    @contextlib.contextmanager
+    def _running(self) -> Generator[None]:
+        try:
+            yield
+        except Exception as error:  # onnxruntime has one exception class per status
+            raise BundleError(
+                f"{self._path}: ONNX Runtime {ort.__version__} cannot run it: {_first_line(error)}; an input is out of "
+                "range, or the bundle is damaged"
+            ) from error
 
     def give_back_pages(self) -> None:
         """Let go of the weights' pages that were read; the next run brings in those that it reads."""

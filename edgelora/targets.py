@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from edgelora.config import AdapterConfig, Patterns
 from edgelora.errors import ConfigError
 from edgelora.manifest import InsertionPoint
+from edgelora.patterns import fullmatch
 
 ALL_LINEAR = "all-linear"
-_NEAREST = 3
+_NEAREST, _HINTED = 3, 20
 
 
 def select_points(points: Sequence[InsertionPoint], config: AdapterConfig) -> tuple[InsertionPoint, ...]:
@@ -47,16 +48,19 @@ def matches(patterns: Patterns, point_id: str) -> bool:
     if patterns is None:
         return False
     if isinstance(patterns, str):
-        return patterns == ALL_LINEAR or re.fullmatch(patterns, point_id) is not None
+        return patterns == ALL_LINEAR or fullmatch(patterns, point_id)
     return any(point_id == name or point_id.endswith(f".{name}") for name in patterns)
 
 
 def _excluded(config: AdapterConfig, point_id: str) -> bool:
     """By `exclude_modules`, or because it lies in a module that is trained whole."""
     saved = config.modules_to_save or ()
-    return matches(config.exclude_modules, point_id) or any(
-        re.match(rf"(^|.*\.){name}($|\..*)", point_id) for name in saved
-    )
+    return matches(config.exclude_modules, point_id) or any(_lies_in(name, point_id) for name in saved)
+
+
+def _lies_in(module: str, point_id: str) -> bool:
+    """Whether the module is one of those that the id leads through."""
+    return f".{module}." in f".{point_id}."
 
 
 def _in_layers(config: AdapterConfig, point_id: str) -> bool:
@@ -70,7 +74,9 @@ def _in_layers(config: AdapterConfig, point_id: str) -> bool:
     pattern = config.layers_pattern
     names = (pattern,) if isinstance(pattern, str) else pattern
     expressions = (
-        [rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\." for name in names] if names else [r".*?\.[^.]*\.(?P<idx>\d+)\."]
+        [rf"(?:^|.*?\.){name}\.(?P<idx>\d{{1,9}})\." for name in names]
+        if names
+        else [r".*?\.[^.]*\.(?P<idx>\d{1,9})\."]
     )
     found = next((m for e in expressions if (m := re.match(e, point_id))), None)
     return found is not None and int(found["idx"]) in ((layers,) if isinstance(layers, int) else layers)
@@ -85,7 +91,7 @@ def _unmatched(setting: str, patterns: Patterns, ids: Sequence[str]) -> list[str
     for one in each:
         if not any(matches(one, point_id) for point_id in ids):
             shown = one if isinstance(one, str) else str(one[0] if one else "")
-            near = nearest(shown, ids)
+            near = nearest(shown, ids) if len(lines) < _HINTED else []
             hint = f"the nearest names are {', '.join(near)}" if near else "`edgelora points` lists the names"
             lines.append(f"{setting}: {shown!r} matches no insertion point; {hint}")
     return lines

@@ -106,9 +106,9 @@ class Trainer:
         # gradients of parts of a batch, the first where the sum is
         self._made = [(self._input_grad, self._input_grad_views)]
         fast = sum(adapter.tensors[name].size for name in self.names if self._is_fast(name))
-        self._groups = {"adapter": slice(0, self.flat.size - fast), _FAST: slice(self.flat.size - fast, None)}
+        self.groups = {"adapter": slice(0, self.flat.size - fast), _FAST: slice(self.flat.size - fast, None)}
         if not fast:
-            del self._groups[_FAST]
+            del self.groups[_FAST]
         factors = {_FAST: config.loraplus_lr_ratio or 1.0}
         self.optimizer: Optimizer = (
             AdamW(weight_decay=config.weight_decay, factors=factors)
@@ -235,8 +235,8 @@ class Trainer:
                 "lower the learning rate, or look for extreme values in the data"
             )
         rate = self.learning_rate()
-        parameters = {name: self.flat[part] for name, part in self._groups.items()}
-        self.optimizer.step(parameters, {name: self._grad[part] for name, part in self._groups.items()}, rate)
+        parameters = {name: self.flat[part] for name, part in self.groups.items()}
+        self.optimizer.step(parameters, {name: self._grad[part] for name, part in self.groups.items()}, rate)
         self.step_number += 1
         return StepResult(self.step_number, loss, norm, rate)
 

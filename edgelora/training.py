@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,9 @@ import numpy as np
 from edgelora.adapter import Adapter, new_adapter, settings_field
 from edgelora.config import AdapterConfig, LoraConfig
 from edgelora.data import Sample, digest, labels_of
-from edgelora.errors import ConfigError
+from edgelora.errors import AdapterError, ConfigError
+from edgelora.files import remove_tree
+from edgelora.gate import Gate, Verdict, judge
 from edgelora.manifest import Manifest, Prefix
 from edgelora.memory import resident_memory
 from edgelora.memory_plan import MemoryPlan, follow, plan_memory, read_layout, write_layout
@@ -24,9 +25,10 @@ from edgelora.prefix_cache import chosen_prefix
 from edgelora.runtime import Model
 from edgelora.targets import select_points
 from edgelora.tasks import objective_for, outputs_of
-from edgelora.trainer import Trainer, trained_tensors
+from edgelora.trainer import Trainer, check_targets, trained_tensors
 from edgelora.training_config import TrainingConfig
-from edgelora.training_run import STATE_FILE, Callback, Progress, finish, fit, run_id, unfinished
+from edgelora.training_run import Callback, RunResult, finish, fit, run_id
+from edgelora.training_state import STATE_FILE, Progress, StateFile, unfinished
 
 OF_BUNDLE = "the bundle's --ram"
 
@@ -40,7 +42,8 @@ class TrainingReport:
     `step_seconds_median` of this call's steps (None if there was none). `history` has a mapping per epoch:
     `epoch` from 1, `train_loss` and, with validation samples, `eval_loss` and the task's metrics as `eval_…`.
     `best_epoch` is the one with the best metric, None without validation samples. `memory` is how the run was laid
-    out, if there was a budget.
+    out, if there was a budget. `gate` is what the gate found, if there was one: `version` is current unless it was not
+    accepted.
     """
 
     adapter: str
@@ -56,10 +59,21 @@ class TrainingReport:
     trainable_parameters: int
     labels: tuple[str, ...] | None
     memory: MemoryPlan | None = None
+    gate: Verdict | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether the version is current."""
+        return self.gate is None or self.gate.accepted
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping."""
-        return dataclasses.asdict(self) | {"memory": None if self.memory is None else self.memory.to_dict()}
+        nested = {name: getattr(self, name) for name in ("memory", "gate")}
+        return (
+            dataclasses.asdict(self)
+            | {name: None if value is None else value.to_dict() for name, value in nested.items()}
+            | {"active": self.active}
+        )
 
 
 def train(
@@ -75,6 +89,7 @@ def train(
     callback: Callback = lambda _step, _progress: None,
     ram: int | None = None,
     planned: Callable[[MemoryPlan], None] = lambda _plan: None,
+    gate: Gate | None = None,
 ) -> TrainingReport:
     """Train the adapter `name` on `samples` and save it as a new version.
 
@@ -87,6 +102,9 @@ def train(
     (memory_plan.py), with the same gradients up to the order of sums. `planned` is told how, before the work. None
     takes the budget of the bundle, if it has one, where it can be kept; 0 is none.
 
+    With a `gate` the new version becomes current only if it is not worse, on the gate's samples, than the version
+    before and than the base; otherwise it is saved, the one before stays current, and the report says why.
+
     `lora` are the settings of a new adapter, of any method (default: LoRA of rank 8, alpha 16, all of the bundle's
     points), `callback` is called after every step. Classes are the labels of the samples, after those that the adapter
     knows.
@@ -96,11 +114,16 @@ def train(
             nothing fits.
         TrainingError: the loss diverged, or an unfinished run has other data or settings.
         StoreError: another process trains this adapter, or the store cannot be written.
+        DataError: the gate's samples have labels that the adapter does not learn.
     """
     manifest, config = model.bundle.manifest, config or TrainingConfig()
     given, ram = ram, default_budget(manifest, config) if ram is None else ram or None
     if config.early_stopping_patience is not None and not validation:
         raise ConfigError("early_stopping_patience needs validation samples to judge by")
+    if model.store.key is not None and config.cache == "disk" and chosen_prefix(manifest, config.train_last, True):
+        raise ConfigError(
+            'a store with a key keeps no cache on the disk, where it would not be encrypted: take "memory"'
+        )
     with model.store.lock(name):
         current = None if restart or not model.store.exists(name) else model.store.load(name)
         labels = merged_labels(manifest, current, samples)
@@ -124,35 +147,62 @@ def train(
         start = starting_adapter(manifest, current, lora, labels, samples, config.seed, model.bundle.norms)
         objective = objective_for(model, samples, start.labels, config)
         held_out = objective_for(model, validation, start.labels, config) if validation else None
+        judged = objective_for(model, gate.samples, start.labels, config) if gate is not None else None
+        if judged is not None:
+            check_targets(manifest, start, judged)
+        model.store.make_room()
         folder = model.store.state_path(name)
         trainer = Trainer(model.bundle, start, objective, config, folder)
-        state = unfinished(folder)
+        owner = unfinished(folder, model.store.key)
+        usable = owner is not None and owner == unfinished(folder, model.store.key, trainer) == identity
         plan = None
         if ram is not None:
             origin = "--ram" if given else OF_BUNDLE
             plan = plan_memory(trainer, held_out, ram, read_layout(folder, identity), origin)
-        if ((restart or discard) and state != identity) or (state is not None and state == parent):
-            shutil.rmtree(folder, ignore_errors=True)  # discarded, or what a finished run had no time to remove
+        if ((restart or discard) and not usable) or (owner is not None and owner == parent):
+            remove_tree(folder)  # discarded, or what a finished run had no time to remove
         before = model.bundle.settings
         if plan is not None:
             write_layout(folder, plan, identity)
             planned(plan)
             follow(plan, trainer)
+        held_back = None if again else _held_back(model, name, identity)
         try:
-            result = fit(trainer, held_out, folder, identity, callback)
+            if held_back is None:
+                result = fit(trainer, held_out, StateFile(folder, identity, model.store.key), callback)
+            else:
+                steps = int(held_back.training["steps"])
+                result = RunResult(held_back, _recorded(held_back), steps, ())
         finally:
             if model.bundle.settings != before:
                 model.bundle.use_settings(before)
         adapter = finish(result, identity, parent, settings)
-        version = model.store.save(name, adapter)
+        verdict = None
+        if gate is not None and judged is not None:
+            previous = model.store.load(name) if model.store.exists(name) else None
+            fresh = starting_adapter(manifest, None, lora, labels, samples, config.seed, model.bundle.norms)
+            verdict = judge(model, gate, judged, trainer.part_size, adapter, previous, fresh)
+        version = model.store.save(name, adapter, activate=verdict is None or verdict.accepted)
         trainer.close()
         if config.keep_cache:
             (folder / STATE_FILE).unlink(missing_ok=True)
         else:
-            shutil.rmtree(folder, ignore_errors=True)
-    report = _report(name, version, adapter, result.progress, config, already_done=False)
+            remove_tree(folder)
+    report = _report(name, version, adapter, result.progress, config, already_done=held_back is not None)
     median = float(np.median(result.step_seconds)) if result.step_seconds else None
-    return replace(report, resumed_at=result.resumed_at, step_seconds_median=median, memory=plan)
+    return replace(report, resumed_at=result.resumed_at, step_seconds_median=median, memory=plan, gate=verdict)
+
+
+def _held_back(model: Model, name: str, identity: str) -> Adapter | None:
+    """The newest version, if it is this run's and did not pass a gate: it is judged again and not trained again."""
+    newest = model.store.newest(name)
+    if not newest or (model.store.exists(name) and newest == model.store.current_version(name)):
+        return None
+    with contextlib.suppress(AdapterError):
+        adapter = model.store.load(name, newest)
+        if adapter.training.get("run_id") == identity:
+            return adapter
+    return None
 
 
 def default_budget(manifest: Manifest, config: TrainingConfig) -> int | None:

@@ -10,36 +10,16 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from edgelora.adapter import Adapter
-from edgelora.errors import StoreError, TrainingError
-from edgelora.files import write_atomic
 from edgelora.objectives import Objective
 from edgelora.trainer import StepResult, Trainer
-
-STATE_FILE = "state.safetensors"
-_BEST, _CURRENT, _OPTIMIZER = "best", "current", "optimizer."
-
-
-@dataclass
-class Progress:
-    """Where a run is. `history` has an entry per finished epoch: epoch, train_loss, and validation metrics."""
-
-    step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
-    epoch_losses: list[float] = field(default_factory=list[float])
-    best_metric: float | None = None
-    best_epoch: int | None = None
-    stopped_early: bool = False
-    seconds: float = 0.0
+from edgelora.training_state import Progress, StateFile
 
 
 @dataclass(frozen=True)
@@ -66,21 +46,16 @@ def run_id(**decisive: Any) -> str:
 def fit(
     trainer: Trainer,
     validation: Objective | None = None,
-    state_folder: Path | None = None,
-    identity: str = "",
+    state: StateFile | None = None,
     callback: Callback = lambda _step, _progress: None,
 ) -> RunResult:
-    """Train to the end, continuing the state in `state_folder` if it is this run's.
+    """Train to the end, continuing from `state` if it is there.
 
     Raises:
-        TrainingError: the loss diverged, or the state belongs to another run.
+        TrainingError: the loss diverged, or the state is damaged or another run's.
         StoreError: the state cannot be written.
     """
-    progress = Progress()
-    best: NDArray[np.float32] | None = None
-    path = state_folder / STATE_FILE if state_folder is not None else None
-    if path is not None and path.exists():
-        progress, best = restore(path, trainer, identity)
+    progress, best = (Progress(), None) if state is None else state.restore(trainer)
     resumed_at, started, before = progress.step, time.monotonic(), progress.seconds
     durations: list[float] = []
     batches, loaded = [], -1
@@ -97,8 +72,8 @@ def fit(
         if epoch_ends:
             best = _end_epoch(trainer, validation, progress, epoch, best)
         progress.seconds = before + time.monotonic() - started
-        if path is not None and (epoch_ends or progress.step % trainer.config.save_steps == 0):
-            store(path, trainer, progress, best, identity)
+        if state is not None and (epoch_ends or progress.step % trainer.config.save_steps == 0):
+            state.write(trainer, progress, best)
         callback(result, progress)
     final = trainer.current()
     if best is not None and trainer.config.load_best_model_at_end:
@@ -140,65 +115,6 @@ def with_flat(trainer: Trainer, flat: NDArray[np.float32]) -> Adapter:
     adapter = trainer.current()
     trainer.flat[:] = kept
     return adapter
-
-
-def store(path: Path, trainer: Trainer, progress: Progress, best: NDArray[np.float32] | None, identity: str) -> None:
-    """Write the state atomically: after a kill either this state or the one before is there."""
-    arrays: dict[str, NDArray[Any]] = {_CURRENT: trainer.flat}
-    arrays |= {f"{_OPTIMIZER}{name}": array for name, array in trainer.optimizer.state().items()}
-    if best is not None:
-        arrays[_BEST] = best
-    metadata = {"run_id": identity, "progress": json.dumps(asdict(progress))}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, save(arrays, metadata))
-    except OSError as error:
-        raise StoreError(
-            f"{path}: the training state cannot be written ({error.strerror or error}); free some space and run "
-            "the same command: it continues from the state before"
-        ) from error
-
-
-def restore(path: Path, trainer: Trainer, identity: str) -> tuple[Progress, NDArray[np.float32] | None]:
-    """Put the trainer where the state was written.
-
-    Raises:
-        TrainingError: the state is damaged or belongs to a run with other data or settings.
-    """
-    arrays, progress, owner = _read(path)
-    if owner != identity:
-        raise TrainingError(
-            f"{path}: an unfinished training with other data or settings is at step {progress.step}; run its command "
-            "again to finish it, or add --discard to drop it"
-        )
-    if arrays[_CURRENT].shape != trainer.flat.shape:
-        raise TrainingError(f"{path}: the training state has another size; add --discard to drop it")
-    trainer.flat[:] = arrays[_CURRENT]
-    trainer.optimizer.load_state(
-        {name.removeprefix(_OPTIMIZER): a.copy() for name, a in arrays.items() if name.startswith(_OPTIMIZER)}
-    )
-    trainer.step_number = progress.step
-    best = arrays.get(_BEST)
-    return progress, None if best is None else best.copy()
-
-
-def unfinished(folder: Path) -> str | None:
-    """The id of the run whose state lies in the folder; None if there is none or it is damaged."""
-    try:
-        return _read(folder / STATE_FILE)[2]
-    except TrainingError:
-        return None
-
-
-def _read(path: Path) -> tuple[dict[str, NDArray[Any]], Progress, str]:
-    """The arrays, the progress and the run's id of a state. Raises TrainingError if it is damaged."""
-    try:
-        content = path.read_bytes()
-        arrays = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        return arrays, Progress(**json.loads(header["progress"])), str(header["run_id"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{path}: the training state is damaged ({error}); add --discard to drop it") from error
 
 
 def finish(result: RunResult, identity: str, parent: str | None, settings: dict[str, Any]) -> Adapter:

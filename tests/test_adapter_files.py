@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from edgelora.adapter import (
 from edgelora.config import LoraConfig
 from edgelora.errors import AdapterError
 from tests.test_adapter import LABELS, QUERY, trained
+from tests.test_peft_exchange import lora_of
 from tests.tiny_manifest import DIGEST, MANIFEST, WITHOUT_HEAD
 
 KEY = f"base_model.model.{QUERY}"
@@ -71,6 +73,23 @@ def test_equal_adapters_give_equal_bytes_whatever_the_order(tmp_path: Path):
     )
     assert to_files(backwards) == to_files(adapter)
     assert to_files(read_adapter(put(tmp_path / "a", to_files(adapter)))) == to_files(adapter)
+
+
+def test_patterns_that_overlap_mean_the_same_after_reading(tmp_path: Path):
+    """The first that matches holds, and files hold them sorted."""
+    config = LoraConfig(
+        r=2,
+        target_modules=("query", "value"),
+        rank_pattern={"query": 1, "layer.0.*": 3},
+        alpha_pattern={"value": 5, "layer.1.*": 7},
+    )
+    adapter = new_adapter(WITHOUT_HEAD, config)
+    write_adapter(adapter, tmp_path)
+    back = read_adapter(tmp_path)
+    back.validate(WITHOUT_HEAD)
+    assert [lora_of(back).rank(p) for p in adapter.points] == [config.rank(p) for p in adapter.points] == [1, 3, 1, 2]
+    assert [lora_of(back).alpha(p) for p in adapter.points] == [config.alpha(p) for p in adapter.points] == [8, 5, 7, 5]
+    assert to_files(back) == to_files(adapter)
 
 
 def golden() -> Adapter:
@@ -216,6 +235,26 @@ def test_a_lying_header_costs_no_more_memory_than_the_file(tmp_path: Path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
+@pytest.mark.parametrize("name", [CONFIG_FILE, RECORD_FILE])
+def test_halves_of_surrogate_pairs_are_refused_wherever_they_stand(tmp_path: Path, name: str):
+    files = to_files(recorded())
+    body = json.loads(files[name])
+    for change in ({"target_modules": ["a\ud800"]}, {"training": {"\ud800": 1}}, {"\udfff": None}):
+        folder = put(tmp_path / "a", files | {name: json.dumps(body | change).encode()})
+        with pytest.raises(AdapterError, match=name):
+            read_adapter(folder)
+
+
+def test_reading_takes_memory_for_what_is_there_and_not_for_what_may_be(tmp_path: Path):
+    folder = put(tmp_path / "a", to_files(trained()))
+    tracemalloc.start()
+    try:
+        read_adapter(folder)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("missing", [CONFIG_FILE, TENSORS_FILE])
 def test_a_missing_file_is_named(tmp_path: Path, missing: str):
     files = to_files(trained())
@@ -241,7 +280,7 @@ def changed(**fields: Any) -> bytes:
         (changed(sha256="00"), "sha256"),
         (changed(labels=["a", "a", "b"]), "malformed"),
         (changed(labels=["a", 1, "b"]), "malformed"),
-        (changed(labels=["\ud800"]), "malformed"),
+        (changed(labels=["\ud800"]), "not valid JSON"),
         (changed(labels="abc"), "malformed"),
         (changed(base_digest=None), "malformed"),
         (changed(training=[]), "malformed"),

@@ -16,8 +16,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from edgelora.adapter import TENSORS_FILE, Adapter, new_adapter, to_files
 from edgelora.config import LoraConfig
-from edgelora.errors import AdapterError, StoreError
+from edgelora.errors import AdapterError, StoreError, StoreWarning
 from edgelora.store import AdapterStore
+from edgelora.versions import version_files
 from tests.tiny_manifest import WITHOUT_HEAD
 
 
@@ -84,7 +85,7 @@ def test_show_tells_of_each_version(tmp_path: Path):
     info = store.show("ann")
     assert (info.name, info.current, [v.number for v in info.versions]) == ("ann", 1, [1, 2])
     first = info.versions[0]
-    assert first.size == sum(map(len, to_files(adapter(1)).values()))
+    assert first.size == sum(map(len, version_files(to_files(adapter(1)), None, "").values()))
     assert info.size == sum(v.size for v in info.versions)
     assert first.created.endswith("+00:00")
     assert first.summary() == "1 steps, accuracy 0.500"
@@ -98,7 +99,9 @@ def test_a_damaged_version_is_named_and_hides_no_other(tmp_path: Path):
     store.save("ann", adapter(2))
     (tmp_path / "ann" / "versions" / "000002" / TENSORS_FILE).write_bytes(b"damaged")
     with pytest.raises(AdapterError, match=r"(?s)000002.*roll back to another version \(1\)"):
-        store.load("ann")
+        store.load("ann", 2)
+    with pytest.warns(StoreWarning, match=r"(?s)000002.*version 1 is used"):
+        assert value_of(store.load("ann")) == 1
     info = store.show("ann")
     assert [v.problem is None for v in info.versions] == [True, False]
     assert info.versions[1].summary().startswith("damaged")
@@ -324,8 +327,12 @@ class StoreMachine(RuleBasedStateMachine):
     def save(self, name: str, value: int) -> None:
         versions = self.model.setdefault(name, {})
         number = self.store.save(name, adapter(value))
+        newest = max(versions, default=0)
         if self.current.get(name) and versions[self.current[name]] == value:
             assert number == self.current[name]
+        elif newest and versions[newest] == value:
+            assert number == newest
+            self.current[name] = newest
         else:
             assert number == max(versions, default=0) + 1
             versions[number] = value
@@ -375,3 +382,60 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStoreMachine = StoreMachine.TestCase
 TestStoreMachine.settings = settings(max_examples=30, stateful_step_count=15, deadline=None)
+
+
+@pytest.mark.parametrize(
+    "place", ["ann", "ann/versions", "ann/training", ".edgelora", ".edgelora/staging", ".edgelora/locks"]
+)
+def test_a_link_in_a_store_leads_nowhere(tmp_path: Path, place: str):
+    """Somebody's store may hold links; nothing that they point to is written or deleted."""
+    outside = tmp_path / "outside"
+    shutil.copytree(_saved(tmp_path / "other") / "ann", outside)
+    before = everything(outside)
+    store = AdapterStore(_saved(tmp_path / "store"))
+    linked = store.root / place
+    if linked.exists():
+        shutil.rmtree(linked)
+    linked.symlink_to(outside)
+    for act in (
+        lambda: AdapterStore(store.root),
+        lambda: store.save("ann", adapter(2)),
+        lambda: store.rollback("ann", 1),
+        lambda: store.state_path("ann"),
+        lambda: store.remove("ann"),
+    ):
+        try:
+            act()
+        except StoreError as error:
+            assert "is a link" in str(error)
+    assert everything(outside) == before
+
+
+def test_a_link_to_itself_hides_no_other_adapter(tmp_path: Path):
+    store = AdapterStore(_saved(tmp_path))
+    store.save("bob", adapter(2))
+    shutil.rmtree(tmp_path / "ann" / "versions")
+    (tmp_path / "ann" / "versions").symlink_to("versions")
+    assert store.list() == ["bob"]
+    for ask in (store.load, store.show, store.exists, store.rollback):
+        with pytest.raises(StoreError, match="versions"):
+            ask("ann")
+
+
+def test_a_lock_that_is_a_link_does_not_truncate_what_it_points_to(tmp_path: Path):
+    (tmp_path / "precious").write_text("precious")
+    store = AdapterStore(_saved(tmp_path / "store"))
+    for lock in ("locks/ann", "lock"):
+        path = store.root / ".edgelora" / lock
+        path.unlink(missing_ok=True)
+        path.symlink_to(tmp_path / "precious")
+        with pytest.raises(StoreError, match="lock cannot be opened"):
+            store.save("ann", adapter(2))
+        path.unlink()
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert store.save("ann", adapter(2)) == 2
+
+
+def _saved(root: Path) -> Path:
+    AdapterStore(root).save("ann", adapter(1))
+    return root

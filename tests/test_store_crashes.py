@@ -14,6 +14,7 @@ import pytest
 
 from edgelora.errors import StoreError
 from edgelora.store import AdapterStore
+from edgelora.store_settings import StoreSettings
 from tests.test_store import adapter, value_of
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals and limits")
@@ -80,6 +81,7 @@ KILLING = """
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the store and the log as they were after each kill."""
     folder = tmp_path_factory.mktemp("killed")
+    AdapterStore(folder / "store").configure(StoreSettings(keep_versions=None))
     rng = random.Random(5)
     delays = "".join(f"{rng.uniform(0, 0.3)}\n" for _ in range(KILLS))
     run(KILLING, str(folder / "store"), str(folder / "log"), lines=delays)

@@ -11,6 +11,7 @@ from typing import Any
 from edgelora.errors import ConfigError, EdgeLoraError
 from edgelora.memory import parse_size
 from edgelora.runtime import Model
+from edgelora.sealing import Key
 from edgelora.session import SessionSettings
 
 Verbs = Any  # argparse's subparsers action has no public name
@@ -37,6 +38,11 @@ def add_bundle(parser: argparse.ArgumentParser, store: bool = True) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a bundle written by `edgelora convert`")
     if store:
         parser.add_argument("--store", metavar="DIR", help="the adapter store (default: NAME.adapters beside it)")
+        parser.add_argument(
+            "--key-file",
+            metavar="FILE",
+            help="the key of an encrypted store: 64 hexadecimal digits (openssl rand -hex 32)",
+        )
     parser.add_argument("--threads", type=int, metavar="N", help="cores for one operator (default: all)")
     parser.add_argument(
         "--low-memory", action="store_true", help="no prepacked copies of the weights: less memory, a little slower"
@@ -53,7 +59,8 @@ def settings_of(options: argparse.Namespace) -> SessionSettings:
 
 def open_model(options: argparse.Namespace) -> Model:
     """The model that the options name."""
-    return Model.open(options.bundle, options.store, settings_of(options))
+    key = Key.read(options.key_file) if options.key_file else None
+    return Model.open(options.bundle, options.store, settings_of(options), key=key)
 
 
 def emit(options: argparse.Namespace, result: Any, text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,15 +23,16 @@ from edgelora.cli.common import (
     table,
 )
 from edgelora.config import AdapterConfig, LoraConfig
-from edgelora.data import read_samples, split
+from edgelora.data import Sample, read_samples, split
 from edgelora.errors import ConfigError
+from edgelora.gate import Gate
 from edgelora.memory import peak_memory
 from edgelora.methods import BeftConfig, IA3Config, VeraConfig
 from edgelora.prefix_cache import DTYPES, PLACES
 from edgelora.trainer import StepResult
 from edgelora.training import TrainingReport, train
 from edgelora.training_config import GRADIENTS, OPTIMIZERS, TrainingConfig
-from edgelora.training_run import Progress
+from edgelora.training_state import Progress
 
 N = TypeVar("N", int, float)
 _TARGETS = ("target_modules", "exclude_modules", "layers_to_transform")
@@ -71,6 +72,19 @@ def add_verbs(verbs: Verbs) -> None:
     )
     parser.add_argument("--restart", action="store_true", help="the same, and begin from a fresh adapter")
     parser.add_argument("--again", action="store_true", help="train further although this very run is done")
+
+    gate = parser.add_argument_group(
+        "gate (a version becomes current only if it is not worse than the one before, or the base)"
+    )
+    gate.add_argument("--held-out", metavar="FILE", help="samples to judge by, which training never sees")
+    gate.add_argument("--held-out-split", type=float, metavar="SHARE", help="hold out this share of the data instead")
+    gate.add_argument(
+        "--gate-margin",
+        type=float,
+        metavar="M",
+        help="by how much of the task's metric it may be worse (0); judges by the validation samples if no others are "
+        "held out",
+    )
 
     lora = parser.add_argument_group("adapter (PEFT's names; for a new adapter)")
     lora.add_argument(
@@ -182,8 +196,12 @@ def run_train(options: argparse.Namespace) -> None:
     task = model.bundle.manifest.task
     samples = read_samples(options.data, task, options.format)
     held_out = read_samples(options.validation, task) if options.validation else None
+    judged = read_samples(options.held_out, task) if options.held_out else None
+    if judged is None and options.held_out_split is not None:
+        samples, judged = split(samples, options.held_out_split, np.random.default_rng(options.seed))
     if held_out is None and options.validation_split:
         samples, held_out = split(samples, options.validation_split, np.random.default_rng(options.seed))
+    gate = chosen_gate(options.gate_margin, judged, held_out)
     lora = adapter_config(options)
     started = time.monotonic()
     show = EpochLines(options.json and not options.progress, config, len(samples))
@@ -200,6 +218,7 @@ def run_train(options: argparse.Namespace) -> None:
         callback=show,
         ram=options.ram,
         planned=lambda plan: None if show.quiet else note(plan.describe()),
+        gate=gate,
     )
     end_progress()
     emit(
@@ -207,6 +226,24 @@ def run_train(options: argparse.Namespace) -> None:
         {**report.to_dict(), "peak_memory_bytes": peak_memory()},
         report_text(report, len(samples), time.monotonic() - started, config),
     )
+
+
+def chosen_gate(
+    margin: float | None, judged: Sequence[Sample] | None, validation: Sequence[Sample] | None
+) -> Gate | None:
+    """The gate that the options ask for, if any.
+
+    Raises:
+        ConfigError: a margin, and no samples to judge by.
+    """
+    if margin is None and judged is None:
+        return None
+    samples = judged or validation
+    if not samples:
+        raise ConfigError(
+            "--gate-margin needs samples to judge by: --held-out FILE, --held-out-split SHARE or --validation FILE"
+        )
+    return Gate(samples, margin or 0.0)
 
 
 def training_config(options: argparse.Namespace) -> TrainingConfig:
@@ -340,7 +377,7 @@ class EpochLines:
 
 def report_text(report: TrainingReport, samples: int, seconds: float, config: TrainingConfig) -> str:
     """The report for people: of the epoch whose adapter was saved."""
-    if report.already_done:
+    if report.already_done and report.gate is None:
         return (
             f"{report.adapter}: version {report.version} already holds this run ({report.steps} steps); nothing was "
             "trained. --again trains further, --restart begins anew."
@@ -362,7 +399,12 @@ def report_text(report: TrainingReport, samples: int, seconds: float, config: Tr
         if (peak := peak_memory()) is not None:
             rows.append(("measured peak MB", round(peak / 1e6)))
     stopped = " (stopped early)" if report.stopped_early else ""
-    text = f"{report.adapter}: version {report.version} saved{stopped}\n" + table(rows, ("", ""))
+    held = "" if report.active else ", and did not pass the gate: the version before stays current"
+    text = f"{report.adapter}: version {report.version} saved{stopped}{held}\n" + table(rows, ("", ""))
+    if report.gate is not None:
+        text += f"\ngate: {report.gate.reason}"
+    if not report.active:
+        text += f"\nto use it all the same: edgelora adapters … rollback {report.adapter} --to {report.version}"
     if config.gradient == "spsa":
         passes = 2 * config.spsa_directions
         text += f"\ngradients were zeroth-order estimates (SPSA), {passes} forward passes a step"

@@ -6,10 +6,12 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
-from edgelora.cli import adapters, base, learn, prove, use, zoo
-from edgelora.errors import EdgeLoraError
+from edgelora.cli import adapters, base, exchange, learn, prove, use, zoo
+from edgelora.errors import EdgeLoraError, StoreWarning
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -29,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="edgelora", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for module in (base, learn, use, adapters, prove, zoo):
+    for module in (base, learn, use, adapters, exchange, prove, zoo):
         module.add_verbs(verbs)
     return parser
 
@@ -43,7 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:  # argparse takes no texts once an option has come between them and BUNDLE
         options.texts = [*options.texts, *rest]
     try:
-        return int(options.run(options) or 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", StoreWarning)
+            warnings.showwarning = _show_warning
+            return int(options.run(options) or 0)
     except EdgeLoraError as error:
         if options.json:
             print(json.dumps({"error": str(error), "kind": type(error).__name__}))
@@ -55,3 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    print(f"edgelora: warning: {message}", file=sys.stderr)

@@ -6,7 +6,6 @@ is `[out, 1]`, or `[1, in]` of a feed-forward module; of a convolution `[1, chan
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -16,6 +15,7 @@ import numpy as np
 from edgelora.config import AdapterConfig, Patterns, pattern_problems
 from edgelora.manifest import InsertionPoint
 from edgelora.methods.base import NOTHING, Floats, Method, Norms, Shape, Tensors, split_name
+from edgelora.patterns import fullmatch
 
 VECTOR, INTO, OUT = "ia3_l", "ia3_in", "ia3_out"
 
@@ -44,7 +44,7 @@ class IA3Config(AdapterConfig):
         """Whether the vector stands at the module's input: as PEFT has it, a name is any ending of the id."""
         modules = self.feedforward_modules
         if isinstance(modules, str):
-            return re.fullmatch(modules, point_id) is not None
+            return fullmatch(modules, point_id)
         return any(point_id.endswith(name) for name in modules or ())
 
     def renamed(self, ids: Mapping[str, str]) -> Self:

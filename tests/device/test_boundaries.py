@@ -14,7 +14,7 @@ from tests.device import tiny
 
 DEVICE = tiny.ROOT / "edgelora"
 EVERYWHERE = {"numpy", "safetensors", "edgelora"}
-ONLY_IN = {"onnxruntime": {"session.py"}, "tokenizers": {"text.py"}}
+ONLY_IN = {"onnxruntime": {"session.py"}, "tokenizers": {"text.py"}, "cryptography": {"sealing.py"}}
 REFUSED = ("onnx", "onnx_ir", "onnxscript", "torch", "transformers", "peft", "edgelora_tools", "rich", "matplotlib")
 
 BLOCKED = f"""

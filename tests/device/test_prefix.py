@@ -20,7 +20,8 @@ from edgelora.record_file import RecordFile
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for
 from edgelora.trainer import Trainer
-from edgelora.training_run import STATE_FILE, fit
+from edgelora.training_run import fit
+from edgelora.training_state import STATE_FILE
 from tests.device import tiny
 
 CLASSIFICATION = "sequence-classification"

@@ -69,5 +69,5 @@ def test_two_beginnings_are_none(world: World, tmp_path: Path):
     model.save_pretrained(str(tmp_path))
     manifest = world.features.bundle.manifest
     shorter = replace(manifest, points=manifest.points[1:])
-    with pytest.raises(AdapterError, match=r"bert\.encoder.* is no input"):
+    with pytest.raises(AdapterError, match=r"no insertion point of this bundle is bert\.encoder"):
         read_adapter(tmp_path, shorter, accept_base=True).validate(shorter)

@@ -54,8 +54,8 @@ class ValueSizes:
             return made * _PER_ELEMENT
         if node.op_type.startswith("Conv"):  # the kernel's weights for an output channel
             return made * self.elements(b) // max((self._size(dims(b)[0]) if b.shape else None) or 1, 1)
-        inner = self._size(dims(a)[0 if node.attributes.get_int("transA", 0) else -1]) if a.shape else None
-        return made * (inner or 1)
+        columns = self._size(dims(b)[-2 if node.attributes.get_int("transB", 0) else -1]) if b.shape else None
+        return self.elements(a) * columns if columns is not None else made * _PER_ELEMENT
 
     def _count(self, value: ir.Value, most: int) -> int:
         """The elements of a node's output, whose largest input has `most`."""

@@ -1,0 +1,96 @@
+"""What a manifest may say that no bundle means: sizes below 1, unknown types, inputs and outputs that a task needs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgelora.manifest import AdapterInput, InsertionPoint, Manifest, TensorSpec, TrainingGraph
+
+_DTYPES = frozenset(
+    "bool float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()  # noqa: SIM905
+)
+_OUTPUT = {
+    "sequence-classification": "logits",
+    "token-classification": "logits",
+    "regression": "logits",
+    "sentence-embedding": "embedding",
+}
+_TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_VALUES_A_BYTE = 8
+
+
+def value_problems(manifest: Manifest) -> list[str]:
+    """What is wrong with a manifest whose fields have the right types."""
+    most = _VALUES_A_BYTE * max(
+        sum(entry.size for entry in manifest.files.values()), 1
+    )  # no side of a weight is longer
+    problems = [
+        *(p for point in manifest.points for p in _point_problems(point, most)),
+        *_repeated("point", [point.id for point in manifest.points]),
+        *_repeated("input", [spec.name for spec in manifest.inputs]),
+        *_spec_problems("inputs", manifest.inputs),
+        *_spec_problems("outputs", manifest.outputs),
+        *(p for graph in _training(manifest) for p in _training_problems(graph)),
+        *(p for prefix in manifest.prefixes for p in _spec_problems(f"prefix {prefix.name}", prefix.kept)),
+        *(p for name, graphs in manifest.methods.items() for p in _shape_problems(name, graphs.inputs, most)),
+        *_task_problems(manifest),
+    ]
+    if manifest.head is not None and not 0 < manifest.head.features <= most:
+        problems.append(f"the head has {manifest.head.features} features")
+    return problems + [f"{name} has {entry.size} bytes" for name, entry in manifest.files.items() if entry.size < 0]
+
+
+def _point_problems(point: InsertionPoint, most: int) -> Iterator[str]:
+    sizes = {"in_features": point.in_features, "out_features": point.out_features, "groups": point.groups}
+    for name, size in [*sizes.items(), *(("kernel", size) for size in point.kernel)]:
+        if not 0 < size <= most:
+            yield f"point {point.id!r} has {name} {size}"
+    if point.layer is not None and point.layer < 0:
+        yield f"point {point.id!r} has layer {point.layer}"
+
+
+def _spec_problems(where: str, specs: tuple[TensorSpec, ...]) -> Iterator[str]:
+    for spec in specs:
+        if spec.dtype not in _DTYPES:
+            yield f"{where}: {spec.name!r} has type {spec.dtype!r}"
+        if any(isinstance(size, int) and size < 1 for size in spec.shape):
+            yield f"{where}: {spec.name!r} has shape {list(spec.shape)}"
+
+
+def _shape_problems(where: str, inputs: tuple[AdapterInput, ...], most: int) -> Iterator[str]:
+    for one in inputs:
+        if any(isinstance(size, int) and not 0 < size <= most for size in one.shape):
+            yield f"the graphs of {where}: {one.name!r} has shape {list(one.shape)}"
+
+
+def _training(manifest: Manifest) -> Iterator[TrainingGraph]:
+    yield from manifest.training
+    for graphs in (*manifest.prefixes, *manifest.methods.values()):
+        yield from graphs.training
+
+
+def _training_problems(graph: TrainingGraph) -> Iterator[str]:
+    yield from _spec_problems(graph.file, graph.inputs)
+    if graph.loss != "cotangent" and "loss" not in graph.outputs:
+        yield f"{graph.file} returns no loss"
+
+
+def _task_problems(manifest: Manifest) -> Iterator[str]:
+    needed, names = _OUTPUT.get(manifest.task), [spec.name for spec in manifest.outputs]
+    if needed is not None and needed not in names:
+        yield f"the task {manifest.task} needs the output {needed!r}"
+    if not manifest.inputs or not all(spec.shape for spec in manifest.inputs):
+        yield "an input without a batch dimension, or none"
+    if manifest.preprocessing.get("kind") == "text":
+        for spec in manifest.inputs:
+            if spec.name in _TEXT_INPUTS and (len(spec.shape) != 2 or not spec.dtype.startswith("int")):
+                yield f"the text input {spec.name!r} has type {spec.dtype!r} and shape {list(spec.shape)}"
+
+
+def _repeated(what: str, names: list[str]) -> Iterator[str]:
+    for name, count in Counter(names).items():
+        if count > 1:
+            yield f"the {what} {name!r} is there {count} times"
