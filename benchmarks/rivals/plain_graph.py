@@ -13,6 +13,7 @@ import onnx
 
 from edgelora.adapter import read_adapter
 from edgelora.bundle import Bundle
+from edgelora.config import LoraConfig
 
 SCALED = ".unscaled"
 
@@ -44,6 +45,7 @@ def plain_model(bundle: Path, adapter: Path) -> onnx.ModelProto:
     manifest = Bundle.open(bundle).manifest
     model = onnx.load(bundle / manifest.forward)
     found = read_adapter(adapter)
+    assert isinstance(found.config, LoraConfig)
     kept = [value for value in model.graph.input if value.name not in found.tensors]
     del model.graph.input[:], model.graph.value_info[:]
     model.graph.input.extend(kept)

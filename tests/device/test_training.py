@@ -50,8 +50,8 @@ def differs(ours, theirs) -> bool:
 def test_the_gradient_of_a_step_is_torchs(base, open_model):
     """Mean pooling, a fresh head and cross-entropy, written down in torch, over a batch with padding."""
     model = open_model()
-    classes = ("bright", "quiet", "warm")
-    adapter = new_adapter(model.bundle.manifest, LoraConfig(r=4, lora_alpha=8), classes)
+    classes, config = ("bright", "quiet", "warm"), LoraConfig(r=4, lora_alpha=8)
+    adapter = new_adapter(model.bundle.manifest, config, classes)
     rng = np.random.default_rng(5)
     adapter = adapter.with_tensors(
         {n: t + rng.normal(0, 0.1, t.shape).astype("f4") for n, t in adapter.tensors.items()}
@@ -68,7 +68,7 @@ def test_the_gradient_of_a_step_is_torchs(base, open_model):
     def added(point: str):
         def hook(_module, inputs, output):
             a, b = leaves[f"{point}.lora_A"], leaves[f"{point}.lora_B"]
-            return output + adapter.config.scale(point) * inputs[0] @ a @ b
+            return output + config.scale(point) * inputs[0] @ a @ b
 
         return hook
 

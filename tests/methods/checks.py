@@ -18,6 +18,7 @@ from edgelora.methods import method_of
 from edgelora.tasks import objective_for
 from edgelora.trainer import Trainer
 from edgelora.training_run import fit
+from edgelora.training_state import StateFile
 from edgelora_tools.methods import METHODS
 from tests.device import tiny
 from tests.methods.cases import Case
@@ -145,7 +146,7 @@ class Killed(Exception):
 
 def a_killed_run_resumes_to_the_same_bits(world: World, case: Case, folder: Path) -> None:
     """Training lowers the loss; stopped in the middle and continued, it ends at the same tensors."""
-    whole = fit(made_trainer(world, case.ours), state_folder=folder / "whole", identity="x")
+    whole = fit(made_trainer(world, case.ours), state=StateFile(folder / "whole", "x"))
     losses = [entry["train_loss"] for entry in whole.progress.history]
     assert losses[-1] < losses[0]
 
@@ -154,8 +155,8 @@ def a_killed_run_resumes_to_the_same_bits(world: World, case: Case, folder: Path
             raise Killed
 
     with pytest.raises(Killed):
-        fit(made_trainer(world, case.ours), state_folder=folder / "cut", identity="x", callback=kill)
-    resumed = fit(made_trainer(world, case.ours), state_folder=folder / "cut", identity="x")
+        fit(made_trainer(world, case.ours), state=StateFile(folder / "cut", "x"), callback=kill)
+    resumed = fit(made_trainer(world, case.ours), state=StateFile(folder / "cut", "x"))
     assert resumed.resumed_at > 0
     for name, tensor in whole.adapter.tensors.items():
         np.testing.assert_array_equal(resumed.adapter.tensors[name], tensor, err_msg=name)
