@@ -108,7 +108,8 @@ def left_out(stage: str) -> AbstractContextManager[Any]:
 
 def cotangent_feeds(bundle: Any, batch: int, length: int) -> dict[str, np.ndarray]:
     """`batch` × `length` of what the bundle's first sample holds, an adapter at every point, a cotangent."""
-    from edgelora.check import loss_feeds, parity_samples, whole_adapter
+    from edgelora.parity import parity_samples
+    from edgelora.probes import loss_feeds, whole_adapter
 
     rng, one_row = np.random.default_rng(0), parity_samples(bundle)[0][0]
     inputs = {}

@@ -12,12 +12,12 @@ import numpy as np
 
 from edgelora.adapter import Adapter, head_names
 from edgelora.bundle import Bundle
-from edgelora.check import loss_feeds
 from edgelora.drawn import drawn_adapter, drawn_inputs, drawn_trainer
 from edgelora.errors import ConfigError
 from edgelora.manifest import TrainingGraph
 from edgelora.multiplication import fastest, operations, square
 from edgelora.objectives import Feeds, Pairs
+from edgelora.probes import loss_feeds
 from edgelora.runtime import Model
 from edgelora.session import SessionSettings
 from edgelora.store import AdapterStore

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from edgelora.adapter import Adapter, new_adapter
 from edgelora.bundle import Bundle
-from edgelora.check import parity_samples
 from edgelora.config import LoraConfig
 from edgelora.manifest import TrainingGraph
 from edgelora.objectives import Array, Classification, Feeds, Objective, OwnLoss, Pairs, Regression, TokenClassification
+from edgelora.parity import parity_samples
 from edgelora.tasks import ArrayInputs
 from edgelora.trainer import Trainer
 from edgelora.training_config import TrainingConfig

@@ -11,7 +11,7 @@ import transformers
 
 from edgelora.adapter import absent_adapter
 from edgelora.bundle import Bundle
-from edgelora.check import parity_error, parity_samples
+from edgelora.parity import parity_error, parity_samples
 from edgelora_tools.certify.architecture import TRAINS, certify
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.sources.torch_export import EXPORTERS, module_source

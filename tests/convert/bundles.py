@@ -13,7 +13,8 @@ import onnx
 
 from edgelora.adapter import absent_adapter
 from edgelora.bundle import Bundle
-from edgelora.check import check, random_head
+from edgelora.check import check
+from edgelora.probes import random_head
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.runner import session_on
 from edgelora_tools.sources import open_source

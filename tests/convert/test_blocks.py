@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 import onnx
 import pytest
@@ -189,7 +187,7 @@ def test_gradients_point_as_in_float32(both) -> None:
 def test_the_float32_gradients_decide(both, monkeypatch) -> None:
     """Differences of rounded outputs are shown; how coarse they are is no verdict."""
     _, small, _ = both
-    monkeypatch.setattr(importlib.import_module("edgelora.check"), "ROUNDED_TOLERANCE", 1e-6)
+    monkeypatch.setattr("edgelora.gradient_checks.ROUNDED_TOLERANCE", 1e-6)
     verdict = check(small)
     assert {q.id for q in verdict.quantized} == {p.id for p in small.manifest.trainable}
     assert all(q.passed and q.cosine >= 0.99 for q in verdict.quantized)

@@ -12,9 +12,10 @@ import pytest
 from onnx import helper, numpy_helper
 
 from edgelora.bundle import Bundle
-from edgelora.check import check, parity_samples
+from edgelora.check import check
 from edgelora.cli.main import main
 from edgelora.manifest import Manifest
+from edgelora.parity import parity_samples
 from edgelora.reference_losses import REFERENCES
 from tests.convert import networks
 from tests.convert.bundles import to_bundle

@@ -393,7 +393,7 @@ def test_float_masks_are_masks(tmp_path):
     shape = ["batch", "sequence"]
     model = net.model([("x", FLOAT, [*shape, 8]), ("attention_mask", FLOAT, shape)], [("y", FLOAT, [*shape, 8])])
     bundle = to_bundle(model, tmp_path, task="sequence-classification")
-    from edgelora.check import parity_samples
+    from edgelora.parity import parity_samples
 
     masks = [inputs["attention_mask"] for inputs, _ in parity_samples(bundle)]
     assert all(set(mask.ravel()) <= {0.0, 1.0} and mask[:, 0].all() for mask in masks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,14 @@ from onnxruntime import quantization
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from edgelora.adapter import absent_adapter
+from edgelora.check import check
+from edgelora.gradient_checks import check_point
+from edgelora.parity import PARITY_TOLERANCE, parity_samples
 from edgelora_tools.passes.keep_codes import keep_codes
 from edgelora_tools.runner import open_session
 from tests.convert import networks
 from tests.convert.bundles import SIZES, assert_same_outputs, base_outputs, to_bundle
 from tests.convert.networks import FLOAT, Net, save, tokens_of
-
-checks = importlib.import_module("edgelora.check")
 
 POINTS = {f"encoder.layer.0.{name}" for name in ("attention.query_key", "attention.value", "attention.output", "up")}
 POINTS.add("encoder.layer.0.down")
@@ -63,7 +63,7 @@ WAYS = {
     "four-bits-zeros": (four_bits, {"is_symmetric": False}),
     "four-bits-qdq": (four_bits, {"is_symmetric": True, "quant_format": QDQ}),
 }
-PARITY = {"static-qoperator": checks.PARITY_TOLERANCE["int8"]}
+PARITY = {"static-qoperator": PARITY_TOLERANCE["int8"]}
 """Integer kernels and real numbers between codes round differently now and then; all others compute alike."""
 
 
@@ -122,7 +122,7 @@ def test_no_operators_of_other_domains(quantized):
 
 def test_check_passes(quantized):
     _, _, bundle = quantized
-    verdict = checks.check(bundle)
+    verdict = check(bundle)
     assert verdict.passed, verdict
 
 
@@ -136,8 +136,8 @@ def passes_with(bundle, point, factor, monkeypatch):
         return {n: y * np.float32(factor) if n == f"grad.{point.input_a}" else y for n, y in made.items()}
 
     monkeypatch.setattr(type(graph), "run", wrong)
-    inputs = checks.parity_samples(bundle)[1][0]
-    return checks.check_point(bundle, point, inputs, np.random.default_rng(0)).passed
+    inputs = parity_samples(bundle)[1][0]
+    return check_point(bundle, point, inputs, np.random.default_rng(0)).passed
 
 
 @pytest.mark.parametrize("factor", [-1.0, 0.5, 2.0, 0.0])
@@ -202,7 +202,7 @@ def test_cast_and_scaled_weights(tmp_path):
     for size in SIZES:
         ids = np.random.default_rng(0).integers(0, 50, size)
         assert_same_outputs(bundle, source, {"input_ids": ids}, 1e-6)
-    assert checks.check(bundle).passed
+    assert check(bundle).passed
 
 
 @pytest.mark.parametrize("scale", [(), (1,), (50, 1), (1, 64)], ids=str)
@@ -261,11 +261,11 @@ def test_quantized_convolutions_are_points(convolutions):
     assert points == {(op, 3, 8, 1), (op, 8, 8, 8), (op, 8, 6, 1)}
     for shape in ((1, 3, 9, 9), (3, 3, 12, 7)):
         x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
-        assert_same_outputs(bundle, source, {"x": x}, PARITY.get(way, checks.PARITY_TOLERANCE["int8"]))
+        assert_same_outputs(bundle, source, {"x": x}, PARITY.get(way, PARITY_TOLERANCE["int8"]))
 
 
 def test_quantized_convolutions_have_right_gradients(convolutions):
-    verdict = checks.check(convolutions[2])
+    verdict = check(convolutions[2])
     assert verdict.passed, verdict
     assert len(verdict.points) == 3
 

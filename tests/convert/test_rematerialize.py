@@ -17,9 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgelora.bundle import Bundle
-from edgelora.check import check, check_recomputed, loss_feeds, whole_adapter
+from edgelora.check import check
 from edgelora.errors import EdgeLoraError
+from edgelora.graph_checks import check_recomputed
 from edgelora.manifest import Recomputed, TrainingGraph
+from edgelora.probes import loss_feeds, whole_adapter
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.passes.segments import choose_cuts, narrow_places
 from edgelora_tools.runner import session_on

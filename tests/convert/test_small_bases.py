@@ -14,9 +14,9 @@ from benchmarks.measure import BenchmarkError
 from edgelora import LoraConfig, TrainingConfig, evaluate
 from edgelora.adapter import new_adapter, read_adapter, write_adapter
 from edgelora.bundle import Bundle
-from edgelora.check import random_head
 from edgelora.data import TextSample
 from edgelora.errors import ConversionError
+from edgelora.probes import random_head
 from edgelora.quantization import check_quantization
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for

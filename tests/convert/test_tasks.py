@@ -192,7 +192,7 @@ def test_outputs_of_every_task(task, pooling, transformer_file, task_bundle):
         "cls": hidden[:, 0],
         "pooler": source["pooler_output"],
     }[pooling]
-    from edgelora.check import random_head
+    from edgelora.probes import random_head
 
     head = random_head(bundle.manifest, np.random.default_rng(0))
     got = base_outputs(bundle, inputs)

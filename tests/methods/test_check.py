@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from edgelora import Bundle, check
-from edgelora.check import check_method, parity_samples
+from edgelora.graph_checks import check_method
+from edgelora.parity import parity_samples
 from tests.convert.test_check import edit, insert_after
 from tests.methods.world import World
 

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgelora.bundle import Bundle
-from edgelora.check import PARITY_TOLERANCE, check_point, parity_error, parity_samples
 from edgelora.errors import EdgeLoraError
+from edgelora.gradient_checks import check_point
 from edgelora.manifest import InsertionPoint
+from edgelora.parity import PARITY_TOLERANCE, parity_error, parity_samples
 from edgelora.session import SessionSettings
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.runner import sample_inputs

@@ -1,0 +1,184 @@
+"""Gradients against finite differences: of a point or the head, and of a loss along one direction.
+
+The cotangent graph is held against the inference graph: f(θ) = Σ <c, output(θ)> is evaluated by the inference graph,
+its derivative along a direction by differences. A loss graph is held against differences of its own loss.
+
+Where activations are rounded to int8, outputs are staircases: there the gradients are held against wide differences at
+many places at once, and no tolerance is finer than the steps (docs/bundle-format.md, precision).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelora.adapter import absent_adapter
+from edgelora.bundle import Bundle
+from edgelora.manifest import LORA_GRAPHS, InsertionPoint, TrainingGraph
+from edgelora.probes import Feeds, gentle_factor, random_head, random_pair
+from edgelora.session import Graph
+from edgelora.slopes import GRADIENT_TOLERANCE, ROUNDED_TOLERANCE, Function, finite, fit_staircase, slope_along
+
+_PLACES, _SPOTS, _SPREAD = 12, 8, 0.3
+
+
+@dataclass(frozen=True)
+class PointVerdict:
+    """A point's gradient: the analytic and the numeric directional derivative, and their relative gap.
+
+    Of the point's tensors, the one with the larger gap. The gap decides whether it `passed`, unless the bundle holds
+    the float32 gradients of its base.
+    """
+
+    id: str
+    analytic: float
+    numeric: float
+    error: float
+    passed: bool
+
+
+def check_point(bundle: Bundle, point: InsertionPoint, inputs: Feeds, rng: np.random.Generator) -> PointVerdict:
+    """One point's A and B moved together, all other points absent."""
+    a, b = random_pair(point, rng)
+    base: Feeds = {**inputs, **absent_adapter(bundle.manifest), **random_head(bundle.manifest, rng)}
+    b *= gentle_factor(bundle, base, {point.input_a: a, point.input_b: b})
+    return against_differences(bundle, point.id, base, {point.input_a: a, point.input_b: b}, rng)
+
+
+def check_head(bundle: Bundle, inputs: Feeds, rng: np.random.Generator) -> PointVerdict:
+    """The head's weight and bias, all points absent."""
+    head = bundle.manifest.head
+    assert head is not None
+    base: Feeds = {**inputs, **absent_adapter(bundle.manifest)}
+    return against_differences(bundle, head.name, base, random_head(bundle.manifest, rng), rng)
+
+
+def against_differences(
+    bundle: Bundle, name: str, base: Feeds, values: Feeds, rng: np.random.Generator, graphs: str = LORA_GRAPHS
+) -> PointVerdict:
+    """The cotangent graph's gradient of each tensor of `values` against the inference graph's slope; the worst.
+
+    The direction is noise plus twice the gradient's own, so that neither a wrong part of a gradient nor
+    a wrong size of it can go unseen.
+    """
+    graph = bundle.graph(bundle.training("cotangent", dropout=False, graphs=graphs).file)
+    forward = bundle.forward_in(graphs)
+    if rounds_activations(bundle):
+        found = [_on_average(forward, graph, base, values, tensor, rng) for tensor in values]
+        rounded = [PointVerdict(name, a, n, error, error <= ROUNDED_TOLERANCE) for a, n, error in found]
+        return max(rounded, key=lambda verdict: verdict.error)
+    here: Feeds = forward.run({**base, **values})
+    weights: Feeds = {n: rng.standard_normal(y.shape).astype(np.float32) for n, y in here.items()}
+
+    def gradient_at(at: Feeds, tensor: str) -> NDArray[np.float64]:
+        return _gradient_at(graph, {**base, **at}, weights, tensor)
+
+    def along(tensor: str) -> PointVerdict:
+        gradient = gradient_at(values, tensor)
+        direction = _direction(values[tensor], gradient, rng)
+
+        def moved(step: float) -> Feeds:
+            return {**values, tensor: values[tensor] + np.float32(step) * direction}
+
+        def value(step: float) -> float:
+            there = forward.run({**base, **moved(step)})
+            return sum(float(np.sum((there[n] - here[n]) * w.astype(np.float64))) for n, w in weights.items())
+
+        def slope(step: float) -> float:
+            return float((gradient_at(moved(step), tensor) * direction).sum())
+
+        analytic, numeric, error = slope_along(value, slope, [gradient * direction])
+        return PointVerdict(name, finite(analytic), finite(numeric), error, error <= GRADIENT_TOLERANCE)
+
+    return max((along(tensor) for tensor in values), key=lambda verdict: verdict.error)
+
+
+def _gradient_at(graph: Graph, feeds: Feeds, weights: Feeds, tensor: str) -> NDArray[np.float64]:
+    """d Σ <weight, output>/d tensor by the cotangent graph; zeros where no output depends on it."""
+    name, cotangents = f"grad.{tensor}", {f"cotangent.{n}": w for n, w in weights.items()}
+    found = graph.run({**feeds, **cotangents}, [name]) if name in graph.outputs else {}
+    return np.asarray(found.get(name, np.zeros(feeds[tensor].shape)), np.float64)
+
+
+def _on_average(
+    forward: Graph, graph: Graph, base: Feeds, values: Feeds, tensor: str, rng: np.random.Generator
+) -> tuple[float, float, float]:
+    """The gradient of one tensor and the slope of the outputs, at places around `values`; see `fit_staircase`.
+
+    Where noise leaves that open, a gradient and its differences are means over spots around each place.
+    """
+
+    def gradient_at(at: Feeds, weights: Feeds) -> NDArray[np.float64]:
+        return _gradient_at(graph, {**base, **at}, weights, tensor)
+
+    def place() -> tuple[Feeds, Feeds, NDArray[np.float32]]:
+        at = _nearby(values, rng)
+        here: Feeds = forward.run({**base, **at})
+        weights: Feeds = {n: rng.standard_normal(y.shape).astype(np.float32) for n, y in here.items()}
+        return at, weights, _direction(at[tensor], gradient_at(at, weights), rng)
+
+    def spot(at: Feeds, weights: Feeds, direction: NDArray[np.float32]) -> tuple[float, Function]:
+        here: Feeds = forward.run({**base, **at})
+
+        def value(step: float) -> float:
+            moved = forward.run({**base, **at, tensor: at[tensor] + np.float32(step) * direction})
+            return sum(float(np.sum((moved[n] - here[n]) * w.astype(np.float64))) for n, w in weights.items())
+
+        return float((gradient_at(at, weights) * direction).sum()), value
+
+    def around(at: Feeds, weights: Feeds, direction: NDArray[np.float32]) -> tuple[float, Function]:
+        spots = [spot(_nearby(at, rng), weights, direction) for _ in range(_SPOTS)]
+        return sum(a for a, _ in spots) / _SPOTS, lambda step: sum(value(step) for _, value in spots) / _SPOTS
+
+    places = [place() for _ in range(_PLACES)]
+    found = fit_staircase([spot(*one) for one in places])
+    return found if found[2] <= ROUNDED_TOLERANCE else fit_staircase([around(*one) for one in places])
+
+
+def loss_slope_error(
+    bundle: Bundle, record: TrainingGraph, feeds: Feeds, names: list[str], rng: np.random.Generator
+) -> float:
+    """The gradients of `names` in a loss graph along one direction, against differences of the graph's own loss."""
+    graph = bundle.graph(record.file)
+
+    def place(at: Feeds) -> tuple[list[NDArray[Any]], Function, Function]:
+        wanted = [f"grad.{n}" for n in names]
+        grads = graph.run({**feeds, **at}, wanted)
+        directions = {n: _direction(at[n], grads[f"grad.{n}"], rng) for n in names}
+
+        def moved(step: float) -> Feeds:
+            return {**feeds, **{n: at[n] + np.float32(step) * directions[n] for n in names}}
+
+        def loss(step: float) -> float:
+            return float(graph.run(moved(step), ["loss"])["loss"])
+
+        def slope(step: float) -> float:
+            there = graph.run(moved(step), wanted)
+            return float(sum((there[f"grad.{n}"].astype(np.float64) * directions[n]).sum() for n in names))
+
+        return [grads[f"grad.{n}"].astype(np.float64) * directions[n] for n in names], loss, slope
+
+    values = {n: feeds[n] for n in names}
+    if rounds_activations(bundle):
+        places = [place(_nearby(values, rng)) for _ in range(_PLACES)]
+        return fit_staircase([(float(sum(p.sum() for p in parts)), loss) for parts, loss, _ in places])[2]
+    parts, loss, slope = place(values)
+    return slope_along(loss, slope, parts)[2]
+
+
+def _nearby(values: Feeds, rng: np.random.Generator) -> Feeds:
+    return {n: (x + _SPREAD * x.std() * rng.standard_normal(x.shape)).astype(np.float32) for n, x in values.items()}
+
+
+def _direction(x: NDArray[Any], gradient: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
+    length = float(np.linalg.norm(gradient))
+    own = 2 * gradient / length if 0 < length < np.inf else 0.0
+    return ((rng.standard_normal(x.shape) + own) * max(float(x.std()), 1e-3)).astype(np.float32)
+
+
+def rounds_activations(bundle: Bundle) -> bool:
+    """Whether activations are rounded, so that outputs are staircases."""
+    return bundle.manifest.source.get("precision") in ("int8", "int4")

@@ -1,0 +1,187 @@
+"""Whole graphs against others that compute the same: losses, methods, mixed batches, after a prefix, recomputed.
+
+A loss graph is held against the cotangent graph, fed with the loss's derivative from numpy; a graph with dropout
+against the one without, by masks of ones, and against differences of its own loss under random masks. The graph of
+mixed batches is held against the inference graph, row by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelora.active import ActiveAdapter
+from edgelora.adapter import absent_adapter
+from edgelora.bundle import Bundle
+from edgelora.gradient_checks import against_differences, loss_slope_error, rounds_activations
+from edgelora.manifest import LORA_GRAPHS, Prefix, TrainingGraph
+from edgelora.mixing import AdapterStack
+from edgelora.probes import CHANGE, OUTPUTS, Feeds, loss_feeds, random_head, random_pair, whole_adapter
+from edgelora.reference_losses import REFERENCES
+from edgelora.slopes import GRADIENT_TOLERANCE, LARGEST, ROUNDED_TOLERANCE, bounded
+
+SAME_TOLERANCE = 1e-3
+MIXED_TOLERANCE = 1e-4
+_MIXED_RANKS, _MIXED_MEMORY = (0, 4, 2), 1 << 28
+_NEAR = 0.1
+_ALONG = "loss along a direction"
+
+
+@dataclass(frozen=True)
+class GraphVerdict:
+    """A training graph, or one of mixed batches: the largest relative error of what it returns, and where."""
+
+    file: str
+    error: float
+    where: str
+    passed: bool
+
+
+def check_graph(bundle: Bundle, record: TrainingGraph, inputs: Feeds, rng: np.random.Generator) -> GraphVerdict:
+    """A loss graph, or one with dropout, with an adapter at every point."""
+    values = whole_adapter(bundle, inputs, rng)
+    made = bundle.forward.run({**inputs, **values})
+    feeds: Feeds = {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, made, rng)}
+    got, expected = bundle.graph(record.file).run(feeds), _expected(bundle, record, feeds, made)
+    same, slope = (ROUNDED_TOLERANCE,) * 2 if rounds_activations(bundle) else (SAME_TOLERANCE, GRADIENT_TOLERANCE)
+    shares: dict[str, float] = {}  # errors as shares of what is tolerated
+    for name in sorted(expected):
+        shares[name] = _gap(got[name], expected[name]) / same if name in got else LARGEST
+    if "loss" in got and (record.dropout or not expected):
+        for spec in record.inputs:
+            if spec.dtype == "uint8":
+                feeds[spec.name] = (rng.random(feeds[spec.name].shape) < 0.7).astype(np.uint8)
+        moved = [name for name in values if f"grad.{name}" in got]
+        shares[_ALONG] = loss_slope_error(bundle, record, feeds, moved, rng) / slope
+    where = max(shares, key=lambda name: shares[name])
+    tolerance = slope if where == _ALONG else same
+    return GraphVerdict(record.file, bounded(shares[where] * tolerance), where, shares[where] <= 1)
+
+
+def check_method(
+    bundle: Bundle, record: TrainingGraph, graphs: str, inputs: Feeds, rng: np.random.Generator
+) -> GraphVerdict:
+    """A training graph of another adapter method than LoRA, by name its set of graphs.
+
+    The loss `cotangent` stands against differences of the set's inference graph, one point at a time, and that graph,
+    with no adapter, against LoRA's; every other loss stands against an independent reference, with an adapter at every
+    point.
+    """
+    manifest, forward = bundle.manifest, bundle.forward_in(graphs)
+    absent, head = absent_adapter(manifest, graphs), random_head(manifest, rng)
+    values: Feeds = {name: x + _NEAR * rng.standard_normal(x.shape) for name, x in absent.items()}
+    for point in manifest.points:
+        if point.input_a in absent:
+            values[point.input_a], b = random_pair(point, rng)
+            values[point.input_b] = _NEAR * b
+    values = {name: x.astype(np.float32) for name, x in values.items()}
+    if record.loss == "cotangent":
+        off, base = forward.run({**inputs, **absent, **head}), {**inputs, **absent_adapter(manifest), **head}
+        errors = {name: _gap(off[name], y) / SAME_TOLERANCE for name, y in bundle.forward.run(base).items()}
+        for point in manifest.trainable:
+            own = {name: x for name, x in values.items() if name.rpartition(".")[0] == point.id}
+            verdict = against_differences(bundle, point.id, {**inputs, **absent, **head}, own, rng, graphs)
+            errors[point.id] = verdict.error / (ROUNDED_TOLERANCE if rounds_activations(bundle) else GRADIENT_TOLERANCE)
+        tolerance = GRADIENT_TOLERANCE
+    else:
+        made = forward.run({**inputs, **values, **head})
+        feeds: Feeds = {**inputs, **values, **head, **loss_feeds(manifest, record, inputs, made, rng)}
+        got, expected = bundle.graph(record.file).run(feeds), _expected(bundle, record, feeds, made, graphs)
+        tolerance = ROUNDED_TOLERANCE if rounds_activations(bundle) else SAME_TOLERANCE
+        errors = {name: _gap(got[name], y) / tolerance if name in got else LARGEST for name, y in expected.items()}
+        if not expected:
+            moved = [name for name in values if f"grad.{name}" in got]
+            errors[_ALONG] = loss_slope_error(bundle, record, feeds, moved, rng) / GRADIENT_TOLERANCE
+    where = max(errors, key=lambda name: errors[name])
+    return GraphVerdict(record.file, bounded(errors[where] * tolerance), where, errors[where] <= 1)
+
+
+def check_mixed(bundle: Bundle, file: str, inputs: Feeds, rng: np.random.Generator) -> GraphVerdict:
+    """Rows with adapters of different ranks and heads, one of them absent, against the inference graph with each."""
+    manifest, batch = bundle.manifest, bundle.manifest.inputs[0].shape[0]
+    rows = np.arange(len(_MIXED_RANKS)) % len(inputs[manifest.inputs[0].name])
+    given = {s.name: inputs[s.name][rows] if s.shape[:1] == (batch,) else inputs[s.name] for s in manifest.inputs}
+    adapters: dict[Hashable, ActiveAdapter] = {}
+    for number, rank in enumerate(_MIXED_RANKS):
+        feeds: Feeds = absent_adapter(manifest) | random_head(manifest, rng, OUTPUTS + number)
+        for point in manifest.points if rank else ():
+            feeds[point.input_a], feeds[point.input_b] = random_pair(point, rng, rank)
+            feeds[point.input_b] *= np.float32(CHANGE)
+        adapters[number] = ActiveAdapter(feeds, None, manifest.head is not None)
+    with AdapterStack(manifest, _MIXED_MEMORY).loaded(list(adapters), adapters) as stacked:
+        if stacked is None:
+            return GraphVerdict(file, LARGEST, "adapters too large for a stack", False)
+        mixed = bundle.graph(file).run({**given, **stacked})
+    errors: dict[str, float] = {}
+    by_row = [s.name for s in manifest.outputs if s.shape[:1] == (batch,)]
+    for row, (rank, active) in enumerate(zip(_MIXED_RANKS, adapters.values(), strict=True)):
+        alone = bundle.forward.run({**given, **active.feeds}, by_row)
+        for name in by_row:
+            wanted, got = alone[name][[row]], mixed[name][[row]]
+            own = got if manifest.head is None else got[..., : wanted.shape[-1]]  # the rest is other rows' classes
+            errors[f"{name} with rank {rank}"] = _gap(own, wanted)
+    errors = errors or {"no output has rows": 0.0}
+    where = max(errors, key=lambda name: errors[name])
+    tolerance = ROUNDED_TOLERANCE if rounds_activations(bundle) else MIXED_TOLERANCE
+    return GraphVerdict(file, bounded(errors[where]), where, errors[where] <= tolerance)
+
+
+def check_prefix(bundle: Bundle, prefix: Prefix, inputs: Feeds, rng: np.random.Generator) -> list[GraphVerdict]:
+    """The graphs that go on from a prefix, against those of the whole model, with no adapter outside its points."""
+    values = whole_adapter(bundle, inputs, rng)
+    absent = absent_adapter(bundle.manifest)
+    outside = [p for p in bundle.manifest.points if p.id not in prefix.points]
+    values |= {name: absent[name] for p in outside for name in (p.input_a, p.input_b)}
+    kept = bundle.graph(prefix.file).run(inputs)
+    made = bundle.forward.run({**inputs, **values})
+    pairs = [(prefix.forward, made, {**inputs, **values})]
+    for record in prefix.training:
+        whole = bundle.training(record.loss, record.dropout)
+        feeds = {**inputs, **values, **loss_feeds(bundle.manifest, whole, inputs, made, rng)}
+        pairs.append((record.file, bundle.graph(whole.file).run(feeds), feeds))
+    return [_same(bundle, file, expected, {**feeds, **kept}) for file, expected, feeds in pairs]
+
+
+def check_recomputed(
+    bundle: Bundle, record: TrainingGraph, file: str, inputs: Feeds, rng: np.random.Generator
+) -> GraphVerdict:
+    """A graph that recomputes against the plain one, under random masks."""
+    values = whole_adapter(bundle, inputs, rng)
+    made = bundle.forward.run({**inputs, **values})
+    feeds: Feeds = {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, made, rng)}
+    for spec in record.inputs:
+        if spec.dtype == "uint8":
+            feeds[spec.name] = (rng.random(feeds[spec.name].shape) < 0.7).astype(np.uint8)
+    return _same(bundle, file, bundle.graph(record.file).run(feeds), feeds)
+
+
+def _same(bundle: Bundle, file: str, expected: Feeds, feeds: Feeds) -> GraphVerdict:
+    """Whether the graph returns what is expected."""
+    errors = {name: _gap(y, expected[name]) for name, y in bundle.graph(file).run(feeds).items()}
+    where = max(errors, key=lambda name: errors[name])
+    tolerance = ROUNDED_TOLERANCE if rounds_activations(bundle) else SAME_TOLERANCE
+    return GraphVerdict(file, bounded(errors[where]), where, errors[where] <= tolerance)
+
+
+def _expected(bundle: Bundle, record: TrainingGraph, feeds: Feeds, made: Feeds, graphs: str = LORA_GRAPHS) -> Feeds:
+    """What a graph must return for `feeds`, masks of ones among them; nothing for a loss without a reference."""
+    twin = bundle.graph(bundle.training("cotangent", dropout=False, graphs=graphs).file)
+    if record.loss == "cotangent":
+        return twin.run(feeds)
+    if record.loss not in REFERENCES:
+        return {}
+    ((name, y),) = made.items()
+    loss, dy = REFERENCES[record.loss](y.astype(np.float64), feeds)
+    return {"loss": np.asarray(loss), **twin.run({**feeds, f"cotangent.{name}": dy.astype(np.float32)})}
+
+
+def _gap(got: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """The norm of the difference relative to the norm of what is wanted."""
+    if got.shape != wanted.shape:
+        return LARGEST
+    gap = float(np.linalg.norm(np.asarray(got, np.float64) - wanted))
+    return bounded(gap / max(float(np.linalg.norm(np.asarray(wanted, np.float64))), 1e-6))

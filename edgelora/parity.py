@@ -1,0 +1,77 @@
+"""Parity: the outputs of a bundle without adapter against those of its source, on samples recorded at conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
+
+from edgelora.adapter import absent_adapter
+from edgelora.bundle import Bundle
+from edgelora.errors import BundleError
+from edgelora.manifest import Manifest
+from edgelora.probes import Feeds, random_head
+from edgelora.slopes import LARGEST, bounded
+
+PARITY_FILE = "parity.safetensors"
+PARITY_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 1e-1, "int4": 2e-1}
+
+
+def parity_samples(bundle: Bundle) -> list[tuple[Feeds, Feeds]]:
+    """Inputs and the source's outputs for them, recorded at conversion."""
+    path = bundle.path / PARITY_FILE
+    try:
+        arrays = load_file(path)
+    except Exception as error:
+        raise BundleError(f"{path}: cannot be read ({error}); convert the model again") from error
+    samples: dict[str, tuple[Feeds, Feeds]] = {}
+    for key, array in arrays.items():
+        number, side, name = key.split("/", 2)
+        samples.setdefault(number, ({}, {}))[side == "out"][name] = array
+    return [samples[number] for number in sorted(samples)]
+
+
+def parity_error(bundle: Bundle, inputs: Feeds, source: Mapping[str, NDArray[Any]], rng: np.random.Generator) -> float:
+    """The largest difference between the bundle without adapter and the source, relative to the largest value.
+
+    A new head has no counterpart in the source: a random one is applied to the source's pooled output here.
+    """
+    feeds: Feeds = {**inputs, **absent_adapter(bundle.manifest)}
+    head = random_head(bundle.manifest, rng)
+    ours = bundle.forward.run({**feeds, **head})
+    theirs = expected_outputs(bundle.manifest, inputs, source, head)
+    worst = 0.0
+    for name, wanted in theirs.items():
+        wanted = np.asarray(wanted, np.float64)
+        got = np.asarray(ours[name], np.float64)
+        if got.shape != wanted.shape:
+            return LARGEST
+        scale = float(np.abs(wanted).max(initial=0.0)) or 1.0
+        worst = max(worst, bounded(float(np.abs(got - wanted).max(initial=0.0)) / scale))
+    return worst
+
+
+def expected_outputs(
+    manifest: Manifest, inputs: Feeds, source: Mapping[str, NDArray[Any]], head: Feeds
+) -> dict[str, NDArray[Any]]:
+    """The task's outputs from the source's, in float64 numpy."""
+    if manifest.task == "feature-extraction":
+        return {spec.name: source[spec.name] for spec in manifest.outputs}
+    (base,) = source.values()
+    base = base.astype(np.float64)
+    pooling = manifest.source.get("pooling", "mean")
+    if manifest.task != "token-classification" and base.ndim == 3:
+        if pooling == "cls":
+            base = base[:, 0]
+        elif "attention_mask" in inputs:
+            mask = inputs["attention_mask"].astype(np.float64)[..., None]
+            base = (base * mask).sum(1) / np.maximum(mask.sum(1), 1e-9)
+        else:
+            base = base.mean(1)
+    if manifest.head is None:
+        return {"embedding": base / np.linalg.norm(base, axis=-1, keepdims=True)}
+    weight, bias = (head[name].astype(np.float64) for name in (manifest.head.weight, manifest.head.bias))
+    return {"logits": base @ weight.T + bias}
