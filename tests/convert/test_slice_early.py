@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from edgelora_tools.certify.double import bring_to_float64
 from edgelora_tools.composites import recognise_composites
-from edgelora_tools.graphs import prune, training_graph
+from edgelora_tools.graphs import prune
 from edgelora_tools.insertion import find_sites
 from edgelora_tools.losses import LOSSES
 from edgelora_tools.measure_shapes import measure_shapes
@@ -21,6 +21,7 @@ from edgelora_tools.options import ConvertOptions
 from edgelora_tools.reference import evaluator
 from edgelora_tools.runner import open_session
 from edgelora_tools.sources.torch_export import module_source
+from edgelora_tools.training_graphs import training_graph
 from tests import families
 
 CLASSES, RANK, WIDTH = 3, 2, 32

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from onnxscript import GraphBuilder
 
 from edgelora.errors import EdgeLoraError
-from edgelora_tools import graphs
+from edgelora_tools import training_graphs
 from edgelora_tools.backward import differentiate
 from edgelora_tools.composites import recognise_composites
 from edgelora_tools.gradients.shapes import dims
-from edgelora_tools.graphs import LOWERED, prune, training_graph
+from edgelora_tools.graphs import LOWERED, prune
 from edgelora_tools.insertion import find_sites
 from edgelora_tools.losses import LOSSES
 from edgelora_tools.lowering import DOMAIN, lower_nodes
@@ -30,6 +30,7 @@ from edgelora_tools.recipes import fetch, load_recipe
 from edgelora_tools.reference import evaluator
 from edgelora_tools.runner import open_session
 from edgelora_tools.sources import open_source
+from edgelora_tools.training_graphs import training_graph
 
 ROWS, WIDTH, OUT = 5, 4, 3
 STEP = 1e-6
@@ -245,8 +246,8 @@ def test_all_minilm_l6_keeps_loss_and_gradients(minilm, monkeypatch, padded, cho
     fused = minilm_graph(minilm, padded, chosen)
     with monkeypatch.context() as without:
         for name in ("share_inputs", "keep_slopes", "scale_products"):
-            without.setattr(graphs, name, lambda graph: graph)
-        without.setattr(graphs, "gather_heads", lambda model: model)
+            without.setattr(training_graphs, name, lambda graph: graph)
+        without.setattr(training_graphs, "gather_heads", lambda model: model)
         plain = minilm_graph(minilm, padded, chosen)
     rng, mask = np.random.default_rng(0), (np.arange(9) < np.array([[9], [4], [7]])).astype(np.int64)
     feeds = {"input_ids": rng.integers(1000, 20000, mask.shape), "attention_mask": mask, "labels": np.array([1, 0, 4])}

@@ -18,20 +18,8 @@ from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_
 from edgelora_tools.calibration import Plan, Quantized, calibrate, calibration_sample, facts, files
 from edgelora_tools.composites import recognise_composites
 from edgelora_tools.frozen import rounds_activations
-from edgelora_tools.graphs import (
-    LOWERED,
-    forward_graph,
-    graphs_after_prefix,
-    graphs_after_skips,
-    graphs_of_method,
-    mixed_graph,
-    prune,
-    shape_names,
-    specs,
-    standard,
-    training_graph,
-    training_graphs,
-)
+from edgelora_tools.graph_sets import graphs_after_prefix, graphs_after_skips, graphs_of_method
+from edgelora_tools.graphs import LOWERED, forward_graph, mixed_graph, prune, shape_names, specs, standard
 from edgelora_tools.insertion import find_sites
 from edgelora_tools.losses import COTANGENT
 from edgelora_tools.measure_shapes import Sizes, batch_name, measure_shapes
@@ -45,6 +33,7 @@ from edgelora_tools.runner import sample_inputs
 from edgelora_tools.skips import with_skips
 from edgelora_tools.sources.base import Source
 from edgelora_tools.sources.fixed import fixed
+from edgelora_tools.training_graphs import training_graph, training_graphs
 
 # PEFT's defaults for the encoders and decoders that it knows (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING).
 USUAL_TARGETS = ("query", "value", "q_lin", "v_lin", "q_proj", "v_proj", "c_attn", "query_key_value", "q", "v")
