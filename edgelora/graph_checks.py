@@ -81,7 +81,8 @@ def check_method(
     values = {name: x.astype(np.float32) for name, x in values.items()}
     if record.loss == "cotangent":
         off, base = forward.run({**inputs, **absent, **head}), {**inputs, **absent_adapter(manifest), **head}
-        errors = {name: _gap(off[name], y) / SAME_TOLERANCE for name, y in bundle.forward.run(base).items()}
+        same = ROUNDED_TOLERANCE if rounds_activations(bundle) else SAME_TOLERANCE
+        errors = {name: _gap(off[name], y) / same for name, y in bundle.forward.run(base).items()}
         for point in manifest.trainable:
             own = {name: x for name, x in values.items() if name.rpartition(".")[0] == point.id}
             verdict = against_differences(bundle, point.id, {**inputs, **absent, **head}, own, rng, graphs)

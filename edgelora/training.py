@@ -158,30 +158,33 @@ def train(
         plan = None
         if ram is not None:
             origin = "--ram" if given else OF_BUNDLE
-            plan = plan_memory(trainer, held_out, ram, read_layout(folder, identity), origin)
+            evaluated = [one for one in (held_out, judged) if one is not None]
+            longest = max(evaluated, key=lambda one: int(one.lengths().max()), default=None)
+            plan = plan_memory(trainer, longest, ram, read_layout(folder, identity), origin)
         if ((restart or discard) and not usable) or (owner is not None and owner == parent):
             remove_tree(folder)  # discarded, or what a finished run had no time to remove
-        before = model.bundle.settings
-        if plan is not None:
-            write_layout(folder, plan, identity)
-            planned(plan)
-            follow(plan, trainer)
         held_back = None if again else _held_back(model, name, identity)
+        before = model.bundle.settings
         try:
+            if plan is not None:
+                if owner in (None, identity) or not folder.exists():  # else `fit` refuses: the state is another run's
+                    write_layout(folder, plan, identity)
+                planned(plan)
+                follow(plan, trainer)
             if held_back is None:
                 result = fit(trainer, held_out, StateFile(folder, identity, model.store.key), callback)
             else:
                 steps = int(held_back.training["steps"])
                 result = RunResult(held_back, _recorded(held_back), steps, ())
+            adapter = finish(result, identity, parent, settings)
+            verdict = None
+            if gate is not None and judged is not None:
+                previous = model.store.load(name) if model.store.exists(name) else None
+                fresh = starting_adapter(manifest, None, lora, labels, samples, config.seed, model.bundle.norms)
+                verdict = judge(model, gate, judged, trainer.part_size, adapter, previous, fresh)
         finally:
             if model.bundle.settings != before:
                 model.bundle.use_settings(before)
-        adapter = finish(result, identity, parent, settings)
-        verdict = None
-        if gate is not None and judged is not None:
-            previous = model.store.load(name) if model.store.exists(name) else None
-            fresh = starting_adapter(manifest, None, lora, labels, samples, config.seed, model.bundle.norms)
-            verdict = judge(model, gate, judged, trainer.part_size, adapter, previous, fresh)
         version = model.store.save(name, adapter, activate=verdict is None or verdict.accepted)
         trainer.close()
         if config.keep_cache:

@@ -267,7 +267,7 @@ def test_what_has_no_place_is_refused_by_name(tmp_path: Path, extra: dict[str, A
 
 OTHERS = {
     "LOHA": peft.LoHaConfig(target_modules=["query"]),
-    "BOFT": peft.BOFTConfig(target_modules=["query"], boft_block_size=4),
+    "LOKR": peft.LoKrConfig(target_modules=["query"]),
     "PREFIX_TUNING": peft.PrefixTuningConfig(task_type=peft.TaskType.FEATURE_EXTRACTION, num_virtual_tokens=3),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import pytest
@@ -31,6 +32,8 @@ from edgelora_tools.reference import evaluator
 from edgelora_tools.runner import open_session
 from edgelora_tools.sources import open_source
 from edgelora_tools.training_graphs import training_graph
+from tests.convert.bundles import assert_checked, to_bundle
+from tests.convert.networks import Net
 
 ROWS, WIDTH, OUT = 5, 4, 3
 STEP = 1e-6
@@ -265,3 +268,17 @@ def test_all_minilm_l6_keeps_loss_and_gradients(minilm, monkeypatch, padded, cho
     assert one.keys() == other.keys()
     for name, y in other.items():
         np.testing.assert_allclose(one[name], y, rtol=0, atol=2e-5 * max(np.abs(y).max(initial=0), 1e-6), err_msg=name)
+
+
+def test_a_model_that_ends_in_gelu_trains(tmp_path):
+    net = Net(20)
+    net.output(net.gelu(net.linear(net("Tanh", net.linear("x", "first", 6, 8)), "last", 8, 5), operator=True), "y")
+    source = tmp_path / "net.onnx"
+    onnx.save(
+        net.model([("x", onnx.TensorProto.FLOAT, ["batch", 6])], [("y", onnx.TensorProto.FLOAT, ["batch", 5])]), source
+    )
+    bundle = to_bundle(source, tmp_path)
+    assert not bundle.manifest.lost
+    (record,) = [r for r in bundle.manifest.training if r.loss == "cotangent" and not r.dropout]
+    assert set(record.points) == {p.id for p in bundle.manifest.points}
+    assert_checked(bundle)

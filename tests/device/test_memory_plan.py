@@ -16,12 +16,12 @@ from edgelora.adapter import new_adapter
 from edgelora.bundle import Bundle
 from edgelora.config import LoraConfig
 from edgelora.data import TextSample
-from edgelora.errors import ConfigError, ConversionError
+from edgelora.errors import ConfigError, ConversionError, EdgeLoraError
 from edgelora.manifest import Budget, Manifest, MemoryTable
 from edgelora.mapped_pages import added
 from edgelora.memory import parse_size
 from edgelora.memory_forecast import forecast
-from edgelora.memory_plan import MemoryPlan, candidate_plans, plan_memory
+from edgelora.memory_plan import LAYOUT_FILE, MemoryPlan, candidate_plans, plan_memory
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for
 from edgelora.trainer import Trainer
@@ -224,6 +224,28 @@ def test_a_run_that_is_continued_keeps_its_layout(open_model):
     trainer = trainer_of(open_model())
     for plan in candidate_plans(trainer, None, 10**10):
         assert plan_memory(trainer, None, 10**10, plan.layout).layout == plan.layout
+
+
+class Stopped(Exception):
+    """Stands for the power that goes."""
+
+
+@LINUX
+def test_a_run_that_is_refused_leaves_the_layout_of_another(open_model):
+    model, config = open_model(), TrainingConfig(num_train_epochs=1, batch_size=8, save_steps=1)
+
+    def stop(step, progress) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        train(model, "user", SAMPLES, config=config, ram=10**10, callback=stop)
+    layout = model.store.state_path("user") / LAYOUT_FILE
+    kept, settings = layout.read_bytes(), model.bundle.settings
+    with pytest.raises(EdgeLoraError, match="unfinished training with other data"):
+        train(model, "user", SAMPLES[1:], config=config, ram=10**10)
+    assert layout.read_bytes() == kept
+    assert model.bundle.settings == settings
+    assert train(model, "user", SAMPLES, config=config, ram=10**10).resumed_at > 0
 
 
 def test_a_bundle_without_a_table_says_what_to_do(open_model):

@@ -103,6 +103,7 @@ def test_a_model_with_them_trains(opset, tmp_path):
     feeds = {"x": rng.standard_normal((5, 8)).astype(np.float32), "labels": rng.integers(0, 2, (5, 2))}
     assert_same_outputs(bundle, source, feeds)
     assert not bundle.manifest.lost
+    assert bundle.manifest.mixed is None  # a normalization over the batch: no sample is alone in it
     assert_checked(bundle)
 
 

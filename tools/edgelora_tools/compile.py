@@ -27,6 +27,7 @@ from edgelora_tools.memory_table import memory_table
 from edgelora_tools.methods import LORA, METHODS, AdapterMethod
 from edgelora_tools.normalize import computes_in_half, normalize, onnx_errors
 from edgelora_tools.options import ConvertOptions
+from edgelora_tools.passes.independent_rows import rows_are_independent
 from edgelora_tools.passes.padding import ignores_padding
 from edgelora_tools.passes.quantize import Rung, quantize
 from edgelora_tools.runner import sample_inputs
@@ -80,13 +81,14 @@ def convert(
     points = tuple(site.point for site in sites)
     chosen = select_points(points, targets(points, options))
     progress(f"{len(chosen)} of {len(points)} insertion points")
-    found = None
+    batch, found = batch_name(model), None
+    independent = batch is not None and rows_are_independent(standard(base), sizes[0], batch)
     if options.quantize is not None:
         found = quantize_base(source, model, base, chosen, sizes, options, progress)
         model, base, precision = found.model, found.base, options.quantize
     forward = forward_graph(base, chosen, options)
     graphs: dict[str, ir.Model] = {"forward.onnx": forward.model}
-    mixed = mixed_graph(base, chosen, options, batch_name(model))
+    mixed = mixed_graph(base, chosen, options, batch) if independent else None
     if mixed is not None:
         graphs[MIXED_FILE] = mixed
     unpadded = options.unpad and ignores_padding(standard(base), sizes[0])

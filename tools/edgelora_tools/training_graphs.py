@@ -150,20 +150,17 @@ def _backward(
     if twice:
         raise ConversionError(f"the source has an input {', '.join(twice)}, as the loss {loss.name} has: rename it")
     seeds = built if isinstance(built, dict) else {built: _one(adapted.op)}
-    seeds = _only_what_is_read(adapted.model, options, seeds, unpadded)
-    if joined:
-        share_inputs(graph)
-        keep_slopes(graph)
+    seeds = _only_what_is_read(adapted.model, options, seeds, unpadded, joined)
     adapted = replace(adapted, op=GraphBuilder(free_names(graph)).op)
     outputs = {} if isinstance(built, dict) else {"loss": next(iter(seeds))}
     walked = walk_back(adapted.op, list(graph), seeds, adapted.adapter_inputs)
     return _Backward(adapted, outputs, extra, walked)
 
 
-def _only_what_is_read(model: ir.Model, options: ConvertOptions, seeds: Seeds, unpadded: bool) -> Seeds:
+def _only_what_is_read(model: ir.Model, options: ConvertOptions, seeds: Seeds, unpadded: bool, joined: bool) -> Seeds:
     """Leave out of a forward graph the rows that the loss does not read, and with `unpadded` those of padding.
 
-    Returns the seeds, whose values may have been replaced.
+    With `joined`, what the backward pass can share is one node. Returns the seeds, whose values may have been replaced.
     """
     model.graph.outputs[:] = [*seeds, *seeds.values()]
     if options.unpad:
@@ -171,6 +168,9 @@ def _only_what_is_read(model: ir.Model, options: ConvertOptions, seeds: Seeds, u
     if options.task != "feature-extraction" and options.pooling in ("mean", "cls"):
         gather_rows(model, kept=unpadded)
     gather_heads(model)
+    if joined:
+        share_inputs(model.graph)
+        keep_slopes(model.graph)
     values = list(model.graph.outputs)
     model.graph.outputs.clear()
     return dict(zip(values[: len(seeds)], values[len(seeds) :], strict=True))
