@@ -44,8 +44,7 @@ def drawn_inputs(bundle: Bundle, rows: int, length: int, rng: np.random.Generato
 def drawn_adapter(bundle: Bundle, rank: int, seed: int, dropout: float = 0.0) -> Adapter:
     """A fresh adapter at every point that can be trained, with a head of ten classes or one number."""
     labels = tuple(f"class {i}" for i in range(CLASSES)) if "classification" in bundle.manifest.task else None
-    lost = {point.id for point in bundle.manifest.lost}
-    targets = tuple(p.id for p in bundle.manifest.points if p.id not in lost) if lost else None
+    targets = tuple(point.id for point in bundle.manifest.trainable) if bundle.manifest.lost else None
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets)
     return new_adapter(bundle.manifest, config, labels, outputs=1, rng=np.random.default_rng(seed))
 

@@ -86,3 +86,12 @@ def split_name(name: str) -> tuple[str, str]:
     """A tensor's point and suffix."""
     point, _, suffix = name.rpartition(".")
     return point, suffix
+
+
+def linear_only(kind: str, points: Sequence[InsertionPoint]) -> list[str]:
+    """What is wrong with points that are convolutions, for a method (`kind`) that has no place for them."""
+    return [
+        f"{point.id} is a convolution, and {kind} is for linear products alone here: leave it out of target_modules"
+        for point in points
+        if point.kernel
+    ]

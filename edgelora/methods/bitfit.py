@@ -14,7 +14,7 @@ import numpy as np
 
 from edgelora.config import AdapterConfig
 from edgelora.manifest import InsertionPoint
-from edgelora.methods.base import NOTHING, Floats, Method, Norms, Shape, Tensors
+from edgelora.methods.base import NOTHING, Floats, Method, Norms, Shape, Tensors, linear_only
 
 BIAS = "beft_bias"
 
@@ -47,11 +47,7 @@ class BitFit:
 
     def problems(self, config: BeftConfig, tensors: Tensors, points: Sequence[InsertionPoint]) -> list[str]:
         """PEFT has it for linear modules alone."""
-        return [
-            f"{p.id} is a convolution, and BEFT is for linear products alone: leave it out of target_modules"
-            for p in points
-            if p.kernel
-        ]
+        return linear_only("BEFT", points)
 
     def new(
         self, config: BeftConfig, points: Sequence[InsertionPoint], rng: np.random.Generator, norms: Norms | None

@@ -14,7 +14,7 @@ import numpy as np
 from edgelora.config import LoraConfig
 from edgelora.errors import ConfigError
 from edgelora.manifest import InsertionPoint
-from edgelora.methods.base import NOTHING, Floats, Method, Norms, Shape, Tensors, split_name
+from edgelora.methods.base import NOTHING, Floats, Method, Norms, Shape, Tensors, linear_only, split_name
 from edgelora.methods.lora import A, B, Lora
 
 MAGNITUDE, GAIN = "lora_magnitude_vector", "dora_gain"
@@ -31,11 +31,7 @@ class Dora(Lora):
         return super().shapes(config, points) | lengths
 
     def problems(self, config: LoraConfig, tensors: Tensors, points: Sequence[InsertionPoint]) -> list[str]:
-        return super().problems(config, tensors, points) + [
-            f"{p.id} is a convolution, and DoRA is for linear products alone here: leave it out of target_modules"
-            for p in points
-            if p.kernel
-        ]
+        return super().problems(config, tensors, points) + linear_only("DoRA", points)
 
     def new(
         self, config: LoraConfig, points: Sequence[InsertionPoint], rng: np.random.Generator, norms: Norms | None

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgelora.config import AdapterConfig, dropout_problems, is_number, rank_problems
 from edgelora.manifest import InsertionPoint
-from edgelora.methods.base import NOTHING, Floats, Method, Norms, Shape, Tensors, split_name
+from edgelora.methods.base import NOTHING, Floats, Method, Norms, Shape, Tensors, linear_only, split_name
 
 INNER, OUTER, A, B = "vera_lambda_d", "vera_lambda_b", "vera_A", "vera_B"
 
@@ -77,11 +77,7 @@ class Vera:
         return vectors | {A: ("inputs", config.r), B: (config.r, "outputs")}
 
     def problems(self, config: VeraConfig, tensors: Tensors, points: Sequence[InsertionPoint]) -> list[str]:
-        problems = [
-            f"{p.id} is a convolution, and VeRA is for linear products alone: leave it out of target_modules"
-            for p in points
-            if p.kernel
-        ]
+        problems = linear_only("VeRA", points)
         a, b = tensors.get(A), tensors.get(B)
         if a is not None and b is not None and a.ndim == b.ndim == 2 and points:
             rows, columns = max(p.in_features for p in points), max(p.out_features for p in points)

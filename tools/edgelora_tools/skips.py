@@ -67,7 +67,7 @@ def with_skips(base: ir.Model, sites: Sequence[Site], sizes: Sizes, task: str, p
     pooled = task in POOLED_TASKS
     marked = _mark(base.clone(), dict(zip(blocks, names, strict=True)))
     prefix = _prefix(base, [*names, str(outputs[0].name)], pooling if pooled else None)
-    suffix = _suffix(prefix, blocks, pooled, str(outputs[0].name))
+    suffix = _suffix(prefix, blocks, str(outputs[0].name))
     return Skips(marked, prefix, suffix, pooled)
 
 
@@ -106,7 +106,7 @@ def _prefix(base: ir.Model, names: Sequence[str], pooling: str | None) -> ir.Mod
     return model
 
 
-def _suffix(prefix: ir.Model, blocks: Sequence[str], pooled: bool, name: str) -> ir.Model:
+def _suffix(prefix: ir.Model, blocks: Sequence[str], name: str) -> ir.Model:
     """The kept values -> the last of them, with the places of the skips marked."""
     inputs = [ir.Input(str(v.name), shape=v.shape, type=v.type) for v in prefix.graph.outputs]
     last = ir.Node("", "Identity", [inputs[-1]], name=name)

@@ -18,7 +18,7 @@ def scale_products(model: ir.Model) -> ir.Model:
             continue
         for x, other in (node.inputs, node.inputs[::-1]):
             number = number_of(other)
-            if x is not None and number is not None and (_behind(node, x, number) or _before(node, x, number)):
+            if x is not None and number is not None and (_behind(node, x, number) or _before(node, number)):
                 node.outputs[0].replace_all_uses_with(x)
                 model.graph.remove(node, safe=True)
                 break
@@ -35,7 +35,7 @@ def _behind(mul: ir.Node, x: ir.Value, number: float) -> bool:
     return True
 
 
-def _before(mul: ir.Node, x: ir.Value, number: float) -> bool:
+def _before(mul: ir.Node, number: float) -> bool:
     """The products that alone read the Mul, as a factor, take the number."""
     (y,) = mul.outputs
     uses = list(y.uses())
