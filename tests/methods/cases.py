@@ -1,4 +1,4 @@
-"""One case of every adapter method: its settings here and PEFT's, on the tiny BERT of tests/device/tiny.py."""
+"""One case of every adapter method: its settings and its twin, on the tiny BERT of tests/device/tiny.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import peft
 
 from edgelora import BeftConfig, IA3Config, LoraConfig, VeraConfig
 from edgelora.config import AdapterConfig
+from tests.methods.twins import InPeft, Twin
 
 ATTENTION = ("query", "value")
 WHOLE = ("query", "value", "output.dense")
@@ -16,16 +17,16 @@ WHOLE = ("query", "value", "output.dense")
 
 @dataclass(frozen=True)
 class Case:
-    """Settings of a method; `theirs` makes PEFT's own for the same adapter."""
+    """Settings of a method, and what has the same settings in torch."""
 
     name: str
     ours: AdapterConfig
-    theirs: Any
+    twin: Twin
 
 
-def _lora(**more: Any) -> tuple[LoraConfig, Any]:
+def _lora(**more: Any) -> tuple[LoraConfig, Twin]:
     settings: dict[str, Any] = {"r": 4, "lora_alpha": 6, **more}
-    return LoraConfig(target_modules=WHOLE, **settings), peft.LoraConfig(target_modules=list(WHOLE), **settings)
+    return LoraConfig(target_modules=WHOLE, **settings), InPeft(peft.LoraConfig(target_modules=list(WHOLE), **settings))
 
 
 CASES = {
@@ -41,13 +42,13 @@ CASES = {
         Case(
             "vera",
             VeraConfig(r=12, target_modules=WHOLE, d_initial=0.2),
-            peft.VeraConfig(r=12, target_modules=list(WHOLE), d_initial=0.2),
+            InPeft(peft.VeraConfig(r=12, target_modules=list(WHOLE), d_initial=0.2)),
         ),
         Case(
             "ia3",
             IA3Config(target_modules=WHOLE, feedforward_modules=("output.dense",)),
-            peft.IA3Config(target_modules=list(WHOLE), feedforward_modules=["output.dense"]),
+            InPeft(peft.IA3Config(target_modules=list(WHOLE), feedforward_modules=["output.dense"])),
         ),
-        Case("bitfit", BeftConfig(target_modules=ATTENTION), peft.BeftConfig(target_modules=list(ATTENTION))),
+        Case("bitfit", BeftConfig(target_modules=ATTENTION), InPeft(peft.BeftConfig(target_modules=list(ATTENTION)))),
     )
 }

@@ -1,4 +1,4 @@
-"""The contract of an adapter method: what must hold for every one, against PEFT, torch and itself."""
+"""The contract of an adapter method: what must hold for every one, against its twin in torch and itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from edgelora.training_state import StateFile
 from edgelora_tools.methods import METHODS
 from tests.device import tiny
 from tests.methods.cases import Case
-from tests.methods.world import LABELS, TEXTS, World, in_peft, loss_in_torch, samples, theirs
+from tests.methods.twins import moved
+from tests.methods.world import LABELS, TEXTS, World, loss_in_torch, samples
 
 CLOSE, GRADIENT = 1e-5, 1e-4
 RUN = TrainingConfig(num_train_epochs=2, batch_size=8, learning_rate=1e-2)
@@ -41,23 +42,24 @@ def off_is_the_base(world: World, case: Case, folder: Path) -> None:
     np.testing.assert_allclose(world.hidden(fresh), world.hidden(None), rtol=0, atol=CLOSE)
 
 
-def peft_adapters_compute_the_same_here(world: World, case: Case, folder: Path) -> None:
+def the_twins_adapters_compute_the_same_here(world: World, case: Case, folder: Path) -> None:
     """What PEFT saved is read, and gives PEFT's outputs."""
-    model = theirs(case.theirs)
-    model.save_pretrained(str(folder))
+    model = moved(case.twin.attach(tiny.module()))
+    case.twin.save(model, folder)
     adapter = read_adapter(folder, world.features.bundle.manifest, accept_base=True)
     expected = world.hidden_in_torch(model)
     assert np.abs(expected - world.hidden(None)).max() > 1e-2
     np.testing.assert_allclose(world.hidden(adapter), expected, rtol=0, atol=CLOSE)
 
 
-def our_adapters_compute_the_same_in_peft(world: World, case: Case, folder: Path) -> None:
+def our_adapters_compute_the_same_in_the_twin(world: World, case: Case, folder: Path) -> None:
     """PEFT reads what we write, without a warning about keys, and gives our outputs."""
     adapter = world.adapter(case.ours)
     write_adapter(adapter, folder)
     ours = world.hidden(adapter)
     assert np.abs(ours - world.hidden(None)).max() > 1e-2
-    np.testing.assert_allclose(ours, world.hidden_in_torch(in_peft(folder)), rtol=0, atol=CLOSE)
+    theirs = world.hidden_in_torch(case.twin.load(tiny.module(), folder))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=CLOSE)
 
 
 def files_hold_the_adapter(world: World, case: Case, folder: Path) -> None:
@@ -76,7 +78,7 @@ def files_hold_the_adapter(world: World, case: Case, folder: Path) -> None:
 
 
 def gradients_are_torchs(world: World, case: Case, folder: Path) -> None:
-    """Through PEFT's model, mean pooling, a head and cross-entropy, over a batch with padding."""
+    """Through the twin's model, mean pooling, a head and cross-entropy, over a batch with padding."""
     adapter = world.adapter(case.ours, head=True)
     data, rows = samples(), np.arange(5, 15)
     model = world.classifier
@@ -86,7 +88,7 @@ def gradients_are_torchs(world: World, case: Case, folder: Path) -> None:
 
     without_head = {n: t for n, t in adapter.tensors.items() if not n.startswith("classifier")}
     write_adapter(replace(adapter, tensors=without_head, config=case.ours), folder / "adapter")
-    module = in_peft(folder / "adapter", trainable=True)
+    module = case.twin.load(tiny.module(), folder / "adapter", trainable=True)
     weight, bias = (torch.from_numpy(adapter.tensors[f"classifier.{n}"]).requires_grad_() for n in ("weight", "bias"))
     labels = torch.tensor([LABELS.index(data[i].label) for i in rows])
     theirs = loss_in_torch(module, world.feeds(tuple(data[i].text for i in rows)), (weight, bias), labels)
@@ -98,7 +100,7 @@ def gradients_are_torchs(world: World, case: Case, folder: Path) -> None:
         if parameter.requires_grad:
             assert parameter.grad is not None
             parameter.data = parameter.grad
-    module.save_pretrained(str(folder / "gradients"))
+    case.twin.save(module, folder / "gradients")
     expected = read_adapter(folder / "gradients", model.bundle.manifest, accept_base=True)
     trained = [name for name in without_head if adapter.method.is_trained(name)]
     assert trained and {n for n in expected.tensors if adapter.method.is_trained(n)} == set(trained)
@@ -106,17 +108,21 @@ def gradients_are_torchs(world: World, case: Case, folder: Path) -> None:
         assert close(ours.tensors[name], expected.tensors[name]), name
 
 
-def merging_is_pefts(world: World, case: Case, folder: Path) -> None:
-    """The merged weights are PEFT's, and taking the adapter away gives the base's bits."""
+def merging_is_the_twins(world: World, case: Case, folder: Path) -> None:
+    """The merged weights are the twin's, and taking the adapter away gives the base's bits; or both have none."""
     adapter = world.adapter(case.ours)
     write_adapter(adapter, folder)
-    expected, base = in_peft(folder).merge_and_unload(), dict(tiny.module().named_modules())
+    expected, base = case.twin.merged(case.twin.load(tiny.module(), folder)), dict(tiny.module().named_modules())
     before = world.hidden(None)
     manifest = world.features.bundle.manifest
     feeds = world.features.bundle.feeds(adapter)
     for point in adapter.joined(manifest):
-        module, merged = base[point.id], expected.get_submodule(point.id)
-        weight, bias = (p.detach().numpy() for p in (module.weight.T, module.bias))
+        weight, bias = (p.detach().numpy() for p in (base[point.id].weight.T, base[point.id].bias))
+        if expected is None:
+            with pytest.raises(AdapterError, match=f"{adapter.method.graphs} adapter cannot be merged"):
+                METHODS[adapter.method.graphs].merged(point, weight, bias, feeds)
+            continue
+        merged = expected.get_submodule(point.id)
         ours = METHODS[adapter.method.graphs].merged(point, weight, bias, feeds)
         np.testing.assert_allclose(ours[0], merged.weight.detach().numpy().T, rtol=0, atol=CLOSE)
         np.testing.assert_allclose(ours[1], merged.bias.detach().numpy(), rtol=0, atol=CLOSE)
@@ -193,11 +199,11 @@ def what_does_not_fit_is_named(world: World, case: Case, folder: Path) -> None:
 
 CONTRACT: tuple[Callable[[World, Case, Path], None], ...] = (
     off_is_the_base,
-    peft_adapters_compute_the_same_here,
-    our_adapters_compute_the_same_in_peft,
+    the_twins_adapters_compute_the_same_here,
+    our_adapters_compute_the_same_in_the_twin,
     files_hold_the_adapter,
     gradients_are_torchs,
-    merging_is_pefts,
+    merging_is_the_twins,
     several_at_once_are_each_alone,
     a_killed_run_resumes_to_the_same_bits,
     another_base_is_refused,

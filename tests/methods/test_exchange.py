@@ -10,7 +10,6 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import transformers
-from peft import PeftModel
 
 from edgelora.adapter import write_adapter
 from edgelora.combining import combine
@@ -32,8 +31,8 @@ def test_export_under_a_prefix_computes_the_same_in_a_task_model(world: World, c
     base = tiny.module()
     model: Any = transformers.BertForTokenClassification(base.config)
     model.bert = copy.deepcopy(base)
-    adapted: Any = PeftModel.from_pretrained(model, str(tmp_path)).eval()
-    expected = world.hidden_in_torch(adapted.base_model.model.bert)
+    adapted = case.twin.load(model, tmp_path)
+    expected = world.hidden_in_torch(case.twin.inside(adapted).bert)
     np.testing.assert_allclose(world.hidden(adapter), expected, rtol=0, atol=1e-5)
 
 

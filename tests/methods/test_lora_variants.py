@@ -17,8 +17,10 @@ from edgelora.adapter import read_adapter, write_adapter
 from edgelora.errors import ConfigError
 from edgelora.tasks import objective_for
 from edgelora.trainer import Trainer
+from tests.device import tiny
 from tests.methods.checks import made_trainer
-from tests.methods.world import LABELS, World, in_peft, loss_in_torch, samples
+from tests.methods.twins import InPeft
+from tests.methods.world import LABELS, World, loss_in_torch, samples
 
 CONFIG = LoraConfig(r=3, lora_alpha=6, target_modules=("query", "value"))
 RUN = TrainingConfig(
@@ -27,7 +29,7 @@ RUN = TrainingConfig(
 STEPS = 5
 
 
-class InTorch(torch.nn.Module):
+class WithHead(torch.nn.Module):
     """The base in PEFT, and a head whose parameters are those of ours."""
 
     def __init__(self, base: Any, adapter: Any) -> None:
@@ -44,7 +46,8 @@ def compared(world: World, run: TrainingConfig, folder: Path, optimizer_of: Any)
     trainer = Trainer(model.bundle, adapter, objective_for(model, data, adapter.labels, run), run)
     without_head = {n: t for n, t in adapter.tensors.items() if "lora" in n}
     write_adapter(replace(adapter, tensors=without_head, config=CONFIG), folder / "start")
-    whole = InTorch(in_peft(folder / "start", trainable=True), adapter)
+    start = InPeft(None).load(tiny.module(), folder / "start", trainable=True)
+    whole = WithHead(start, adapter)
     optimizer = optimizer_of(whole)
     for step in range(STEPS):
         rows = np.arange(step, step + 8)

@@ -1,6 +1,4 @@
-"""PEFT adapters of a task model, whose modules are called `bert.…`, on a bundle of the base, and the other way
-round.
-"""
+"""Adapters of a task model, whose modules are called `bert.…`, on a bundle of the base, and the other way round."""
 
 from __future__ import annotations
 
@@ -10,44 +8,39 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import transformers
-from peft import get_peft_model
 
 from edgelora import IA3Config, LoraConfig
 from edgelora.adapter import read_adapter
 from edgelora.errors import AdapterError
 from tests.device import tiny
 from tests.methods.cases import CASES, Case
-from tests.methods.world import World, theirs
+from tests.methods.twins import Twin, moved
+from tests.methods.world import World
 
 
-def task_model(config: Any) -> Any:
-    """A token classifier on the base, in PEFT, with an adapter that has been moved away from its first values."""
+def task_model(twin: Twin) -> Any:
+    """A token classifier on the base, with an adapter that has been moved away from its first values."""
     base = tiny.module()
-    model = transformers.BertForTokenClassification(base.config)
+    model: Any = transformers.BertForTokenClassification(base.config)
     model.bert = base
-    torch.manual_seed(1)
-    adapted = get_peft_model(model, config)
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.2 * torch.randn(parameter.shape)
-    return adapted.eval()
+    return moved(twin.attach(model), seed=1)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_an_adapter_of_a_task_model_computes_the_same_here(world: World, case: Case, tmp_path: Path):
-    model = task_model(case.theirs)
-    model.save_pretrained(str(tmp_path))
+    model = task_model(case.twin)
+    case.twin.save(model, tmp_path)
     adapter = read_adapter(tmp_path, world.features.bundle.manifest, accept_base=True)
-    expected = world.hidden_in_torch(model.base_model.model.bert)
+    expected = world.hidden_in_torch(case.twin.inside(model).bert)
     assert np.abs(expected - world.hidden(None)).max() > 1e-2
     np.testing.assert_allclose(world.hidden(adapter), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["lora-patterns", "ia3"])
 def test_a_beginning_that_is_missing_is_put_before(world: World, name: str, tmp_path: Path):
-    theirs(CASES[name].theirs).save_pretrained(str(tmp_path))
+    twin = CASES[name].twin
+    twin.save(moved(twin.attach(tiny.module())), tmp_path)
     manifest = world.features.bundle.manifest
     there = read_adapter(tmp_path, manifest, accept_base=True)
     longer = replace(manifest, points=tuple(replace(p, id=f"bert.{p.id}") for p in manifest.points))
@@ -65,8 +58,8 @@ def test_a_beginning_that_is_missing_is_put_before(world: World, name: str, tmp_
 
 def test_two_beginnings_are_none(world: World, tmp_path: Path):
     """A module that is not below the same attribute as the others is named, not guessed at."""
-    model = task_model(CASES["lora"].theirs)
-    model.save_pretrained(str(tmp_path))
+    twin = CASES["lora"].twin
+    twin.save(task_model(twin), tmp_path)
     manifest = world.features.bundle.manifest
     shorter = replace(manifest, points=manifest.points[1:])
     with pytest.raises(AdapterError, match=r"no insertion point of this bundle is bert\.encoder"):

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel, get_peft_model
 from torch.nn import functional
 
 from edgelora.adapter import Adapter, new_adapter
@@ -78,21 +77,6 @@ class World:
 def samples() -> list[TextSample]:
     """Commands of three classes."""
     return [TextSample(row["text"], row["label"]) for row in tiny.commands()]
-
-
-def theirs(config: Any, seed: int = 0) -> Any:
-    """The base in PEFT with an adapter whose every trained tensor has been moved away from its first value."""
-    torch.manual_seed(seed)
-    model = get_peft_model(tiny.module(), config)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.2 * torch.randn(parameter.shape)
-    return model.eval()
-
-
-def in_peft(folder: Path, trainable: bool = False) -> Any:
-    """The adapter of a folder, on the base, in PEFT."""
-    return PeftModel.from_pretrained(tiny.module(), str(folder), is_trainable=trainable).eval()
 
 
 def loss_in_torch(module: Any, feeds: dict[str, torch.Tensor], head: tuple[torch.Tensor, torch.Tensor], labels: Any):
