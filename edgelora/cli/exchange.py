@@ -105,9 +105,9 @@ def _write_plain(bundle: Bundle, adapter: Adapter | None, options: argparse.Name
         return {
             "files": _paths(plain.save_plain(plain.with_adapter_inputs(bundle), options.output, options.external_data))
         }
-    merged = plain.merge(bundle, adapter)
-    beside = merged.beside_points
-    return {"files": _paths(plain.save_plain(merged.model, options.output, options.external_data)), "beside": beside}
+    merged = desktop("interop.merging").merge(bundle, adapter)
+    files = plain.save_plain(merged.model, options.output, options.external_data)
+    return {"files": _paths(files), "beside": list(merged.beside)}
 
 
 def _paths(paths: Sequence[Path]) -> list[str]:

@@ -17,10 +17,12 @@ from edgelora.bundle import Bundle
 from edgelora.cli import main
 from edgelora.config import LoraConfig
 from edgelora.errors import AdapterError, ConversionError
+from edgelora.methods import BeftConfig, IA3Config
 from edgelora.onnx_adapter import write_onnx_adapter
 from edgelora.runtime import Model
 from edgelora_tools.interop import plain_onnx
-from edgelora_tools.interop.plain_onnx import merge, save_plain, unmerge, with_adapter_inputs
+from edgelora_tools.interop.merging import Merged, merge, unmerge
+from edgelora_tools.interop.plain_onnx import save_plain, with_adapter_inputs
 from tests.convert.bundles import to_bundle
 from tests.convert.networks import FLOAT, WIDTH, Net, tokens_of
 
@@ -115,7 +117,7 @@ def test_convolutions_and_one_in_groups_which_stays_beside(tmp_path: Path):
     bundle = to_bundle(images(), tmp_path, target_modules=".*")
     adapter = adapter_of(bundle)
     merged = merge(bundle, adapter)
-    assert merged.beside_points == ["grouped"]
+    assert merged.beside == ("grouped",)
     assert sorted(merged.originals) == ["point.weight", "stem.weight"]
     save_plain(merged.model, tmp_path / "plain.onnx")
     assert_plain(tmp_path / "plain.onnx", bundle)
@@ -125,6 +127,63 @@ def test_convolutions_and_one_in_groups_which_stays_beside(tmp_path: Path):
     assert not any("lora" in name for name in initializers(tmp_path / "back.onnx"))
     base = bundle.forward.run({**feeds, **absent_adapter(bundle.manifest)})["y"]
     np.testing.assert_array_equal(run(tmp_path / "back.onnx", feeds)["y"], base)
+
+
+def small() -> onnx.ModelProto:
+    """Two products of which the second has no bias."""
+    net = Net(21)
+    hidden = net("Tanh", net.linear("x", "first", 32, 32))
+    net.output(net("MatMul", hidden, net.weight("second.weight", 32, 8)), "y")
+    return net.model([("x", FLOAT, ["batch", 32])], [("y", FLOAT, None)], check=False)
+
+
+def moved(bundle: Bundle, config: Any) -> Adapter:
+    """An adapter of another method, away from its first values."""
+    adapter, rng = new_adapter(bundle.manifest, config), np.random.default_rng(3)
+    drawn = {n: t + rng.normal(0, 0.3, t.shape).astype(np.float32) for n, t in adapter.tensors.items()}
+    return adapter.with_tensors(drawn)
+
+
+def computed(bundle: Bundle, adapter: Adapter, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return bundle.forward_in(adapter.method.graphs).run({**feeds, **bundle.feeds(adapter)})
+
+
+def assert_merges(bundle: Bundle, adapter: Adapter, feeds: dict[str, np.ndarray], folder: Path) -> Merged:
+    """What is merged computes what the adapter does, and the way back gives the bytes of the base alone."""
+    merged = merge(bundle, adapter)
+    save_plain(merged.model, folder / "plain.onnx")
+    wanted, base = computed(bundle, adapter, feeds), bundle.forward.run({**feeds, **absent_adapter(bundle.manifest)})
+    assert_same(run(folder / "plain.onnx", feeds), wanted)
+    assert all(np.abs(wanted[name] - base[name]).max() > 1e-2 for name in wanted)
+    save_plain(unmerge(merged), folder / "back.onnx")
+    save_plain(merge(bundle, None).model, folder / "base.onnx")
+    assert (folder / "back.onnx").read_bytes() == (folder / "base.onnx").read_bytes()
+    return merged
+
+
+@pytest.mark.parametrize("into", [None, ".*"])
+def test_vectors_of_channels_go_into_kernels_also_of_groups(tmp_path: Path, into: str | None):
+    bundle = to_bundle(images(), tmp_path, target_modules=".*", methods=("ia3",))
+    adapter = moved(bundle, IA3Config(feedforward_modules=into))
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 3, 8, 6)).astype(np.float32)}
+    assert not assert_merges(bundle, adapter, feeds, tmp_path).beside
+
+
+def test_a_bias_of_its_own_for_a_product_without_one(tmp_path: Path):
+    bundle = to_bundle(small(), tmp_path, methods=("bitfit",))
+    feeds = {"x": np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)}
+    merged = assert_merges(bundle, moved(bundle, BeftConfig()), feeds, tmp_path)
+    assert not merged.beside and list(merged.originals) == ["first.bias"]
+    assert len(merged.sums) == 1
+
+
+def test_over_codes_a_bias_stays_beside_and_other_methods_are_refused_by_name(tmp_path: Path):
+    bundle = to_bundle(small(), tmp_path, quantize="int8", methods=("bitfit", "ia3"))
+    integer = [p.id for p in bundle.manifest.points if p.id not in bundle.manifest.source["float32"]]
+    feeds = {"x": np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)}
+    assert list(assert_merges(bundle, moved(bundle, BeftConfig()), feeds, tmp_path).beside) == integer
+    with pytest.raises(AdapterError, match=f"the weights at {', '.join(integer)} cannot take the ia3 adapter: .* peft"):
+        merge(bundle, moved(bundle, IA3Config()))
 
 
 def shared() -> onnx.ModelProto:
@@ -179,7 +238,7 @@ def test_an_int8_base_keeps_its_codes_and_the_adapter_stays_beside(tmp_path: Pat
     assert integer
     adapter = adapter_of(bundle)
     merged = merge(bundle, adapter)
-    assert merged.beside_points == integer
+    assert list(merged.beside) == integer
     save_plain(merged.model, tmp_path / "plain.onnx")
     assert_plain(tmp_path / "plain.onnx", bundle, ("", "com.microsoft"))
     feeds = {"x": np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)}

@@ -19,7 +19,8 @@ from edgelora.tasks import objective_for
 from edgelora.trainer import Trainer
 from edgelora.training_run import fit
 from edgelora.training_state import StateFile
-from edgelora_tools.methods import METHODS
+from edgelora_tools.interop.merging import merge, unmerge
+from edgelora_tools.interop.plain_onnx import save_plain
 from tests.device import tiny
 from tests.methods.cases import Case
 from tests.methods.twins import moved
@@ -109,24 +110,24 @@ def gradients_are_torchs(world: World, case: Case, folder: Path) -> None:
 
 
 def merging_is_the_twins(world: World, case: Case, folder: Path) -> None:
-    """The merged weights are the twin's, and taking the adapter away gives the base's bits; or both have none."""
-    adapter = world.adapter(case.ours)
-    write_adapter(adapter, folder)
-    expected, base = case.twin.merged(case.twin.load(tiny.module(), folder)), dict(tiny.module().named_modules())
-    before = world.hidden(None)
-    manifest = world.features.bundle.manifest
-    feeds = world.features.bundle.feeds(adapter)
-    for point in adapter.joined(manifest):
-        weight, bias = (p.detach().numpy() for p in (base[point.id].weight.T, base[point.id].bias))
-        if expected is None:
-            with pytest.raises(AdapterError, match=f"{adapter.method.graphs} adapter cannot be merged"):
-                METHODS[adapter.method.graphs].merged(point, weight, bias, feeds)
-            continue
-        merged = expected.get_submodule(point.id)
-        ours = METHODS[adapter.method.graphs].merged(point, weight, bias, feeds)
-        np.testing.assert_allclose(ours[0], merged.weight.detach().numpy().T, rtol=0, atol=CLOSE)
-        np.testing.assert_allclose(ours[1], merged.bias.detach().numpy(), rtol=0, atol=CLOSE)
-    np.testing.assert_array_equal(world.hidden(None), before)
+    """A plain model computes what the twin merged does, and the way back is the base's bytes; or there is neither."""
+    adapter, bundle = world.adapter(case.ours), world.features.bundle
+    write_adapter(adapter, folder / "adapter")
+    expected = case.twin.merged(case.twin.load(tiny.module(), folder / "adapter"))
+    if expected is None:
+        with pytest.raises(AdapterError, match=f"{adapter.method.graphs} adapter cannot be merged"):
+            merge(bundle, adapter)
+        return
+    merged = merge(bundle, adapter)
+    assert not merged.beside and merged.originals
+    save_plain(merged.model, folder / "merged.onnx")
+    ours = world.hidden_in_file(folder / "merged.onnx")
+    np.testing.assert_allclose(ours, world.hidden_in_torch(expected), rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(ours, world.hidden(adapter), rtol=0, atol=CLOSE)
+    save_plain(unmerge(merged), folder / "back.onnx")
+    save_plain(merge(bundle, None).model, folder / "base.onnx")
+    assert (folder / "back.onnx").read_bytes() == (folder / "base.onnx").read_bytes()
+    np.testing.assert_array_equal(world.hidden_in_file(folder / "base.onnx"), world.hidden(None))
 
 
 def several_at_once_are_each_alone(world: World, case: Case, folder: Path) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 import transformers
 
@@ -16,10 +15,9 @@ from edgelora.combining import combine
 from edgelora.errors import AdapterError, ConfigError
 from edgelora.manifest import LORA_GRAPHS
 from edgelora.onnx_adapter import read_onnx_adapter, write_onnx_adapter
-from edgelora_tools.interop.plain_onnx import merge, save_plain
 from tests.device import tiny
 from tests.methods.cases import CASES, Case
-from tests.methods.world import TEXTS, World
+from tests.methods.world import World
 
 ALL = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -37,26 +35,16 @@ def test_export_under_a_prefix_computes_the_same_in_a_task_model(world: World, c
 
 
 @ALL
-def test_what_runs_in_the_inference_graph_goes_into_files_for_it_and_into_its_weights(
-    world: World, case: Case, tmp_path: Path
-):
+def test_what_runs_in_the_inference_graph_goes_into_files_for_it(world: World, case: Case, tmp_path: Path):
     adapter, bundle = world.adapter(case.ours), world.features.bundle
     if adapter.method.graphs != LORA_GRAPHS:
         with pytest.raises(AdapterError, match=f"a {adapter.method.graphs} adapter runs in graphs of its own"):
             write_onnx_adapter(adapter, bundle.manifest, tmp_path / "a.onnx_adapter")
-        with pytest.raises(AdapterError, match=f"a {adapter.method.graphs} adapter runs in graphs of its own"):
-            merge(bundle, adapter)
         assert not list(tmp_path.iterdir())
         return
-    wanted = world.hidden(adapter)
     write_onnx_adapter(adapter, bundle.manifest, tmp_path / "a.onnx_adapter")
     back = read_onnx_adapter(tmp_path / "a.onnx_adapter", bundle.manifest)
-    np.testing.assert_array_equal(world.hidden(back), wanted)
-    save_plain(merge(bundle, adapter).model, tmp_path / "plain.onnx")
-    session = ort.InferenceSession(str(tmp_path / "plain.onnx"), providers=["CPUExecutionProvider"])
-    feeds = world.features.encode(list(TEXTS))
-    hidden = np.asarray(session.run(["hidden"], dict(feeds))[0])[feeds["attention_mask"] == 1]
-    np.testing.assert_allclose(hidden, wanted, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(world.hidden(back), world.hidden(adapter))
 
 
 @ALL

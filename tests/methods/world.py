@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import torch
 from torch.nn import functional
 
@@ -60,6 +61,12 @@ class World:
         """The hidden states of `TEXTS`, as the bundle has them where no padding is."""
         outputs = self.features.outputs(list(TEXTS), adapter)
         return self._without_padding(outputs["hidden"])
+
+    def hidden_in_file(self, path: Path) -> np.ndarray:
+        """The same by a plain ONNX model."""
+        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        (hidden,) = session.run(["hidden"], dict(self.features.encode(list(TEXTS))))
+        return self._without_padding(np.asarray(hidden))
 
     def hidden_in_torch(self, module: Any) -> np.ndarray:
         """The same by a torch module."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,22 @@ from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora_tools.insertion import Site, Use
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an adapter makes of a product: of its weight, `[in, out]` or a convolution's kernel, and its bias `[out]`.
+
+    None: it stays. A change that leaves the weight adds to the bias.
+    """
+
+    weight: Callable[[Doubles], Doubles] | None = None
+    bias: Callable[[Doubles], Doubles] | None = None
+
+
+# The change at a point, from the adapter's graph inputs by name; None where no weight of the base's shape holds it.
+Merging = Callable[[InsertionPoint, Mapping[str, Floats]], Change | None]
 
 
 class AdapterMethod(Protocol):
@@ -32,13 +49,9 @@ class AdapterMethod(Protocol):
         """
         ...
 
-    def merged(
-        self, point: InsertionPoint, weight: Floats, bias: Floats, feeds: Mapping[str, Floats]
-    ) -> tuple[Floats, Floats]:
-        """The weight (`[in, out]`, or a convolution's kernel) and bias `[out]` that need no adapter.
-
-        `feeds` are the adapter's graph inputs, by name.
-        """
+    @property
+    def merging(self) -> Merging | None:
+        """What the adapter makes of a point's product; None where the method is no change of weights."""
         ...
 
     def norms(self, sites: Sequence[Site], opset: int) -> ir.Model | None:

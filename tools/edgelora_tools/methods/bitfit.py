@@ -10,7 +10,7 @@ from onnxscript import OpBuilder
 from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora.methods.bitfit import BIAS
 from edgelora_tools.insertion import Site, Use
-from edgelora_tools.methods.base import AdapterMethod, Floats, per_channel
+from edgelora_tools.methods.base import AdapterMethod, Change, Floats, per_channel
 
 
 class BitFit:
@@ -24,10 +24,8 @@ class BitFit:
     def adapt(self, op: OpBuilder, use: Use, x: ir.Value, y: ir.Value, inputs: Sequence[ir.Value]) -> ir.Value:
         return op.Add(y, inputs[0])
 
-    def merged(
-        self, point: InsertionPoint, weight: Floats, bias: Floats, feeds: Mapping[str, Floats]
-    ) -> tuple[Floats, Floats]:
-        return weight, bias + feeds[f"{point.id}.{BIAS}"].reshape(-1)
+    def merging(self, point: InsertionPoint, feeds: Mapping[str, Floats]) -> Change:
+        return Change(bias=lambda c: c + feeds[f"{point.id}.{BIAS}"].reshape(-1))
 
     def norms(self, sites: Sequence[Site], opset: int) -> None:
         return None

@@ -16,7 +16,7 @@ from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora.methods.dora import GAIN
 from edgelora_tools.frozen import is_frozen
 from edgelora_tools.insertion import Site, Use
-from edgelora_tools.methods.base import AdapterMethod, Floats
+from edgelora_tools.methods.base import AdapterMethod, Change, Floats
 from edgelora_tools.methods.lora import LORA
 
 
@@ -34,12 +34,11 @@ class Dora:
         adapted = LORA.adapt(op, use, x, y, (a, b))
         return op.Add(adapted, op.Mul(_without_bias(op, use, y), gain[0])) if gain else adapted
 
-    def merged(
-        self, point: InsertionPoint, weight: Floats, bias: Floats, feeds: Mapping[str, Floats]
-    ) -> tuple[Floats, Floats]:
-        if not point.kernel:
-            weight = (weight + weight * feeds[f"{point.id}.{GAIN}"]).astype(np.float32)
-        return LORA.merged(point, weight, bias, feeds)
+    def merging(self, point: InsertionPoint, feeds: Mapping[str, Floats]) -> Change | None:
+        if point.kernel:
+            return LORA.merging(point, feeds)
+        gain = 1.0 + feeds[f"{point.id}.{GAIN}"].astype(np.float64)
+        return Change(weight=lambda w: w * gain + LORA.product(point, feeds))
 
     def norms(self, sites: Sequence[Site], opset: int) -> ir.Model | None:
         """For A and B' of every linear point the lengths of the columns of W + A·B', `norm.POINT` `[out]`.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
@@ -14,7 +15,7 @@ from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora.methods.ia3 import INTO, OUT
 from edgelora_tools.gradients.shapes import annotate
 from edgelora_tools.insertion import Site, Use
-from edgelora_tools.methods.base import AdapterMethod, Floats, per_channel
+from edgelora_tools.methods.base import AdapterMethod, Change, Doubles, Floats, per_channel
 
 
 class Ia3:
@@ -33,15 +34,17 @@ class Ia3:
         use.reader.replace_input_with(0, annotate(op.Mul(x, into), x))
         return op.Mul(y, out)
 
-    def merged(
-        self, point: InsertionPoint, weight: Floats, bias: Floats, feeds: Mapping[str, Floats]
-    ) -> tuple[Floats, Floats]:
-        into, out = feeds[f"{point.id}.{INTO}"], feeds[f"{point.id}.{OUT}"].reshape(-1)
-        if point.kernel:
-            rows = into.reshape(point.groups, 1, -1).repeat(point.out_features // point.groups, axis=1)
-            into = rows.reshape(point.out_features, -1, *(1 for _ in point.kernel))
-            return weight * into * out.reshape(-1, 1, *(1 for _ in point.kernel)), bias * out
-        return into[:, None] * weight * out, bias * out
+    def merging(self, point: InsertionPoint, feeds: Mapping[str, Floats]) -> Change:
+        into, out = (feeds[f"{point.id}.{side}"].reshape(-1).astype(np.float64) for side in (INTO, OUT))
+
+        def weight(w: Doubles) -> Doubles:
+            if not point.kernel:
+                return into[:, None] * w * out
+            of_groups = into.reshape(point.groups, -1).repeat(point.out_features // point.groups, axis=0)
+            ones = [1] * len(point.kernel)
+            return w * of_groups.reshape(*of_groups.shape, *ones) * out.reshape(-1, 1, *ones)
+
+        return Change(weight, lambda c: c * out)
 
     def norms(self, sites: Sequence[Site], opset: int) -> None:
         return None

@@ -20,7 +20,7 @@ from edgelora_tools.gradients.nodes import operands
 from edgelora_tools.gradients.shapes import annotate, dims, flatten_rows, rank, reshape_like, size_of
 from edgelora_tools.insertion import Site, Use
 from edgelora_tools.lowering import DOMAIN
-from edgelora_tools.methods.base import Floats
+from edgelora_tools.methods.base import Change, Doubles, Floats
 
 OP_TYPE = "Lora"
 
@@ -43,18 +43,14 @@ class Lora:
     def adapt(self, op: OpBuilder, use: Use, x: ir.Value, y: ir.Value, inputs: Sequence[ir.Value]) -> ir.Value:
         return op.Add(y, self.delta(op, use.product, x, inputs))
 
-    def merged(
-        self, point: InsertionPoint, weight: Floats, bias: Floats, feeds: Mapping[str, Floats]
-    ) -> tuple[Floats, Floats]:
-        a, b = feeds[point.input_a], feeds[point.input_b]
-        if not point.kernel:
-            return (weight + a @ b).astype(np.float32), bias
-        inner = b.shape[1]
-        kernels = [
-            b[rows, :, *(0 for _ in point.kernel)] @ a[g * inner : (g + 1) * inner].reshape(inner, -1)
-            for g, rows in enumerate(np.split(np.arange(point.out_features), point.groups))
-        ]
-        return (weight + np.concatenate(kernels).reshape(weight.shape)).astype(np.float32), bias
+    def merging(self, point: InsertionPoint, feeds: Mapping[str, Floats]) -> Change | None:
+        """W + A·B'. An adapter of a convolution in groups reads all channels, its kernels those of their groups."""
+        return None if point.groups != 1 else Change(weight=lambda w: w + self.product(point, feeds))
+
+    def product(self, point: InsertionPoint, feeds: Mapping[str, Floats]) -> Doubles:
+        """A·B', `[in, out]`, or of a convolution `[out, in, *kernel]`."""
+        a, b = (feeds[name].astype(np.float64) for name in (point.input_a, point.input_b))
+        return np.tensordot(b.reshape(b.shape[:2]), a, 1) if point.kernel else a @ b
 
     def norms(self, sites: Sequence[Site], opset: int) -> None:
         return None
