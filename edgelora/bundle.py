@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from pathlib import Path
 
 from edgelora.adapter import Adapter, absent_adapter
 from edgelora.errors import BundleError, ConfigError
+from edgelora.file_check import FileCheck
 from edgelora.manifest import LORA_GRAPHS, Manifest, Prefix, TrainingGraph
 from edgelora.methods import Floats, Tensors, split_name
 from edgelora.session import Graph, SessionSettings
@@ -22,16 +22,22 @@ class Bundle:
     May be used from several threads at once.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, settings: SessionSettings) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, settings: SessionSettings, files: FileCheck | None = None
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.settings = settings
+        self._files = files
         self._graphs: dict[tuple[str, SessionSettings], Graph] = {}
         self._lock = threading.Lock()
 
     @classmethod
     def open(cls, path: str | Path, settings: SessionSettings | None = None, verify: bool = True) -> Bundle:
         """Open the bundle at `path`. With `verify`, the sha256 of every file is compared, which reads all of it.
+
+        Files of more than 4 MiB are read by a thread beside what comes next. `verified` waits for it, and so does
+        every graph: none is run of a bundle that is damaged.
 
         Raises:
             BundleError: not a bundle, of an unknown version, or a file is missing or altered.
@@ -49,14 +55,18 @@ class Bundle:
                 f"{path}: not a bundle ({error.strerror or error}); `edgelora convert` writes one"
             ) from error
         manifest = Manifest.from_json(text, str(manifest_path))
-        problems = [p for name in manifest.files if (p := _problem(path, manifest, name, verify))]
-        if problems:
-            raise BundleError(
-                f"{path}: damaged\n"
-                + "\n".join(f"  {p}" for p in problems)
-                + "\ncopy the bundle again or convert the model again"
-            )
-        return cls(path, manifest, settings or SessionSettings())
+        files = FileCheck(path, manifest.files, verify)
+        return cls(path, manifest, settings or SessionSettings(), files)
+
+    def verified(self) -> Bundle:
+        """The bundle itself, once all of its files are compared that are to be.
+
+        Raises:
+            BundleError: a file is altered.
+        """
+        if self._files is not None:
+            self._files.wait()
+        return self
 
     @property
     def forward(self) -> Graph:
@@ -71,12 +81,16 @@ class Bundle:
         """A graph of the bundle by file name, loaded once; with the bundle's settings unless others are given.
 
         Raises:
-            BundleError: ONNX Runtime cannot load it.
+            BundleError: ONNX Runtime cannot load it, or a file of the bundle is altered.
         """
         key = file, settings or self.settings
         with self._lock:
             if key not in self._graphs:
-                self._graphs[key] = Graph(self.path / file, key[1])
+                try:
+                    graph = Graph(self.path / file, key[1])
+                finally:
+                    self.verified()
+                self._graphs[key] = graph
             return self._graphs[key]
 
     def release(self, file: str) -> None:
@@ -148,22 +162,3 @@ class Bundle:
                 "set lora_dropout to 0, or convert with these sizes fixed (--fix)"
             )
         raise ConfigError(f"{self.path}: no training graph for the loss {loss!r}; it has {', '.join(available)}")
-
-
-def _problem(path: Path, manifest: Manifest, name: str, verify: bool) -> str | None:
-    """What is wrong with a file of the bundle, or None."""
-    if Path(name).name != name or name in ("", ".", ".."):
-        return f"{name!r} is not a plain file name"
-    entry = manifest.files[name]
-    file = path / name
-    try:
-        size = file.stat().st_size
-        if size != entry.size:
-            return f"{name} has {size:,} bytes where the manifest says {entry.size:,}"
-        if verify:
-            with file.open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != entry.sha256:
-                    return f"{name} does not have the sha256 that the manifest gives"
-    except OSError as error:
-        return f"{name}: {error.strerror or error}"
-    return None

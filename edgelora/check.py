@@ -51,9 +51,9 @@ def check(
     """Check a bundle; `extra` are further (inputs, source outputs) to compare with.
 
     Raises:
-        BundleError: the bundle holds no parity samples.
+        BundleError: the bundle holds no parity samples, or a file of it is altered.
     """
-    manifest = bundle.manifest
+    manifest = bundle.verified().manifest
     samples = [*parity_samples(bundle), *(extra or [])]
     progress("parity with the source")
     rng = np.random.default_rng(0)

@@ -115,6 +115,7 @@ def train(
         TrainingError: the loss diverged, or an unfinished run has other data or settings.
         StoreError: another process trains this adapter, or the store cannot be written.
         DataError: the gate's samples have labels that the adapter does not learn.
+        BundleError: a file of the bundle is altered.
     """
     manifest, config = model.bundle.manifest, config or TrainingConfig()
     given, ram = ram, default_budget(manifest, config) if ram is None else ram or None
@@ -150,6 +151,7 @@ def train(
         judged = objective_for(model, gate.samples, start.labels, config) if gate is not None else None
         if judged is not None:
             check_targets(manifest, start, judged)
+        model.bundle.verified()
         model.store.make_room()
         folder = model.store.state_path(name)
         trainer = Trainer(model.bundle, start, objective, config, folder)

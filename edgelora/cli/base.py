@@ -360,7 +360,7 @@ def run_points(options: argparse.Namespace) -> None:
 
 def run_info(options: argparse.Namespace) -> None:
     """What the bundle is."""
-    bundle = Bundle.open(options.bundle)
+    bundle = Bundle.open(options.bundle).verified()
     manifest = bundle.manifest
     verification = manifest.verification
     lines = [

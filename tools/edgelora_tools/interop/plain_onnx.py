@@ -20,7 +20,7 @@ def with_adapter_inputs(bundle: Bundle) -> ir.Model:
 
     ONNX Runtime's Python asks for every input that has none before it looks at `RunOptions.add_active_adapter`.
     """
-    model = ir.load(bundle.path / bundle.manifest.forward)
+    model = ir.load(bundle.verified().path / bundle.manifest.forward)
     manifest = bundle.manifest
     shapes = {p.input_a: p.shape_a(0) for p in manifest.points} | {p.input_b: p.shape_b(0) for p in manifest.points}
     if manifest.head is not None:

@@ -1,0 +1,87 @@
+"""A weights file that is read beside other work: nothing runs, and nothing changes, before its digest is known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from edgelora import Bundle, BundleError, Model, TrainingConfig, check, train
+from edgelora.data import TextSample
+from edgelora.file_check import LARGE
+from edgelora.training_state import STATE_FILE
+from tests.device import tiny
+
+SAMPLES = [TextSample(row["text"], row["label"]) for row in tiny.commands(6)]
+WEIGHTS = "weights.bin"
+ALTERED = r"copy\.edgelora: damaged[\s\S]*weights\.bin does not have the sha256"
+
+
+@pytest.fixture
+def large(damaged: Path) -> Path:
+    """The bundle with a weights file of more than 4 MiB: what is added is no tensor's."""
+    with (damaged / WEIGHTS).open("ab") as file:
+        file.write(bytes(LARGE))
+    content = (damaged / WEIGHTS).read_bytes()
+    body = json.loads((damaged / "bundle.json").read_text())
+    body["files"][WEIGHTS] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (damaged / "bundle.json").write_text(json.dumps(body))
+    return damaged
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_large_bundle_is_used(large: Path, tmp_path: Path):
+    model = Model.open(large, tmp_path / "store")
+    assert model.bundle.verified() is model.bundle
+    train(model, "ann", SAMPLES, config=TrainingConfig(num_train_epochs=1, batch_size=3))
+    assert model.predict(["make the room warm"], "ann")
+
+
+@pytest.mark.parametrize("place", [0, LARGE // 2, -1])
+def test_an_altered_byte_anywhere_is_found(large: Path, place: int):
+    flip(large / WEIGHTS, place)
+    bundle = Bundle.open(large)
+    for use in (bundle.verified, lambda: bundle.forward, lambda: bundle.forward, lambda: check(bundle)):
+        with pytest.raises(BundleError, match=ALTERED):
+            use()
+
+
+def test_training_is_refused_before_it_changes_anything(large: Path, tmp_path: Path):
+    """An adapter that is trained further, and the state of another run that it would discard, stay as they were."""
+    store = tmp_path / "store"
+    few = TrainingConfig(num_train_epochs=1, batch_size=3, max_steps=1)
+    train(Model.open(large, store), "ann", SAMPLES, config=few)
+    state = Model.open(large, store).store.state_path("ann")
+    state.mkdir(parents=True, exist_ok=True)
+    (state / STATE_FILE).write_bytes(b"of another run")
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    flip(large / WEIGHTS, -1)
+    with pytest.raises(BundleError, match=ALTERED):
+        train(Model.open(large, store), "ann", SAMPLES[:4], config=few, discard=True)
+    assert before == {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+
+
+def test_what_is_found_at_once_is_told_with_the_rest(large: Path):
+    flip(large / WEIGHTS, -1)
+    flip(large / "tokenizer.json", 5)
+    with pytest.raises(BundleError, match=r"tokenizer\.json does not have[\s\S]*weights\.bin does not have"):
+        Bundle.open(large)
+
+
+def test_a_weights_file_that_cannot_be_loaded_is_told_as_altered(large: Path):
+    """What ONNX Runtime says of it is not what is wrong."""
+    (large / WEIGHTS).write_bytes(bytes((large / WEIGHTS).stat().st_size))
+    with pytest.raises(BundleError, match=ALTERED):
+        Bundle.open(large).graph("train-cross-entropy.onnx")
+
+
+def test_without_verification_only_sizes_are_compared(large: Path):
+    flip(large / WEIGHTS, -1)
+    assert Bundle.open(large, verify=False).forward.outputs
