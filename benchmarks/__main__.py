@@ -14,6 +14,7 @@ from benchmarks import (
     inference,
     memory,
     methods,
+    methods_report,
     people,
     quantized,
     report,
@@ -42,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         options.json.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     if getattr(options, "markdown_file", None) is not None:
         options.markdown_file.write_text(options.markdown(body) + "\n", encoding="utf-8")
+    if getattr(options, "page", None) is not None:
+        options.put_into_page(body, options.page)
     if options.plot is not None:
         options.draw(body, options.plot)
     return 0
@@ -92,20 +95,7 @@ def parser() -> argparse.ArgumentParser:
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     case.set_defaults(run=lambda o: memory.run(memory_options(o), progress), markdown=memory.markdown, plot=None)
     case = cases.add_parser("methods", help="adapter methods beside each other", description=methods.__doc__)
-    names = list(methods.METHODS)
-    case.add_argument("--methods", nargs="+", choices=names, default=names, metavar="METHOD", help=", ".join(names))
-    case.add_argument("--epochs", type=positive, default=10)
-    case.add_argument("--rates", type=positive, default=3, help="learning rates to try for each (3)")
-    case.add_argument("--threads", type=positive, default=2)
-    case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    case.add_argument("--markdown", dest="markdown_file", type=Path, metavar="FILE", help="write the table")
-    case.add_argument("--plot", type=Path, metavar="FILE", help="write accuracy against parameters")
-    case.add_argument("--quick", action="store_true", help="a smoke run of a few steps; its figures mean nothing")
-    case.set_defaults(
-        run=lambda o: methods.run(o.methods, o.epochs, o.rates, o.threads, o.quick, progress),
-        markdown=methods.markdown,
-        draw=methods.plot,
-    )
+    add_methods(case)
     case = cases.add_parser("inference", help="what adapters cost at inference", description=inference.__doc__)
     case.add_argument(
         "--lengths", nargs="+", type=positive, default=[16, 64, 128], metavar="N", help="tokens of a text"
@@ -161,6 +151,44 @@ def add_sweep(cases: Any) -> None:
         run=lambda o: sweep.run(o.axis, o.values and tuple(o.values), o.steps, o.threads, progress),
         markdown=sweep.markdown,
         draw=sweep.plot,
+    )
+
+
+def add_methods(case: argparse.ArgumentParser) -> None:
+    default, names = methods.MethodsOptions(), list(methods.METHODS)
+    case.add_argument("--only", nargs="+", choices=names, default=names, metavar="METHOD", help=", ".join(names))
+    case.add_argument("--epochs", type=positive, default=default.epochs)
+    case.add_argument("--per-intent", type=positive, default=default.per_intent, help="training utterances an intent")
+    case.add_argument("--seeds", nargs="+", type=int, default=list(default.seeds), metavar="N")
+    case.add_argument("--rates", type=positive, default=default.rates, help="learning rates to try for each (1)")
+    case.add_argument("--threads", type=positive, default=default.threads)
+    case.add_argument("--no-peft", action="store_true", help="leave PEFT's runs out")
+    case.add_argument(
+        "--json", type=Path, metavar="FILE", help="keep every run there; go on from those that it holds already"
+    )
+    case.add_argument("--markdown", dest="markdown_file", type=Path, metavar="FILE", help="write the table")
+    case.add_argument("--page", type=Path, metavar="FILE", help="put the table into a page, as docs/methods.md")
+    case.add_argument("--plot", type=Path, metavar="FILE", help="write accuracy against parameters")
+    case.add_argument("--quick", action="store_true", help="a smoke run of a few steps; its figures mean nothing")
+    case.set_defaults(
+        run=lambda o: methods.run(methods_options(o), progress),
+        markdown=methods_report.markdown,
+        put_into_page=methods_report.put_into_page,
+        draw=methods_report.plot,
+    )
+
+
+def methods_options(options: argparse.Namespace) -> methods.MethodsOptions:
+    return methods.MethodsOptions(
+        only=tuple(options.only),
+        epochs=options.epochs,
+        per_intent=options.per_intent,
+        seeds=tuple(options.seeds),
+        rates=options.rates,
+        threads=options.threads,
+        peft=not options.no_peft,
+        quick=options.quick,
+        keep=options.json,
     )
 
 

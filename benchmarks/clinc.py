@@ -171,11 +171,8 @@ def cached_bundle(
     """
     folder = cache_folder() / "benchmarks"
     further = dict(conversion or {})
-    source = hashlib.sha256(repr((RECIPE, targets, sorted(further.items()))).encode())
-    for package in ("tools/edgelora_tools", "edgelora"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            source.update(path.read_bytes())
-    bundle = folder / f"{RECIPE}-{source.hexdigest()[:16]}.edgelora"
+    what = repr((RECIPE, targets, sorted(further.items()), source_digest()))
+    bundle = folder / f"{RECIPE}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.edgelora"
     if not (bundle / "bundle.json").is_file():
         progress("converting the model")
         chosen: dict[str, Any] = {"target_modules": targets, "overwrite": True} | further
@@ -185,6 +182,15 @@ def cached_bundle(
         if time.time() - other.stat().st_mtime > DAY:
             shutil.rmtree(other, ignore_errors=True)
     return bundle
+
+
+def source_digest() -> str:
+    """What tells one state of the packages' source from another."""
+    source = hashlib.sha256()
+    for package in ("tools/edgelora_tools", "edgelora"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            source.update(path.read_bytes())
+    return source.hexdigest()
 
 
 def write_job(

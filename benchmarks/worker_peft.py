@@ -1,12 +1,12 @@
 """The same training run by PEFT on PyTorch, set up as its documentation does.
 
 Options: `attention` ("sdpa", "eager"), `compile` (torch.compile with dynamic shapes), `full` (no adapters: every weight
-is trained), `learning_rate` (else the job's).
+is trained), `learning_rate` (else the job's), `max_grad_norm` (0: no clipping), `last_epoch_alone` (that one is
+evaluated).
 """
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,8 +21,7 @@ from safetensors.torch import load_file
 
 from benchmarks.job import INITIAL, PROBE, Job, Recorder, Texts, worker_arguments, worker_options
 
-CONFIG_FILE, TENSORS_FILE = "adapter_config.json", "adapter_model.safetensors"
-CONFIG_KEYS = ("r", "lora_alpha", "target_modules", "layers_to_transform")
+TENSORS_FILE = "adapter_model.safetensors"
 HEAD = "base_model.model.classifier."
 PEFT_PREFIX = "base_model.model."
 
@@ -38,6 +37,7 @@ class Classifier(torch.nn.Module):
     def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
         hidden = self.model(**inputs).last_hidden_state
         mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        hidden = hidden[:, -mask.shape[1] :]  # without virtual tokens, which stand before the others
         return self.head((hidden * mask).sum(1) / mask.sum(1))
 
     def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -63,49 +63,54 @@ def main() -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1.0 - step / job.total_steps))
     snapshots: list[list[torch.Tensor]] = []
     batches = job.batches()
+    compares = (job.folder / PROBE).is_dir() and not options.get("full")
     for step, rows in enumerate(batches):
         record.begin_step()
         optimizer.zero_grad()
         loss = loss_of(classifier, job.train, rows)
         loss.backward()
+        if largest := options.get("max_grad_norm"):
+            torch.nn.utils.clip_grad_norm_([p for _, p in classifier.trainable()], largest)
         optimizer.step()
         schedule.step()
         value = loss.item()
         record.end_step(value)
-        if step == 0 and not options.get("full"):
+        if step == 0 and compares:
             record.keep_gradients(INITIAL, gradients(classifier))
         if job.ends_epoch(step):
             snapshots.append([p.detach().clone() for _, p in classifier.trainable()])
         record.next_turn()
     record.end_training()
-    if not options.get("full"):
+    if compares:
         load_adapter(classifier, folder / PROBE)
         optimizer.zero_grad()
         loss_of(classifier, job.train, batches[0]).backward()
         record.keep_gradients(PROBE, gradients(classifier))
-    accuracies = [accuracy(classifier, snapshot, job) for snapshot in snapshots]
+    evaluated = snapshots[-1:] if options.get("last_epoch_alone") else snapshots
+    accuracies = [accuracy(classifier, snapshot, job) for snapshot in evaluated]
     modules = {"peft": peft, "torch": torch, "transformers": transformers, "numpy": np}
     versions = {name: str(module.__version__) for name, module in modules.items()}
     record.write(destination, accuracies, versions | {"python": platform.python_version()})
 
 
 def build(job: Job, options: Mapping[str, Any]) -> Classifier:
-    """The base without dropout, LoRA at the initial adapter's points, a head of its size, its values."""
+    """The base without dropout, the initial adapter's method at its points, a head of its size, its values."""
     base = transformers.AutoModel.from_pretrained(
         job.settings.model,
         dtype=torch.float32,
         local_files_only=True,
         attn_implementation=options.get("attention", "sdpa"),
     )
-    saved = json.loads((job.folder / INITIAL / CONFIG_FILE).read_text(encoding="utf-8"))
-    classes, features = load_file(job.folder / INITIAL / TENSORS_FILE)[f"{HEAD}weight"].shape
+    initial = job.folder / INITIAL
+    classes, features = load_file(initial / TENSORS_FILE)[f"{HEAD}weight"].shape
     if options.get("full"):
         classifier = Classifier(base, features, classes)
-        load_head(classifier, job.folder / INITIAL)
+        load_head(classifier, initial)
     else:
-        chosen = {key: saved[key] for key in CONFIG_KEYS if saved.get(key) is not None}
-        classifier = Classifier(peft.get_peft_model(base, peft.LoraConfig(**chosen)), features, classes)
-        load_adapter(classifier, job.folder / INITIAL)
+        config: Any = peft.PeftConfig.from_pretrained(str(initial))
+        config.task_type, config.inference_mode, config.modules_to_save = "FEATURE_EXTRACTION", False, None
+        classifier = Classifier(peft.get_peft_model(base, config), features, classes)
+        load_adapter(classifier, initial)
     classifier.eval()
     if options.get("compile"):
         classifier.compile(dynamic=True)
@@ -113,7 +118,7 @@ def build(job: Job, options: Mapping[str, Any]) -> Classifier:
 
 
 def load_head(classifier: Classifier, folder: Path) -> None:
-    """The initial values of the head alone."""
+    """The values of the head alone."""
     tensors = load_file(folder / TENSORS_FILE)
     with torch.no_grad():
         for name, parameter in classifier.head.named_parameters():
@@ -122,17 +127,12 @@ def load_head(classifier: Classifier, folder: Path) -> None:
 
 def load_adapter(classifier: Classifier, folder: Path) -> None:
     """Put an adapter's values in place; each tensor must find its parameter and each parameter its tensor."""
-    tensors = load_file(folder / TENSORS_FILE)
-    parameters = dict(classifier.trainable())
-    values = {
-        key.removeprefix(PEFT_PREFIX).replace("lora_A.weight", "lora_A").replace("lora_B.weight", "lora_B"): value
-        for key, value in tensors.items()
-    }
-    if values.keys() != parameters.keys():
-        raise SystemExit(f"{folder}: not the adapter of this model: {sorted(values.keys() ^ parameters.keys())}")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(values[name])
+    load_head(classifier, folder)
+    tensors = {name: x for name, x in load_file(folder / TENSORS_FILE).items() if not name.startswith(HEAD)}
+    expected = peft.get_peft_model_state_dict(classifier.model)
+    if tensors.keys() != expected.keys():
+        raise SystemExit(f"{folder}: not the adapter of this model: {sorted(tensors.keys() ^ expected.keys())}")
+    peft.set_peft_model_state_dict(classifier.model, tensors)
 
 
 def as_torch(texts: Texts, rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:

@@ -21,8 +21,9 @@ import pytest
 pytest.importorskip("peft", reason="PEFT is not installed")
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 
-from benchmarks import clinc, conversion, duration, figures, gemm, report, speed, speed_report, stages
+from benchmarks import clinc, conversion, duration, figures, gemm, methods_report, report, speed, speed_report, stages
 from benchmarks.job import Job, Settings, Texts
+from benchmarks.kept_runs import KeptRuns
 from benchmarks.limited import run_limited
 from benchmarks.measure import (
     ROOT,
@@ -194,6 +195,74 @@ def test_a_stage_is_really_left_out(gated, tmp_path):
 def training_nodes(bundle):
     file = bundle.path / bundle.training("cotangent", dropout=False).file
     return onnx.load(file, load_external_data=False).graph.node
+
+
+@pytest.fixture(scope="module")
+def methods_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what comes of runs, with a page for the table."""
+    try:
+        clinc.find_data()
+        fetch(load_recipe(clinc.RECIPE))
+    except (BenchmarkError, EdgeLoraError) as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("methods")
+    (folder / "page.md").write_text(f"before\n{methods_report.BEGIN}\nold\n{methods_report.END}\nafter\n")
+    return folder
+
+
+def run_methods(folder: Path, *arguments: str) -> str:
+    """`python -m benchmarks methods --quick`; returns what it said on the way."""
+    files = ["--json", "runs.json", "--page", "page.md", "--plot", "plot.png"]
+    command = [sys.executable, "-m", "benchmarks", "methods", "--quick", *arguments, *files]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools")])}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_methods_are_pefts_and_a_run_goes_on_where_it_was_stopped(methods_run: Path) -> None:
+    assert "LoRA, PEFT, learning rate" not in run_methods(methods_run, "--only", "lora", "--no-peft")
+    said = run_methods(methods_run, "--only", "lora")
+    assert "LoRA, PEFT, learning rate" in said and "LoRA, learning rate" not in said
+    assert "learning rate" not in run_methods(methods_run, "--only", "lora")
+    body = json.loads((methods_run / "runs.json").read_text(encoding="utf-8"))
+    ours, theirs = body["rows"]
+    assert (ours["side"], theirs["side"]) == ("edgelora", "peft")
+    assert abs(theirs["ours_above"]) <= 1 / 64
+    losses = [run["train_loss"] for run in body["runs"].values()]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    page = (methods_run / "page.md").read_text(encoding="utf-8")
+    assert page.startswith("before\n") and page.endswith("\nafter\n")
+    assert "| LoRA, PEFT |" in page and "old" not in page
+    assert (methods_run / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_under_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "runs.json"
+    first = KeptRuns({"epochs": 2, "rates": (1, 2)}, path)
+    assert first.get("a", lambda: {"x": 1}) == {"x": 1}
+    assert KeptRuns({"epochs": 2, "rates": (1, 2)}, path).get("a", lambda: {"x": 2}) == {"x": 1}
+    with pytest.raises(BenchmarkError, match="other settings \\(epochs 2 there, 3 here\\); name another file"):
+        KeptRuns({"epochs": 3, "rates": (1, 2)}, path)
+    path.write_text("[]")
+    with pytest.raises(BenchmarkError, match="holds no runs to go on from"):
+        KeptRuns({}, path)
+
+
+def test_the_rate_is_that_which_held_out_best() -> None:
+    runs = [
+        _method_run("lora", seed, rate, held_out)
+        for seed, rate, held_out in ((0, 1.0, 0.5), (1, 1.0, 0.9), (0, 2.0, 0.8), (1, 2.0, 0.8))
+    ]
+    assert methods_report.best_rate(runs, "lora") == 2.0
+    (row,) = methods_report.rows(runs)
+    assert (row["learning_rate"], row["seeds"], row["test_accuracy"]) == (2.0, [0, 1], pytest.approx(0.25))
+
+
+def _method_run(name: str, seed: int, rate: float, held_out: float) -> dict[str, Any]:
+    measured = {"held_out_accuracy": held_out, "test_accuracy": 0.5 / rate, "step_seconds": 1.0, "peak_memory_mb": 1.0}
+    named = {"method": name, "side": "edgelora", "seed": seed, "title": name, "targets": "x", "learning_rate": rate}
+    return named | measured | {"parameters": 1, "file_bytes": 4}
 
 
 RATIO_KEYS = {
