@@ -25,7 +25,7 @@ from edgelora.errors import (
     TrainingError,
 )
 from edgelora.gate import Gate, Verdict
-from edgelora.methods import BeftConfig, IA3Config, VeraConfig
+from edgelora.methods import BeftConfig, IA3Config, LNTuningConfig, VeraConfig
 from edgelora.objectives import OwnLoss
 from edgelora.runtime import Model
 from edgelora.sealing import Key
@@ -52,6 +52,7 @@ __all__ = [
     "Gate",
     "IA3Config",
     "Key",
+    "LNTuningConfig",
     "LoraConfig",
     "Model",
     "NumberSample",

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,17 @@ from edgelora.config import AdapterConfig
 from edgelora.errors import AdapterError, ConfigError
 from edgelora.files import write_atomic
 from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest
-from edgelora.methods import LORA, Floats, Method, Norms, config_from_peft, method_of, split_name
+from edgelora.methods import (
+    LORA,
+    UNKNOWN,
+    BaseValues,
+    Floats,
+    Method,
+    config_from_peft,
+    method_of,
+    no_graphs,
+    split_name,
+)
 from edgelora.peft_names import named_inside, placed, what_is
 from edgelora.targets import select_points
 
@@ -74,9 +84,9 @@ class Adapter:
         return method_of(self.config)
 
     def joined(self, manifest: Manifest) -> tuple[InsertionPoint, ...]:
-        """The insertion points that the adapter joins, in the bundle's order."""
+        """The places that the adapter joins, of those of its method's graphs, in the bundle's order."""
         ids = set(self.points)
-        return tuple(point for point in manifest.points if point.id in ids)
+        return tuple(point for point in manifest.points_in(self.method.graphs) if point.id in ids)
 
     @property
     def parameters(self) -> int:
@@ -87,16 +97,16 @@ class Adapter:
         """The same adapter with other values."""
         return replace(self, tensors=dict(tensors))
 
-    def feeds(self, manifest: Manifest, norms: Norms | None = None) -> dict[str, Floats]:
+    def feeds(self, manifest: Manifest, base: BaseValues = UNKNOWN) -> dict[str, Floats]:
         """The graph inputs of the method's graphs: LoRA's B multiplied by the scale, the neutral value where a point
         has no adapter, the head if any.
 
-        DoRA needs `norms=bundle.norms`. All are contiguous float32. Dropout's factor is not in them: it is training's
-        alone.
+        Methods that ask the base, as DoRA does, need `base=bundle`. All are contiguous float32. Dropout's factor is not
+        in them: it is training's alone.
         """
-        made = self.method.feeds(self.config, self.tensors, self.joined(manifest), norms)
+        made = self.method.feeds(self.config, self.tensors, self.joined(manifest), base)
         made |= {name: self.tensors[name] for name in head_names(manifest) if name in self.tensors}
-        feeds = absent_adapter(manifest, self.method.graphs)
+        feeds = absent_adapter(manifest, self.method.graphs, base, beside=made)
         return feeds | {name: np.ascontiguousarray(array, np.float32) for name, array in made.items()}
 
     def validate(self, manifest: Manifest) -> None:
@@ -111,10 +121,7 @@ class Adapter:
                 f"this bundle's is {manifest.base_digest[:12]}…): open the bundle that it belongs to"
             )
         if manifest.graph_set(self.method.graphs) is None:
-            raise AdapterError(
-                f"the bundle has no graphs for {self.config.peft_type} adapters: convert the model again with "
-                f"--methods {self.method.graphs}"
-            )
+            raise AdapterError(no_graphs(self.config.peft_type, self.method))
         joined = self.joined(manifest)
         try:
             problems = [
@@ -172,11 +179,22 @@ class Adapter:
         return problems
 
 
-def absent_adapter(manifest: Manifest, graphs: str = LORA_GRAPHS) -> dict[str, Floats]:
-    """The base model's feeds in a set of graphs: at every point the value that changes nothing (LoRA: rank 0)."""
+def absent_adapter(
+    manifest: Manifest, graphs: str = LORA_GRAPHS, base: BaseValues = UNKNOWN, beside: Container[str] = ()
+) -> dict[str, Floats]:
+    """The base model's feeds in a set of graphs: at every point the value that changes nothing (LoRA: rank 0).
+
+    Those of `beside` are left out. Sets that take the base's own values need `base=bundle`.
+    """
     found = manifest.graph_set(graphs)
-    inputs = () if found is None else found.inputs
-    return {x.name: np.full([d if isinstance(d, int) else 0 for d in x.shape], x.neutral, np.float32) for x in inputs}
+    inputs = [] if found is None else [x for x in found.inputs if x.name not in beside]
+    own = base.values([x.name for x in inputs if x.neutral is None])
+    return {
+        x.name: own[x.name]
+        if x.neutral is None
+        else np.full([d if isinstance(d, int) else 0 for d in x.shape], x.neutral, np.float32)
+        for x in inputs
+    }
 
 
 def head_names(manifest: Manifest) -> tuple[str, ...]:
@@ -190,13 +208,13 @@ def new_adapter(
     labels: tuple[str, ...] | None = None,
     outputs: int | None = None,
     rng: np.random.Generator | None = None,
-    norms: Norms | None = None,
+    base: BaseValues = UNKNOWN,
 ) -> Adapter:
     """A fresh adapter with PEFT's initialisation (LoRA: A uniform in ±1/√(inputs of an output), B zero); the head's
     weight N(0, 0.02), its bias zero.
 
-    The head has a row per label, or `outputs` rows. `rng` draws the values (default: seed 0). DoRA needs
-    `norms=bundle.norms`.
+    The head has a row per label, or `outputs` rows. `rng` draws the values (default: seed 0). Methods that ask the
+    base, as DoRA does, need `base=bundle`.
 
     Raises:
         ConfigError: a pattern matches nothing, the settings do not suit a point, the bundle has no graphs for the
@@ -206,14 +224,13 @@ def new_adapter(
     problems = label_problems(labels or ())
     if problems:
         raise ConfigError("; ".join(problems))
-    method, points = method_of(config), select_points(manifest.points, config)
+    method = method_of(config)
+    if manifest.graph_set(method.graphs) is None:
+        raise ConfigError(no_graphs(config.peft_type, method))
+    points = select_points(manifest.points_in(method.graphs), config)
     if problems := method.problems(config, {}, points):
         raise ConfigError("\n".join(problems))
-    if manifest.graph_set(method.graphs) is None:
-        raise ConfigError(
-            f"the bundle has no graphs for {config.peft_type} adapters: convert with --methods {method.graphs}"
-        )
-    tensors = method.new(config, points, rng, norms)
+    tensors = method.new(config, points, rng, base)
     if manifest.head is not None:
         rows = len(labels) if labels is not None else outputs
         if not rows:

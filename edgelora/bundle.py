@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from edgelora.adapter import Adapter, absent_adapter
 from edgelora.errors import BundleError, ConfigError
 from edgelora.file_check import FileCheck
-from edgelora.manifest import LORA_GRAPHS, Manifest, Prefix, TrainingGraph
+from edgelora.manifest import LORA_GRAPHS, TRANSPOSED, Manifest, Prefix, TrainingGraph
 from edgelora.methods import Floats, Tensors, split_name
 from edgelora.session import Graph, SessionSettings
 
 MANIFEST_FILE = "bundle.json"
 _MANIFEST_LIMIT = 16 << 20
+_SHOWN = 5
 
 
 class Bundle:
@@ -118,7 +122,7 @@ class Bundle:
 
     def feeds(self, adapter: Adapter) -> dict[str, Floats]:
         """The graph inputs of an adapter; see `Adapter.feeds`."""
-        return adapter.feeds(self.manifest, self.norms)
+        return adapter.feeds(self.manifest, self)
 
     def norms(self, low: Tensors) -> dict[str, Floats]:
         """The lengths of the columns of W + A·B' by point `[out]`, from A and B' of each by input name.
@@ -132,6 +136,34 @@ class Bundle:
         points = dict.fromkeys(split_name(name)[0] for name in low)
         made = self.graph(file).run({**absent_adapter(self.manifest), **low}, [f"norm.{point}" for point in points])
         return {point: made[f"norm.{point}"] for point in points}
+
+    def values(self, names: Sequence[str]) -> dict[str, Floats]:
+        """The base's own values by the names of the inputs that take their place, float32, contiguous.
+
+        `POINT.base_weight` is `[in, out]`, of a convolution the kernel `[out, in/groups, *kernel]`, of a normalization
+        the scale `[features]`; `POINT.base_bias` is `[out]`.
+
+        Raises:
+            ConfigError: the bundle does not tell them: the weight is of codes, or there is no such value.
+        """
+        if not names:
+            return {}
+        file = self.manifest.values
+        if file is None:
+            raise ConfigError(f"{self.path}: it does not tell values of its base: convert the model again")
+        graph = self.graph(file, SessionSettings(threads=1, low_memory=True))
+        told = {name.removesuffix(TRANSPOSED): name for name in graph.outputs}
+        if unknown := [name for name in names if name not in told]:
+            more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+            raise ConfigError(
+                f"{self.path}: it does not tell {', '.join(unknown[:_SHOWN])}{more}: the base has no such value, or "
+                "holds codes in its place"
+            )
+        made = graph.run({}, [told[name] for name in names])
+        graph.give_back_pages()
+        return {
+            name: np.ascontiguousarray(made[told[name]].T if told[name] != name else made[told[name]]) for name in names
+        }
 
     def training(
         self, loss: str, dropout: bool, prefix: Prefix | None = None, graphs: str = LORA_GRAPHS

@@ -72,9 +72,9 @@ def check_method(
     point.
     """
     manifest, forward = bundle.manifest, bundle.forward_in(graphs)
-    absent, head = absent_adapter(manifest, graphs), random_head(manifest, rng)
-    values: Feeds = {name: x + _NEAR * rng.standard_normal(x.shape) for name, x in absent.items()}
-    for point in manifest.points:
+    absent, head = absent_adapter(manifest, graphs, bundle), random_head(manifest, rng)
+    values: Feeds = {name: x + _NEAR * _size(x) * rng.standard_normal(x.shape) for name, x in absent.items()}
+    for point in manifest.points_in(graphs):
         if point.input_a in absent:
             values[point.input_a], b = random_pair(point, rng)
             values[point.input_b] = _NEAR * b
@@ -83,7 +83,7 @@ def check_method(
         off, base = forward.run({**inputs, **absent, **head}), {**inputs, **absent_adapter(manifest), **head}
         same = ROUNDED_TOLERANCE if rounds_activations(bundle) else SAME_TOLERANCE
         errors = {name: _gap(off[name], y) / same for name, y in bundle.forward.run(base).items()}
-        for point in manifest.trainable:
+        for point in manifest.trainable_in(graphs):
             own = {name: x for name, x in values.items() if name.rpartition(".")[0] == point.id}
             verdict = against_differences(bundle, point.id, {**inputs, **absent, **head}, own, rng, graphs)
             errors[point.id] = verdict.error / (ROUNDED_TOLERANCE if rounds_activations(bundle) else GRADIENT_TOLERANCE)
@@ -99,6 +99,11 @@ def check_method(
             errors[_ALONG] = loss_slope_error(bundle, record, feeds, moved, rng) / GRADIENT_TOLERANCE
     where = max(errors, key=lambda name: errors[name])
     return GraphVerdict(record.file, bounded(errors[where] * tolerance), where, errors[where] <= 1)
+
+
+def _size(x: NDArray[Any]) -> float:
+    """How far apart the values are; 1 where they are all the same."""
+    return float(x.std() if x.size else 0.0) or 1.0
 
 
 def check_mixed(bundle: Bundle, file: str, inputs: Feeds, rng: np.random.Generator) -> GraphVerdict:

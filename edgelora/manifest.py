@@ -13,9 +13,11 @@ from edgelora.errors import BundleError
 from edgelora.manifest_checks import value_problems
 
 FORMAT = "edgelora-bundle"
-FORMAT_VERSION = (1, 4)
+FORMAT_VERSION = (1, 5)
 MIXED_INDEX = "adapter_index"  # the input of a graph for mixed batches that numbers each row's adapter
 LORA_GRAPHS = "lora"  # the name of the set of graphs that every bundle has
+NORMALIZATIONS = ("LayerNormalization", "RMSNormalization")  # the `op` of a point that scales features
+TRANSPOSED = ".T"  # ends the name of a value of the base that lies in the file the other way round
 SKIP_OP = "Skip"  # the `op` of a point that stands at no product, but leads past layers
 Body = Mapping[str, Any]
 _SHOWN = 5
@@ -38,7 +40,10 @@ class InsertionPoint:
     in_features, ...]` to `[batch, out_features, ...]` with a kernel of this size an axis, in `groups` groups of
     channels. `id` is a stable dotted path (the module path where the source has one), `layer` the index of
     the block it stands in, or None, `op` the ONNX operator, or "Skip": such a point has no product of its own, and adds
-    to the last hidden state what it makes of the input of its block.
+    to the last hidden state what it makes of the input of its block. `bias` tells whether the base adds a bias there.
+
+    A set of graphs may have places of its own, such as normalizations (`op` "LayerNormalization" or "RMSNormalization",
+    `in_features` features that it scales).
     """
 
     id: str
@@ -48,6 +53,7 @@ class InsertionPoint:
     layer: int | None = None
     kernel: tuple[int, ...] = ()
     groups: int = 1
+    bias: bool = False
 
     @property
     def input_a(self) -> str:
@@ -129,11 +135,14 @@ class TrainingGraph:
 
 @dataclass(frozen=True)
 class AdapterInput:
-    """An adapter's float32 graph input; a point without an adapter is fed `neutral`, with named sizes 0."""
+    """An adapter's float32 graph input; a point without an adapter is fed `neutral`, with named sizes 0.
+
+    Where `neutral` is None it is the base's own value, which the bundle's `values` tell under the input's name.
+    """
 
     name: str
     shape: tuple[int | str, ...]
-    neutral: float
+    neutral: float | None
 
 
 @dataclass(frozen=True)
@@ -141,13 +150,14 @@ class GraphSet:
     """The graphs in which the adapters of a method run: inference, training, and their adapter inputs but the head.
 
     `norms` is a graph from every point's A and B' to `norm.POINT`, the lengths of the columns of W + A·B'; None where
-    the method needs none.
+    the method needs none. `points` are the places of the set's adapters; None: the bundle's points.
     """
 
     forward: str
     training: tuple[TrainingGraph, ...]
     inputs: tuple[AdapterInput, ...]
     norms: str | None = None
+    points: tuple[InsertionPoint, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -267,6 +277,7 @@ class Manifest:
     memory: Mapping[str, MemoryTable] = field(default_factory=dict[str, MemoryTable])
     methods: Mapping[str, GraphSet] = field(default_factory=dict[str, GraphSet])
     budget: Budget | None = None
+    values: str | None = None
 
     def graph_set(self, name: str) -> GraphSet | None:
         """The graphs of this name: "lora", or one of `methods`; None if the bundle has none."""
@@ -278,6 +289,19 @@ class Manifest:
             for tensor, shape in ((point.input_a, point.shape_a(0)), (point.input_b, point.shape_b(0)))
         ]
         return GraphSet(self.forward, self.training, tuple(inputs))
+
+    def points_in(self, graphs: str) -> tuple[InsertionPoint, ...]:
+        """Where adapters stand that run in the set of graphs of this name."""
+        found = self.graph_set(graphs)
+        return self.points if found is None or found.points is None else found.points
+
+    def trainable_in(self, graphs: str) -> tuple[InsertionPoint, ...]:
+        """Those of `points_in` that have a gradient."""
+        found = self.methods.get(graphs)
+        if found is None or found.points is None:
+            return self.trainable
+        reached = {point for graph in found.training for point in graph.points}
+        return tuple(point for point in found.points if point.id in reached)
 
     @property
     def trainable(self) -> tuple[InsertionPoint, ...]:
@@ -371,7 +395,7 @@ def _check_references(manifest: Manifest) -> None:
     for graphs in manifest.methods.values():
         named += [graphs.forward, *(file for graph in graphs.training for file in graph.files)]
         named += [] if graphs.norms is None else [graphs.norms]
-    named += [] if manifest.mixed is None else [manifest.mixed]
+    named += [file for file in (manifest.mixed, manifest.values) if file is not None]
     if manifest.preprocessing.get("kind") == "text":
         named.append(_read(str, manifest.preprocessing.get("tokenizer"), "preprocessing.tokenizer"))
     absent = [name for name in named if name not in manifest.files]

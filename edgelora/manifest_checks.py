@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgelora.manifest import AdapterInput, InsertionPoint, Manifest, TensorSpec, TrainingGraph
+    from edgelora.manifest import InsertionPoint, Manifest, TensorSpec, TrainingGraph
 
 _DTYPES = frozenset(
     "bool float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()  # noqa: SIM905
@@ -35,7 +35,7 @@ def value_problems(manifest: Manifest) -> list[str]:
         *_spec_problems("outputs", manifest.outputs),
         *(p for graph in _training(manifest) for p in _training_problems(graph)),
         *(p for prefix in manifest.prefixes for p in _spec_problems(f"prefix {prefix.name}", prefix.kept)),
-        *(p for name, graphs in manifest.methods.items() for p in _shape_problems(name, graphs.inputs, most)),
+        *(p for name in manifest.methods for p in _set_problems(manifest, name, most)),
         *_task_problems(manifest),
     ]
     if manifest.head is not None and not 0 < manifest.head.features <= most:
@@ -60,10 +60,18 @@ def _spec_problems(where: str, specs: tuple[TensorSpec, ...]) -> Iterator[str]:
             yield f"{where}: {spec.name!r} has shape {list(spec.shape)}"
 
 
-def _shape_problems(where: str, inputs: tuple[AdapterInput, ...], most: int) -> Iterator[str]:
-    for one in inputs:
+def _set_problems(manifest: Manifest, name: str, most: int) -> Iterator[str]:
+    graphs = manifest.methods[name]
+    for point in graphs.points or ():
+        yield from _point_problems(point, most)
+    yield from _repeated(f"point of {name}", [point.id for point in graphs.points or ()])
+    for one in graphs.inputs:
         if any(isinstance(size, int) and not 0 < size <= most for size in one.shape):
-            yield f"the graphs of {where}: {one.name!r} has shape {list(one.shape)}"
+            yield f"the graphs of {name}: {one.name!r} has shape {list(one.shape)}"
+        if one.neutral is None and not all(isinstance(size, int) for size in one.shape):
+            yield f"the graphs of {name}: {one.name!r} stands for a value of the base and has no size of its own"
+    if manifest.values is None and any(one.neutral is None for one in graphs.inputs):
+        yield f"the graphs of {name} take values of the base, and no file tells them"
 
 
 def _training(manifest: Manifest) -> Iterator[TrainingGraph]:

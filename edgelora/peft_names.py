@@ -14,7 +14,7 @@ import numpy as np
 from edgelora.config import AdapterConfig
 from edgelora.errors import AdapterError
 from edgelora.manifest import Manifest
-from edgelora.methods import Floats, Method, split_name
+from edgelora.methods import Floats, Method, no_graphs, split_name
 
 # What PEFT may keep beside a method's tensors, and the head that it gives a decoder, which has no bias.
 _UNKNOWN_PARTS = {
@@ -35,9 +35,11 @@ def placed(
     A decoder's head has no bias there: a bias of zeros is the same.
 
     Raises:
-        AdapterError: see `match_paths`.
+        AdapterError: the bundle has no graphs for the method; see `match_paths`.
     """
-    paths = match_paths(_modules(method, tensors), [point.id for point in manifest.points])
+    if manifest.graph_set(method.graphs) is None:
+        raise AdapterError(no_graphs(config.peft_type, method))
+    paths = match_paths(_modules(method, tensors), [point.id for point in manifest.points_in(method.graphs)])
     named = _with_names(method, tensors, paths)
     if any(old != new for old, new in paths.items()):
         config = config.renamed(paths)

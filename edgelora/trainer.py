@@ -96,9 +96,9 @@ class Trainer:
         self.flat, self._views = flatten([adapter.tensors[n] for n in self.names])
         self._grad = np.zeros_like(self.flat)
         self._grad_views = views_of(self._grad, [v.shape for v in self._views])
-        self._absent = absent_adapter(manifest, self._graphs)
         self._fed: dict[str, Floats] = {}
         self._fed = self._graph_inputs()
+        self._absent = absent_adapter(manifest, self._graphs, bundle, beside=self._fed)
         self._gradient_names = tuple(f"grad.{name}" for name in self._fed)
         self._input_shapes = [x.shape for x in self._fed.values()]
         self._input_grad = np.zeros(sum(x.size for x in self._fed.values()), np.float32)
@@ -289,7 +289,7 @@ class Trainer:
                 grad /= np.float32(1.0 - config.dropout)
         made = {name: grad for name, grad in found.items() if name in head}
         inner = {name: grad for name, grad in found.items() if name not in head}
-        made |= self.adapter.method.pullback(config, self._tensors(), inner, self.bundle.norms)
+        made |= self.adapter.method.pullback(config, self._tensors(), inner, self.bundle)
         for name, grad in zip(self.names, self._grad_views, strict=True):
             grad[...] = made[name]
         if isinstance(config, LoraConfig) and self.config.lora_fa:
@@ -374,7 +374,7 @@ class Trainer:
     def _graph_inputs(self) -> dict[str, Floats]:
         """The graph inputs that the tensors make, in arrays of the call before; B' with dropout's factor 1/(1 − p)."""
         config, tensors = self.adapter.config, self._tensors()
-        made = self.adapter.method.feeds(config, tensors, self._points, self.bundle.norms, self._fed)
+        made = self.adapter.method.feeds(config, tensors, self._points, self.bundle, self._fed)
         if config.dropout:
             for name, x in made.items():
                 if name.endswith(_AFTER_DROPOUT):

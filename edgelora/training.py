@@ -20,7 +20,7 @@ from edgelora.gate import Gate, Verdict, judge
 from edgelora.manifest import Manifest, Prefix
 from edgelora.memory import resident_memory
 from edgelora.memory_plan import MemoryPlan, follow, plan_memory, read_layout, write_layout
-from edgelora.methods import Norms
+from edgelora.methods import UNKNOWN, BaseValues, method_of
 from edgelora.prefix_cache import chosen_prefix
 from edgelora.runtime import Model
 from edgelora.targets import select_points
@@ -145,7 +145,7 @@ def train(
                 )
         parent = None if current is None else identity_of(current)
         identity = run_id(**decisive, parent=parent)
-        start = starting_adapter(manifest, current, lora, labels, samples, config.seed, model.bundle.norms)
+        start = starting_adapter(manifest, current, lora, labels, samples, config.seed, model.bundle)
         objective = objective_for(model, samples, start.labels, config)
         held_out = objective_for(model, validation, start.labels, config) if validation else None
         judged = objective_for(model, gate.samples, start.labels, config) if gate is not None else None
@@ -182,7 +182,7 @@ def train(
             verdict = None
             if gate is not None and judged is not None:
                 previous = model.store.load(name) if model.store.exists(name) else None
-                fresh = starting_adapter(manifest, None, lora, labels, samples, config.seed, model.bundle.norms)
+                fresh = starting_adapter(manifest, None, lora, labels, samples, config.seed, model.bundle)
                 verdict = judge(model, gate, judged, trainer.part_size, adapter, previous, fresh)
         finally:
             if model.bundle.settings != before:
@@ -250,8 +250,11 @@ def chosen_lora(
         asked = in_last_layers(manifest, asked, prefix)
     if current is None:
         wanted = asked or LoraConfig(r=8, lora_alpha=16)
-        if wanted.target_modules is None and manifest.lost and config.gradient == "backward":
-            wanted = replace(wanted, target_modules=tuple(point.id for point in manifest.trainable))
+        graphs = method_of(wanted).graphs
+        reached = tuple(point.id for point in manifest.trainable_in(graphs))
+        all_reached = len(reached) == len(manifest.points_in(graphs))
+        if wanted.target_modules is None and config.gradient == "backward" and not all_reached:
+            wanted = replace(wanted, target_modules=reached)
         return wanted if prefix is None else in_last_layers(manifest, wanted, prefix)
     existing = replace(current.config, modules_to_save=None)  # the head is the task's, not a setting
     if asked is not None and asked != existing:
@@ -270,7 +273,8 @@ def in_last_layers(manifest: Manifest, lora: AdapterConfig, prefix: Prefix) -> A
     Raises:
         ConfigError: none of the points that they name stands there.
     """
-    named = select_points(manifest.points, lora)
+    points = manifest.points_in(method_of(lora).graphs)
+    named = select_points(points, lora)
     kept = tuple(point for point in named if point.id in prefix.points)
     if len(kept) == len(named):
         return lora
@@ -279,7 +283,7 @@ def in_last_layers(manifest: Manifest, lora: AdapterConfig, prefix: Prefix) -> A
     layers = tuple(sorted({point.layer for point in kept if point.layer is not None}))
     narrowed = replace(lora, layers_to_transform=layers)
     with contextlib.suppress(ConfigError):
-        if layers and select_points(manifest.points, narrowed) == kept:
+        if layers and select_points(points, narrowed) == kept:
             return narrowed
     ids = tuple(point.id for point in kept)
     return replace(lora, target_modules=ids, exclude_modules=None, layers_to_transform=None)
@@ -292,7 +296,7 @@ def starting_adapter(
     labels: tuple[str, ...] | None,
     samples: Sequence[Sample],
     seed: int,
-    norms: Norms | None = None,
+    base: BaseValues = UNKNOWN,
 ) -> Adapter:
     """A fresh adapter, or the current one with rows in its head for new labels.
 
@@ -305,7 +309,7 @@ def starting_adapter(
         labels=labels,
         outputs=outputs_of(manifest, samples),
         rng=np.random.default_rng(seed),
-        norms=norms,
+        base=base,
     )
     if current is None:
         return fresh

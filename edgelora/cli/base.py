@@ -108,7 +108,8 @@ def add_verbs(verbs: Verbs) -> None:
         nargs="+",
         default=[],
         metavar="METHOD",
-        help="also write graphs for adapters of other methods than LoRA: dora, ia3, bitfit (VeRA needs none)",
+        help="also write graphs for adapters of other methods than LoRA: dora, ia3, bitfit, layer-norm (VeRA needs "
+        "none)",
     )
     parser.add_argument(
         "--keep-padding",
@@ -322,7 +323,7 @@ def summary(manifest: Manifest, path: Path) -> dict[str, Any]:
 
 
 def run_points(options: argparse.Namespace) -> None:
-    """The table of insertion points."""
+    """The tables of insertion points, and of the places of other methods."""
     manifest = Bundle.open(options.bundle, verify=False).manifest
     LoraConfig(r=options.rank)  # refuses what is no rank
     lost = {point.id for point in manifest.lost}
@@ -341,6 +342,13 @@ def run_points(options: argparse.Namespace) -> None:
     total = sum(row[-2] for row in rows)
     text = table(rows, ("point", "op", "in", "out", "layer", f"r={options.rank}", "gradient"))
     share = 100 * total / max(manifest.base_parameters, 1)
+    others = {
+        name: [
+            (p.id, p.op, p.out_features, p.layer, "yes" if p in manifest.trainable_in(name) else "no") for p in places
+        ]
+        for name, graphs in manifest.methods.items()
+        if (places := graphs.points) is not None
+    }
     result = {
         "rank": options.rank,
         "parameters": total,
@@ -349,12 +357,18 @@ def run_points(options: argparse.Namespace) -> None:
             for p in manifest.points
         ],
         "lost": [dataclasses.asdict(p) for p in manifest.lost],
+        "methods": {name: [dataclasses.asdict(p) for p in manifest.points_in(name)] for name in others},
     }
+    told = [
+        line
+        for name, places in others.items()
+        for line in ("", f"for {name} adapters", table(places, ("place", "op", "features", "layer", "gradient")))
+    ]
     summed = f"{len(rows)} points, {total:,} parameters at rank {options.rank} ({share:.2f} % of the base)"
     emit(
         options,
         result,
-        "\n".join([f"{text}\n", summed, *lost_text(manifest, options.explain)]),
+        "\n".join([f"{text}\n", summed, *lost_text(manifest, options.explain), *told]),
     )
 
 

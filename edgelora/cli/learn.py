@@ -27,7 +27,7 @@ from edgelora.data import Sample, read_samples, split
 from edgelora.errors import ConfigError
 from edgelora.gate import Gate
 from edgelora.memory import peak_memory
-from edgelora.methods import BeftConfig, IA3Config, VeraConfig
+from edgelora.methods import BeftConfig, IA3Config, LNTuningConfig, VeraConfig
 from edgelora.prefix_cache import DTYPES, PLACES
 from edgelora.trainer import StepResult
 from edgelora.training import TrainingReport, train
@@ -43,6 +43,7 @@ _OPTIONS = {  # of an adapter method
     "vera": (*_TARGETS, "rank", "lora_dropout"),
     "ia3": (*_TARGETS, "feedforward_modules"),
     "bitfit": _TARGETS,
+    "layer-norm": _TARGETS,
 }
 
 
@@ -304,6 +305,8 @@ def adapter_config(options: argparse.Namespace) -> AdapterConfig | None:
         return IA3Config(feedforward_modules=patterns(options.feedforward_modules), **targets)
     if method == "bitfit":
         return BeftConfig(**targets)
+    if method == "layer-norm":
+        return LNTuningConfig(**targets)
     rank = (256 if method == "vera" else 8) if options.rank is None else options.rank
     if method == "vera":
         return VeraConfig(r=rank, vera_dropout=options.lora_dropout or 0.0, **targets)

@@ -7,19 +7,21 @@ from typing import Any
 
 from edgelora.config import AdapterConfig, LoraConfig
 from edgelora.errors import AdapterError
-from edgelora.methods.base import Floats, Method, Norms, Shape, Tensors, split_name
+from edgelora.methods.base import UNKNOWN, BaseValues, Floats, Method, Shape, Tensors, no_graphs, split_name
 from edgelora.methods.bitfit import BITFIT, BeftConfig
 from edgelora.methods.dora import DORA
 from edgelora.methods.ia3 import IA3, IA3Config
+from edgelora.methods.layer_norm import LAYER_NORM, LNTuningConfig
 from edgelora.methods.lora import LORA
 from edgelora.methods.vera import VERA, VeraConfig
 
-METHODS: tuple[Method, ...] = (LORA, DORA, VERA, IA3, BITFIT)
+METHODS: tuple[Method, ...] = (LORA, DORA, VERA, IA3, BITFIT, LAYER_NORM)
 _BY_CONFIG: Mapping[type[AdapterConfig], Method] = {
     LoraConfig: LORA,
     VeraConfig: VERA,
     IA3Config: IA3,
     BeftConfig: BITFIT,
+    LNTuningConfig: LAYER_NORM,
 }
 _BY_TYPE: Mapping[str, type[AdapterConfig]] = {config.peft_type: config for config in _BY_CONFIG}
 
@@ -44,15 +46,18 @@ def config_from_peft(body: Mapping[str, Any], where: str) -> AdapterConfig:
 __all__ = [
     "LORA",
     "METHODS",
+    "UNKNOWN",
+    "BaseValues",
     "BeftConfig",
     "Floats",
     "IA3Config",
+    "LNTuningConfig",
     "Method",
-    "Norms",
     "Shape",
     "Tensors",
     "VeraConfig",
     "config_from_peft",
     "method_of",
+    "no_graphs",
     "split_name",
 ]

@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelora.errors import ConfigError
 from edgelora.manifest import InsertionPoint
 
 Floats = NDArray[np.float32]
 Tensors = Mapping[str, Floats]
 Shape = tuple[int | str, ...]
 NOTHING: Tensors = MappingProxyType({})
-Norms = Callable[[Tensors], Mapping[str, Floats]]
+BASE_WEIGHT, BASE_BIAS = "base_weight", "base_bias"  # inputs in the place of the base's own values
+
+
+class BaseValues(Protocol):
+    """What a bundle tells of the frozen weights (`Bundle`)."""
+
+    def norms(self, low: Tensors) -> Mapping[str, Floats]:
+        """The lengths of the columns of W + A·B' by point, from A and B' of each by name."""
+        ...
+
+    def values(self, names: Sequence[str]) -> Mapping[str, Floats]:
+        """The base's own values by the names of the inputs that take their place: `{point}.base_weight`, …"""
+        ...
+
+
+class _Unknown:
+    """A base of which nothing is known."""
+
+    def norms(self, low: Tensors) -> Mapping[str, Floats]:
+        raise ConfigError("the lengths of the base's columns are needed: give base=bundle")
+
+    def values(self, names: Sequence[str]) -> Mapping[str, Floats]:
+        if names:
+            raise ConfigError(f"the base's own values are needed, as {names[0]}: give base=bundle")
+        return {}
+
+
+UNKNOWN: BaseValues = _Unknown()
 
 
 class Method(Protocol):
@@ -25,8 +53,7 @@ class Method(Protocol):
     the tensors that belong to no point. `graphs` is the set of graphs (`Manifest.graph_set`) that the method's adapters
     run in.
 
-    `norms` tells how long the columns of W + A·B' are, by point, from A and B' of each by name (`Bundle.norms`); DoRA
-    alone asks, and refuses None.
+    `base` is asked by the methods that need what the bundle tells of its weights.
     """
 
     graphs: str
@@ -42,7 +69,7 @@ class Method(Protocol):
         ...
 
     def new(
-        self, config: Any, points: Sequence[InsertionPoint], rng: np.random.Generator, norms: Norms | None
+        self, config: Any, points: Sequence[InsertionPoint], rng: np.random.Generator, base: BaseValues
     ) -> dict[str, Floats]:
         """Fresh tensors, with PEFT's distributions."""
         ...
@@ -52,13 +79,13 @@ class Method(Protocol):
         config: Any,
         tensors: Tensors,
         points: Sequence[InsertionPoint],
-        norms: Norms | None,
+        base: BaseValues,
         into: Tensors = NOTHING,
     ) -> dict[str, Floats]:
         """The graph inputs at `points`, which the adapter joins; `into`, an earlier call's, may be written again."""
         ...
 
-    def pullback(self, config: Any, tensors: Tensors, gradients: Tensors, norms: Norms | None) -> dict[str, Floats]:
+    def pullback(self, config: Any, tensors: Tensors, gradients: Tensors, base: BaseValues) -> dict[str, Floats]:
         """The gradients of the tensors that are trained, from those of all graph inputs that `feeds` makes.
 
         The arrays given may be written.
@@ -86,6 +113,11 @@ def split_name(name: str) -> tuple[str, str]:
     """A tensor's point and suffix."""
     point, _, suffix = name.rpartition(".")
     return point, suffix
+
+
+def no_graphs(kind: str, method: Method) -> str:
+    """What to do about a bundle in which adapters of a method (`kind`) cannot run."""
+    return f"the bundle has no graphs for {kind} adapters: convert with --methods {method.graphs}"
 
 
 def linear_only(kind: str, points: Sequence[InsertionPoint]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgelora.config import AdapterConfig
 from edgelora.manifest import InsertionPoint
-from edgelora.methods.base import NOTHING, Floats, Method, Norms, Shape, Tensors, linear_only
+from edgelora.methods.base import NOTHING, BaseValues, Floats, Method, Shape, Tensors, linear_only
 
 BIAS = "beft_bias"
 
@@ -50,7 +50,7 @@ class BitFit:
         return linear_only("BEFT", points)
 
     def new(
-        self, config: BeftConfig, points: Sequence[InsertionPoint], rng: np.random.Generator, norms: Norms | None
+        self, config: BeftConfig, points: Sequence[InsertionPoint], rng: np.random.Generator, base: BaseValues
     ) -> dict[str, Floats]:
         """Zeros."""
         return {f"{point.id}.{BIAS}": np.zeros((1, point.out_features), np.float32) for point in points}
@@ -60,14 +60,12 @@ class BitFit:
         config: BeftConfig,
         tensors: Tensors,
         points: Sequence[InsertionPoint],
-        norms: Norms | None,
+        base: BaseValues,
         into: Tensors = NOTHING,
     ) -> dict[str, Floats]:
         return {f"{point.id}.{BIAS}": tensors[f"{point.id}.{BIAS}"].reshape(-1) for point in points}
 
-    def pullback(
-        self, config: BeftConfig, tensors: Tensors, gradients: Tensors, norms: Norms | None
-    ) -> dict[str, Floats]:
+    def pullback(self, config: BeftConfig, tensors: Tensors, gradients: Tensors, base: BaseValues) -> dict[str, Floats]:
         return {name: gradient.reshape(1, -1) for name, gradient in gradients.items()}
 
     def decisive(self, config: BeftConfig, points: Sequence[str]) -> tuple[object, ...]:

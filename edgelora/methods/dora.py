@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edgelora.config import LoraConfig
-from edgelora.errors import ConfigError
 from edgelora.manifest import InsertionPoint
-from edgelora.methods.base import NOTHING, Floats, Method, Norms, Shape, Tensors, linear_only, split_name
+from edgelora.methods.base import NOTHING, BaseValues, Floats, Method, Shape, Tensors, linear_only, split_name
 from edgelora.methods.lora import A, B, Lora
 
 MAGNITUDE, GAIN = "lora_magnitude_vector", "dora_gain"
@@ -34,47 +33,38 @@ class Dora(Lora):
         return super().problems(config, tensors, points) + linear_only("DoRA", points)
 
     def new(
-        self, config: LoraConfig, points: Sequence[InsertionPoint], rng: np.random.Generator, norms: Norms | None
+        self, config: LoraConfig, points: Sequence[InsertionPoint], rng: np.random.Generator, base: BaseValues
     ) -> dict[str, Floats]:
         """LoRA's tensors, and the lengths of the base's columns."""
-        tensors = super().new(config, points, rng, norms)
-        return tensors | {f"{p}.{MAGNITUDE}": length for p, length in _lengths(norms, tensors).items()}
+        tensors = super().new(config, points, rng, base)
+        return tensors | {f"{p}.{MAGNITUDE}": length for p, length in base.norms(tensors).items()}
 
     def feeds(
         self,
         config: LoraConfig,
         tensors: Tensors,
         points: Sequence[InsertionPoint],
-        norms: Norms | None,
+        base: BaseValues,
         into: Tensors = NOTHING,
     ) -> dict[str, Floats]:
-        feeds = super().feeds(config, tensors, points, norms, into)
-        for point, length in _lengths(norms, feeds).items():
+        feeds = super().feeds(config, tensors, points, base, into)
+        for point, length in base.norms(feeds).items():
             gain = tensors[f"{point}.{MAGNITUDE}"] / length
             feeds[f"{point}.{B}"] *= gain
             feeds[f"{point}.{GAIN}"] = (gain - 1).astype(np.float32)
         return feeds
 
-    def pullback(
-        self, config: LoraConfig, tensors: Tensors, gradients: Tensors, norms: Norms | None
-    ) -> dict[str, Floats]:
+    def pullback(self, config: LoraConfig, tensors: Tensors, gradients: Tensors, base: BaseValues) -> dict[str, Floats]:
         points = [point for point, suffix in map(split_name, gradients) if suffix == GAIN]
         low = {f"{p}.{A}": tensors[f"{p}.{A}"] for p in points}
         low |= {f"{p}.{B}": tensors[f"{p}.{B}"] * np.float32(config.scale(p)) for p in points}
         made: dict[str, Floats] = {}
-        for point, length in _lengths(norms, low).items():
+        for point, length in base.norms(low).items():
             a, b, magnitude = (f"{point}.{suffix}" for suffix in (A, B, MAGNITUDE))
             made[a] = gradients[a]
             made[b] = gradients[b] * (tensors[magnitude] / length * np.float32(config.scale(point))).astype(np.float32)
             made[magnitude] = (gradients[f"{point}.{GAIN}"] + (low[b] * gradients[b]).sum(0)) / length
         return made
-
-
-def _lengths(norms: Norms | None, low: Tensors) -> Mapping[str, Floats]:
-    """The lengths of the columns of W + A·B' by point, from A and B' of each by name."""
-    if norms is None:
-        raise ConfigError("DoRA needs the lengths of the base's columns: give norms=bundle.norms")
-    return norms(low)
 
 
 DORA: Method = Dora()

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgelora.config import AdapterConfig, Patterns, pattern_problems
 from edgelora.manifest import InsertionPoint
-from edgelora.methods.base import NOTHING, Floats, Method, Norms, Shape, Tensors, split_name
+from edgelora.methods.base import NOTHING, BaseValues, Floats, Method, Shape, Tensors, split_name
 from edgelora.patterns import fullmatch
 
 VECTOR, INTO, OUT = "ia3_l", "ia3_in", "ia3_out"
@@ -73,7 +73,7 @@ class Ia3:
         return []
 
     def new(
-        self, config: IA3Config, points: Sequence[InsertionPoint], rng: np.random.Generator, norms: Norms | None
+        self, config: IA3Config, points: Sequence[InsertionPoint], rng: np.random.Generator, base: BaseValues
     ) -> dict[str, Floats]:
         """Ones."""
         return {f"{point.id}.{VECTOR}": np.ones(_shape(config, point), np.float32) for point in points}
@@ -83,7 +83,7 @@ class Ia3:
         config: IA3Config,
         tensors: Tensors,
         points: Sequence[InsertionPoint],
-        norms: Norms | None,
+        base: BaseValues,
         into: Tensors = NOTHING,
     ) -> dict[str, Floats]:
         return {
@@ -93,9 +93,7 @@ class Ia3:
             for p in points
         }
 
-    def pullback(
-        self, config: IA3Config, tensors: Tensors, gradients: Tensors, norms: Norms | None
-    ) -> dict[str, Floats]:
+    def pullback(self, config: IA3Config, tensors: Tensors, gradients: Tensors, base: BaseValues) -> dict[str, Floats]:
         named = {f"{split_name(name)[0]}.{VECTOR}": gradient for name, gradient in gradients.items()}
         return {name: gradient.reshape(tensors[name].shape) for name, gradient in named.items()}
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgelora.config import LoraConfig
 from edgelora.manifest import InsertionPoint
-from edgelora.methods.base import NOTHING, Floats, Method, Norms, Shape, Tensors, split_name
+from edgelora.methods.base import NOTHING, BaseValues, Floats, Method, Shape, Tensors, split_name
 
 A, B = "lora_A", "lora_B"
 
@@ -55,7 +55,7 @@ class Lora:
         return problems
 
     def new(
-        self, config: LoraConfig, points: Sequence[InsertionPoint], rng: np.random.Generator, norms: Norms | None
+        self, config: LoraConfig, points: Sequence[InsertionPoint], rng: np.random.Generator, base: BaseValues
     ) -> dict[str, Floats]:
         """A uniform in ±1/√(inputs of an output) (Kaiming), B zero."""
         tensors: dict[str, Floats] = {}
@@ -71,7 +71,7 @@ class Lora:
         config: LoraConfig,
         tensors: Tensors,
         points: Sequence[InsertionPoint],
-        norms: Norms | None,
+        base: BaseValues,
         into: Tensors = NOTHING,
     ) -> dict[str, Floats]:
         feeds: dict[str, Floats] = {}
@@ -81,9 +81,7 @@ class Lora:
             feeds[point.input_b] = np.multiply(tensors[point.input_b], scale, out=into.get(point.input_b))
         return feeds
 
-    def pullback(
-        self, config: LoraConfig, tensors: Tensors, gradients: Tensors, norms: Norms | None
-    ) -> dict[str, Floats]:
+    def pullback(self, config: LoraConfig, tensors: Tensors, gradients: Tensors, base: BaseValues) -> dict[str, Floats]:
         for name, gradient in gradients.items():
             point, suffix = split_name(name)
             if suffix == B:

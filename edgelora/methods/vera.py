@@ -14,7 +14,7 @@ import numpy as np
 
 from edgelora.config import AdapterConfig, dropout_problems, is_number, rank_problems
 from edgelora.manifest import InsertionPoint
-from edgelora.methods.base import NOTHING, Floats, Method, Norms, Shape, Tensors, linear_only, split_name
+from edgelora.methods.base import NOTHING, BaseValues, Floats, Method, Shape, Tensors, linear_only, split_name
 
 INNER, OUTER, A, B = "vera_lambda_d", "vera_lambda_b", "vera_A", "vera_B"
 
@@ -89,7 +89,7 @@ class Vera:
         return problems
 
     def new(
-        self, config: VeraConfig, points: Sequence[InsertionPoint], rng: np.random.Generator, norms: Norms | None
+        self, config: VeraConfig, points: Sequence[InsertionPoint], rng: np.random.Generator, base: BaseValues
     ) -> dict[str, Floats]:
         """A and B Kaiming-uniform, ±√(6/fan-in); d constant, b zero."""
         if not points:
@@ -110,7 +110,7 @@ class Vera:
         config: VeraConfig,
         tensors: Tensors,
         points: Sequence[InsertionPoint],
-        norms: Norms | None,
+        base: BaseValues,
         into: Tensors = NOTHING,
     ) -> dict[str, Floats]:
         feeds: dict[str, Floats] = {}
@@ -119,9 +119,7 @@ class Vera:
             feeds[p.input_b] = tensors[B][:, : p.out_features] * tensors[f"{p.id}.{OUTER}"]
         return feeds
 
-    def pullback(
-        self, config: VeraConfig, tensors: Tensors, gradients: Tensors, norms: Norms | None
-    ) -> dict[str, Floats]:
+    def pullback(self, config: VeraConfig, tensors: Tensors, gradients: Tensors, base: BaseValues) -> dict[str, Floats]:
         made: dict[str, Floats] = {}
         for name, gradient in gradients.items():
             point, suffix = split_name(name)

@@ -56,8 +56,11 @@ def wide_file(tmp_path_factory):
 def test_weights_lie_once_and_aligned(wide_file, tmp_path):
     bundle = to_bundle(wide_file, tmp_path, task="regression", pooling="pooler").path
     files = [path.name for path in bundle.glob("*.onnx")]
-    assert len(files) == 6
+    assert len(files) == 7
     places = {file: external(bundle, file) for file in files}
+    values = places.pop("values.onnx")
+    assert values["a.base_weight"] == places["forward.onnx"]["a.weight"]
+    assert set(values.values()) == set(places["forward.onnx"].values())
     for place in places.values():
         assert place["a.weight"] == place["b.weight"]
         assert all(offset % PAGE == 0 for offset, _ in place.values())

@@ -32,6 +32,7 @@ def test_points_as_json_and_table(bundle_copy, capsys):
         "layer": 0,
         "kernel": [],
         "groups": 1,
+        "bias": True,
         "parameters": 4 * (16 + 32),
         "gradient": True,
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 import peft
 
-from edgelora import BeftConfig, IA3Config, LoraConfig, VeraConfig
+from edgelora import BeftConfig, IA3Config, LNTuningConfig, LoraConfig, VeraConfig
 from edgelora.config import AdapterConfig
 from tests.methods.twins import InPeft, Twin
 
@@ -50,5 +50,10 @@ CASES = {
             InPeft(peft.IA3Config(target_modules=list(WHOLE), feedforward_modules=["output.dense"])),
         ),
         Case("bitfit", BeftConfig(target_modules=ATTENTION), InPeft(peft.BeftConfig(target_modules=list(ATTENTION)))),
+        Case(
+            "layer-norm",
+            LNTuningConfig(target_modules=("LayerNorm",)),
+            InPeft(peft.LNTuningConfig(target_modules=["LayerNorm"])),
+        ),
     )
 }

@@ -26,6 +26,7 @@ from tests.methods.cases import Case
 from tests.methods.twins import moved
 from tests.methods.world import LABELS, TEXTS, World, loss_in_torch, samples
 
+IN_GRAPHS_OF_THEIR_OWN = ("layer-norm",)  # a model with the adapter merged into it begins as the method's own graph
 CLOSE, GRADIENT = 1e-5, 1e-4
 RUN = TrainingConfig(num_train_epochs=2, batch_size=8, learning_rate=1e-2)
 
@@ -33,13 +34,12 @@ RUN = TrainingConfig(num_train_epochs=2, batch_size=8, learning_rate=1e-2)
 def off_is_the_base(world: World, case: Case, folder: Path) -> None:
     """The method's graphs with neutral feeds return the base's bits; so does an adapter as it begins."""
     bundle = world.features.bundle
-    graphs = bundle.manifest.graph_set(method_of(case.ours).graphs)
-    assert graphs is not None
+    graphs = method_of(case.ours).graphs
     inputs = world.features.encode(list(TEXTS))
     base = bundle.forward.run({**inputs, **absent_adapter(bundle.manifest)})["hidden"]
-    off = bundle.graph(graphs.forward).run({**inputs, **absent_adapter(bundle.manifest, method_of(case.ours).graphs)})
-    np.testing.assert_array_equal(off["hidden"], base)
-    fresh = new_adapter(bundle.manifest, case.ours, norms=bundle.norms)
+    off = bundle.forward_in(graphs).run({**inputs, **absent_adapter(bundle.manifest, graphs, bundle)})["hidden"]
+    np.testing.assert_array_equal(off, base)
+    fresh = new_adapter(bundle.manifest, case.ours, base=bundle)
     np.testing.assert_allclose(world.hidden(fresh), world.hidden(None), rtol=0, atol=CLOSE)
 
 
@@ -110,7 +110,7 @@ def gradients_are_torchs(world: World, case: Case, folder: Path) -> None:
 
 
 def merging_is_the_twins(world: World, case: Case, folder: Path) -> None:
-    """A plain model computes what the twin merged does, and the way back is the base's bytes; or there is neither."""
+    """A plain model computes what the twin merged does, and the way back is the base; or there is neither."""
     adapter, bundle = world.adapter(case.ours), world.features.bundle
     write_adapter(adapter, folder / "adapter")
     expected = case.twin.merged(case.twin.load(tiny.module(), folder / "adapter"))
@@ -126,7 +126,9 @@ def merging_is_the_twins(world: World, case: Case, folder: Path) -> None:
     np.testing.assert_allclose(ours, world.hidden(adapter), rtol=0, atol=CLOSE)
     save_plain(unmerge(merged), folder / "back.onnx")
     save_plain(merge(bundle, None).model, folder / "base.onnx")
-    assert (folder / "back.onnx").read_bytes() == (folder / "base.onnx").read_bytes()
+    np.testing.assert_array_equal(world.hidden_in_file(folder / "back.onnx"), world.hidden(None))
+    if adapter.method.graphs not in IN_GRAPHS_OF_THEIR_OWN:
+        assert (folder / "back.onnx").read_bytes() == (folder / "base.onnx").read_bytes()
     np.testing.assert_array_equal(world.hidden_in_file(folder / "base.onnx"), world.hidden(None))
 
 
@@ -215,7 +217,7 @@ CONTRACT: tuple[Callable[[World, Case, Path], None], ...] = (
 def made_trainer(world: World, config: AdapterConfig, run: TrainingConfig = RUN) -> Trainer:
     """A trainer of a fresh adapter on commands."""
     model, data = world.classifier, samples()
-    adapter = new_adapter(model.bundle.manifest, config, LABELS, norms=model.bundle.norms)
+    adapter = new_adapter(model.bundle.manifest, config, LABELS, base=model.bundle)
     return Trainer(model.bundle, adapter, objective_for(model, data, adapter.labels, run), run)
 
 

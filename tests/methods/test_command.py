@@ -19,6 +19,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "vera": ("--rank", "16", "--lora-dropout", "0.1"),
     "ia3": ("--feedforward-modules", "output.dense", "--ram", "4GB", "--validation-split", "0.25"),
     "bitfit": ("--target-modules", "value", "output.dense"),
+    "layer-norm": ("--layers-to-transform", "1"),
 }
 
 
@@ -73,4 +74,16 @@ def test_a_bundle_without_the_graphs_says_how_to_get_them(
 
 def test_info_names_the_methods(world: World, capsys: pytest.CaptureFixture[str]):
     main(["info", str(world.classifier.bundle.path)])
-    assert "methods        lora, dora, ia3, bitfit" in capsys.readouterr().out
+    assert "methods        lora, dora, ia3, bitfit, layer-norm" in capsys.readouterr().out
+
+
+def test_points_lists_the_places_of_every_method(world: World, capsys: pytest.CaptureFixture[str]):
+    status, made, _ = run(capsys, "points", world.classifier.bundle.path, "--json")
+    assert status == 0
+    own = {name: graphs.points for name, graphs in world.classifier.bundle.manifest.methods.items() if graphs.points}
+    assert {name: [p["id"] for p in places] for name, places in made["methods"].items()} == {
+        name: [p.id for p in places] for name, places in own.items()
+    }
+    main(["points", str(world.classifier.bundle.path)])
+    text = capsys.readouterr().out
+    assert "for layer-norm adapters" in text and "encoder.layer.1.output.LayerNorm" in text

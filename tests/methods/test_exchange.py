@@ -53,5 +53,5 @@ def test_lora_alone_is_combined(world: World, case: Case):
     if case.name in ("lora", "lora-patterns", "rslora"):
         assert combine(adapters, [0.5, 0.5], "cat").points == adapters["lora"].points
     else:
-        with pytest.raises(ConfigError, match=r"LoRA adapters alone can be combined, and other \(\w+\)"):
+        with pytest.raises(ConfigError, match=r"LoRA adapters alone can be combined, and other \([\w-]+\)"):
             combine(adapters, [0.5, 0.5], "cat")

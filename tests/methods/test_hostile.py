@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from edgelora.adapter import read_adapter, write_adapter
-from edgelora.errors import AdapterError
+from edgelora import Bundle
+from edgelora.adapter import absent_adapter, new_adapter, read_adapter, write_adapter
+from edgelora.errors import AdapterError, BundleError, EdgeLoraError
+from edgelora.manifest import Manifest
 from tests.methods.cases import CASES
-from tests.methods.world import World
+from tests.methods.world import TEXTS, World
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -76,3 +79,61 @@ def test_tensors_that_do_not_fit_are_refused(world: World, name: str, change: st
         save_file({**{k: t for k, t in whole.items() if k != key}, **changed}, path)
         with pytest.raises(AdapterError):
             read_adapter(tmp_path, manifest, accept_base=True).validate(manifest)
+
+
+def layer_norm(body: dict[str, Any]) -> dict[str, Any]:
+    return body["methods"]["layer-norm"]
+
+
+NONSENSE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no values": lambda b: b.update(values=None),
+    "values that no file is": lambda b: b.update(values="elsewhere.onnx"),
+    "values of a type": lambda b: b.update(values=3),
+    "a value without a size": lambda b: layer_norm(b)["inputs"][0].update(shape=["r"]),
+    "neutral is a text": lambda b: layer_norm(b)["inputs"][0].update(neutral="x"),
+    "a place twice": lambda b: layer_norm(b)["points"].append(layer_norm(b)["points"][0]),
+    "a place without features": lambda b: layer_norm(b)["points"][0].update(out_features=0),
+    "a place of an enormous size": lambda b: layer_norm(b)["points"][0].update(out_features=10**12),
+    "bias is a number": lambda b: layer_norm(b)["points"][0].update(bias=1),
+    "places are no list": lambda b: layer_norm(b).update(points={}),
+}
+OTHER: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "values of another graph": lambda b: b.update(values=b["forward"]),
+    "values are no graph": lambda b: b.update(values="weights.bin"),
+    "another size": lambda b: [point.update(out_features=31) for point in layer_norm(b)["points"]],
+    "no bias": lambda b: [point.update(bias=False) for point in layer_norm(b)["points"]],
+    "other places": lambda b: [point.update(id="elsewhere" + point["id"]) for point in layer_norm(b)["points"]],
+    "other inputs": lambda b: [x.update(name=f"elsewhere.{x['name']}") for x in layer_norm(b)["inputs"]],
+    "a set's places are the bundle's": lambda b: layer_norm(b).update(points=None),
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_a_set_that_no_bundle_means_is_refused(world: World, name: str):
+    body = json.loads(world.features.bundle.manifest.to_json())
+    NONSENSE[name](body)
+    with pytest.raises(BundleError, match=r"malformed|not list"):
+        Manifest.from_json(json.dumps(body), "bundle.json")
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_set_that_does_not_fit_its_graphs_is_a_documented_error(world: World, name: str):
+    """Whether values are asked for, or an adapter is made, or one is used."""
+    bundle = world.features.bundle
+    body = json.loads(bundle.manifest.to_json())
+    OTHER[name](body)
+    spoiled = Bundle(bundle.path, Manifest.from_json(json.dumps(body), "bundle.json"), bundle.settings)
+    inputs = world.features.encode(list(TEXTS))
+    adapter = world.adapter(CASES["layer-norm"].ours)
+    failures = 0
+    for act in (
+        lambda: absent_adapter(spoiled.manifest, "layer-norm", spoiled),
+        lambda: new_adapter(spoiled.manifest, CASES["layer-norm"].ours, base=spoiled).validate(spoiled.manifest),
+        lambda: adapter.validate(spoiled.manifest),
+        lambda: spoiled.forward_in("layer-norm").run({**inputs, **spoiled.feeds(adapter)}),
+    ):
+        try:
+            act()
+        except EdgeLoraError:
+            failures += 1
+    assert failures

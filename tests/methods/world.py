@@ -49,7 +49,7 @@ class World:
         """An adapter of which every trained tensor has been moved away from its first value."""
         model = self.classifier if head else self.features
         rng = np.random.default_rng(seed)
-        fresh = new_adapter(model.bundle.manifest, config, LABELS if head else None, rng=rng, norms=model.bundle.norms)
+        fresh = new_adapter(model.bundle.manifest, config, LABELS if head else None, rng=rng, base=model.bundle)
         moved = {
             name: tensor + rng.normal(0, 0.2, tensor.shape).astype(np.float32)
             for name, tensor in fresh.tensors.items()

@@ -14,6 +14,7 @@ from edgelora.manifest import Budget, GraphSet, InsertionPoint, Manifest, Prefix
 from edgelora.memory_forecast import forecast
 from edgelora.memory_plan import MemoryPlan
 from edgelora.targets import select_points
+from edgelora_tools.base_values import values_graph
 from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_weights, write_bundle
 from edgelora_tools.calibration import Plan, Quantized, calibrate, calibration_sample, facts, files
 from edgelora_tools.composites import recognise_composites
@@ -39,7 +40,7 @@ from edgelora_tools.training_graphs import training_graph, training_graphs
 # PEFT's defaults for the encoders and decoders that it knows (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING).
 USUAL_TARGETS = ("query", "value", "q_lin", "v_lin", "q_proj", "v_proj", "c_attn", "query_key_value", "q", "v")
 
-MIXED_FILE = "mixed.onnx"
+MIXED_FILE, VALUES_FILE = "mixed.onnx", "values.onnx"
 
 Feeds = dict[str, np.ndarray]
 
@@ -104,6 +105,10 @@ def convert(
         progress(f"graphs for {method.graphs} adapters")
         made, sets[method.graphs] = graphs_of_method(base, chosen, options, method, unpadded, progress)
         graphs |= made
+    places = [site for method in (LORA, *methods) for site in method.sites(base, chosen)]
+    values = values_graph(places, base.opset_imports[""])
+    if values is not None:
+        graphs[VALUES_FILE] = values
     prefixes: list[Prefix] = []
     for count in dict.fromkeys(options.train_last):
         progress(f"graphs for the last {count} layers")
@@ -145,6 +150,7 @@ def convert(
         mixed=None if mixed is None else MIXED_FILE,
         methods=sets,
         budget=None if options.ram is None else Budget(options.ram, options.batch_size, length),
+        values=None if values is None else VALUES_FILE,
     )
     progress("writing")
     files = source.files if found is None else {**source.files, **found.files}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import onnx_ir as ir
 
 _CODES = frozenset({
@@ -23,6 +25,11 @@ def is_frozen(x: ir.Value | None) -> bool:
     if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in _DECODING:
         return False
     return all(is_frozen(y) for y in node.inputs if y is not None)
+
+
+def is_real(x: ir.Value | None) -> TypeGuard[ir.Value]:
+    """Whether `x` is an initializer of float32 numbers."""
+    return x is not None and x.const_value is not None and x.const_value.dtype == ir.DataType.FLOAT
 
 
 def same_frozen(a: ir.Value | None, b: ir.Value | None) -> bool:

@@ -10,7 +10,6 @@ from onnxscript import GraphBuilder
 
 from edgelora.manifest import GraphSet, InsertionPoint, Prefix
 from edgelora_tools.graphs import LOWERED, forward_graph, prune, specs
-from edgelora_tools.insertion import find_sites
 from edgelora_tools.lowering import lower_nodes
 from edgelora_tools.measure_shapes import Sizes
 from edgelora_tools.methods import AdapterMethod
@@ -30,17 +29,22 @@ def graphs_of_method(
     unpadded: bool,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, ir.Model], GraphSet]:
-    """The graphs for adapters of another method than LoRA, by file, and their record; without dropout."""
+    """The graphs for adapters of another method than LoRA, by file, and their record; without dropout.
+
+    Raises:
+        ConversionError: the base has no place for such adapters.
+    """
     file, ending = f"forward-{method.graphs}.onnx", f"-{method.graphs}"
-    forward = forward_graph(base, points, options, method).model
-    trained, training, _ = training_graphs(base, points, options, None, unpadded, ending, None, progress, method)
-    inputs = tuple(x for point in points for x in method.inputs(point))
-    wanted = {point.id for point in points}
-    norms = method.norms([site for site in find_sites(base) if site.point.id in wanted], base.opset_imports[""])
+    sites = method.sites(base, points)
+    places = tuple(site.point for site in sites)
+    forward = forward_graph(base, places, options, method).model
+    trained, training, _ = training_graphs(base, places, options, None, unpadded, ending, None, progress, method)
+    inputs = tuple(x for place in places for x in method.inputs(place))
+    norms = method.norms(sites, base.opset_imports[""])
     graphs, norms_file = {file: forward, **trained}, None if norms is None else f"norms{ending}.onnx"
     if norms is not None and norms_file is not None:
         graphs[norms_file] = norms
-    return graphs, GraphSet(file, training, inputs, norms_file)
+    return graphs, GraphSet(file, training, inputs, norms_file, None if places == tuple(points) else places)
 
 
 def graphs_after_prefix(

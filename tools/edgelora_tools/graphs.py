@@ -15,7 +15,7 @@ from edgelora_tools.composites import COMPOSITES
 from edgelora_tools.composites.quantized import QUANTIZED
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.heads import TaskOutput, attach_task
-from edgelora_tools.insertion import Site, find_sites
+from edgelora_tools.insertion import Site
 from edgelora_tools.lowering import Lowered, lower_nodes
 from edgelora_tools.methods import LORA, AdapterMethod
 from edgelora_tools.methods.lora import OP_TYPE
@@ -80,10 +80,9 @@ def _upstream(values: Iterable[ir.Value], stop: Container[ir.Value] = ()) -> set
 def adapt(
     base: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions, method: AdapterMethod, dropout: bool
 ) -> Adapted:
-    """A copy of the base with the method's delta at every point and the task's head."""
+    """A copy of the base with the method's adapter at every point and the task's head."""
     model = base.clone()
-    wanted = {point.id for point in points}
-    sites = [site for site in find_sites(model) if site.point.id in wanted]
+    sites = method.sites(model, points)
     op = GraphBuilder(free_names(model.graph)).op
     inputs: list[ir.Value] = []
     for site in sites:

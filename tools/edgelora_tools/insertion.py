@@ -1,23 +1,26 @@
-"""Find the insertion points: the linear products and convolutions of the base, with stable dotted ids."""
+"""Find the places of adapters in the base, with stable dotted ids: linear products, convolutions, normalizations."""
 
 from __future__ import annotations
 
 import ast
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from edgelora.manifest import SKIP_OP, InsertionPoint
+from edgelora.manifest import NORMALIZATIONS, SKIP_OP, InsertionPoint
 from edgelora_tools.composites.quantized import features, is_quantized
-from edgelora_tools.frozen import is_frozen, same_frozen, source_of
+from edgelora_tools.frozen import is_frozen, is_real, same_frozen, source_of
 from edgelora_tools.gradients.shapes import dims
+from edgelora_tools.lowering import DOMAIN
 
 _LAYER = re.compile(r"(?:.*\.)?[^.]+\.(\d+)\.")
 _CALL = re.compile(r"_\d+$")  # TorchScript counts the calls of a module
 _CODES = re.compile(r"(_quantized|_q|_Q\d\w*)?(\.transposed|\.codes)?$")  # what quantization appends to a name
 _CONVOLUTIONS = ("Conv", "ConvInteger")
 _INTEGER = ("MatMulInteger", "ConvInteger")
+_BIAS = {"Gemm": 2, "Conv": 2, "LayerNormalization": 2, "QuantizedProduct": 4, "BlockProduct": 4}  # the input's number
 SKIP, SKIP_INTO = "edgelora.skip", "edgelora.into"  # marks of a node: the id of a skip from its input, and where to
 _ANONYMOUS = re.compile(r"onnx::|val_\d|v_\d|/|_|\d+$")
 
@@ -33,10 +36,31 @@ class Use:
     product: ir.Node
     output: ir.Value
 
+    @property
+    def weight(self) -> ir.Value | None:
+        """The weight, or a normalization's scale, as it lies there; None if it is not of real numbers."""
+        found = self.product.inputs[1] if len(self.product.inputs) > 1 else None
+        return found if is_real(found) else None
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the weight lies as `[out, in]`."""
+        return self.product.op_type == "Gemm" and bool(self.product.attributes.get_int("transB", 0))
+
+    @property
+    def bias(self) -> ir.Value | None:
+        """The frozen vector of real numbers that the output is the sum with; None if there is none."""
+        node = self.output.producer()
+        assert node is not None
+        place = _BIAS.get(node.op_type)
+        summands = node.inputs if node is not self.product else node.inputs[place : place + 1] if place else ()
+        found = next((x for x in summands if x is not None and is_real(x) and len(dims(x)) == 1), None)
+        return found if node.attributes.get_float("beta", 1.0) == 1.0 else None
+
 
 @dataclass(frozen=True)
 class Site:
-    """Where a point sits in the graph: for each use of its weight, a `Use`."""
+    """Where a point sits in the graph: for each use of its weight, a `Use`. A normalization's scale is its weight."""
 
     point: InsertionPoint
     uses: tuple[Use, ...]
@@ -48,11 +72,22 @@ def find_sites(model: ir.Model) -> list[Site]:
     A weight that several nodes use under one id (a module called more than once) is one site. In a graph in which
     skips are marked (skips.py), these are the sites.
     """
-    if skips := _skips(model):
-        return skips
+    return _skips(model) or _sites(model, lambda node: _frozen_matrix(node) or _frozen_kernel(node), set())
+
+
+def find_normalizations(model: ir.Model) -> list[Site]:
+    """Every layer or RMS normalization of the last axis with a scale of its own, as `find_sites` finds products.
+
+    No id is that of a product.
+    """
+    return _sites(model, _frozen_scale, {site.point.id for site in find_sites(model)})
+
+
+def _sites(model: ir.Model, weight_of: Callable[[ir.Node], ir.Value | None], taken: set[str]) -> list[Site]:
+    """The sites of the nodes that have a weight, under ids that are not `taken`."""
     found: list[tuple[str, ir.Value, ir.Node, list[Use]]] = []
     for node in model.graph:
-        weight = _frozen_matrix(node) or _frozen_kernel(node)
+        weight = weight_of(node)
         if weight is not None:
             use = _use(node)
             path = _module_path(node, weight, use.output)
@@ -62,7 +97,7 @@ def find_sites(model: ir.Model) -> list[Site]:
                 calls = []
                 found.append((path, weight, node, calls))
             calls.append(use)
-    sites, taken = [], set()
+    sites: list[Site] = []
     for path, weight, node, uses in found:
         unique, n = path, 1
         while unique in taken:
@@ -71,7 +106,8 @@ def find_sites(model: ir.Model) -> list[Site]:
         taken.add(unique)
         layer = _LAYER.match(unique + ".")
         point = _point(unique, node, weight, int(layer[1]) if layer else None)
-        sites.append(Site(point, tuple(uses)))
+        has_bias = uses[0].bias is not None and all(same_frozen(use.bias, uses[0].bias) for use in uses)
+        sites.append(Site(replace(point, bias=has_bias), tuple(uses)))
     return sites
 
 
@@ -97,6 +133,8 @@ def _point(name: str, node: ir.Node, weight: ir.Value, layer: int | None) -> Ins
     if node.op_type in _CONVOLUTIONS:
         groups = node.attributes.get_int("group", 1)
         return InsertionPoint(name, node.op_type, shape[1] * groups, shape[0], layer, tuple(shape[2:]), groups)
+    if node.op_type in NORMALIZATIONS:
+        return InsertionPoint(name, node.op_type, shape[0], shape[0], layer)
     rows, columns = reversed(shape) if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) else shape
     return InsertionPoint(name, node.op_type, rows, columns, layer)
 
@@ -125,9 +163,18 @@ def _frozen_kernel(node: ir.Node) -> ir.Value | None:
     return kernel if kernel.shape is not None and kernel.shape.is_static() else None
 
 
+def _frozen_scale(node: ir.Node) -> ir.Value | None:
+    if node.op_type not in NORMALIZATIONS or node.domain not in ("", "ai.onnx", DOMAIN):
+        return None
+    x, scale = node.inputs[:2]
+    return scale if x is not None and not is_frozen(x) and is_real(scale) and len(dims(scale)) == 1 else None
+
+
 def _use(node: ir.Node) -> Use:
     """Where a product's real input is taken, and its real output, which is that of its bias if it has one."""
     x, y = node.inputs[0], node.outputs[0]
+    if node.op_type in NORMALIZATIONS:
+        return Use(node, node, y)
     quantizer = x.producer() if x is not None and node.op_type in _INTEGER else None
     if quantizer is None:
         return Use(node, node, _biased(y))

@@ -4,7 +4,8 @@ The model begins as LoRA's inference graph, which computes y + (x·A)·B' at eac
 with a weight W of real numbers, W and the bias become what the adapter's method makes of them, and the sum goes away.
 Elsewhere LoRA's sum stays, A and B' are constants: where W is codes, where there is no W (a skip), where it has no
 place for A·B' (a convolution in groups, whose adapter reads all channels), and where y has other readers too. A method
-that moves the bias alone adds it there. Adapters of other methods are refused.
+that moves the bias alone adds it there. Where a method's tensors are values of the base, the model begins as the
+method's own inference graph, and they are its constants. Adapters of other methods are refused.
 """
 
 from __future__ import annotations
@@ -49,9 +50,11 @@ def merge(bundle: Bundle, adapter: Adapter | None) -> Merged:
     manifest = bundle.manifest
     if adapter is not None:
         adapter.validate(manifest)
-    merging = None if adapter is None else merging_of(adapter)
+    merging = None if adapter is None or _is_in_place(manifest, adapter) else merging_of(adapter)
     if manifest.head is not None and (adapter is None or manifest.head.weight not in adapter.tensors):
         raise AdapterError(f"{manifest.task} needs a head, which comes with an adapter: name one that has a head")
+    if adapter is not None and merging is None:
+        return _merge_in_place(bundle, adapter)
     feeds = {} if adapter is None else bundle.feeds(adapter)
     joined = set() if adapter is None else set(adapter.points)
     model = ir.load(bundle.path / manifest.forward)
@@ -71,7 +74,9 @@ def merge(bundle: Bundle, adapter: Adapter | None) -> Merged:
             f"the weights at {', '.join(beside)} cannot take the {adapter.method.graphs} adapter: they are codes, or "
             "others read what they give; leave these points out of target_modules, or export it to peft and merge there"
         )
-    _make_constant(graph, feeds, {n for use in low_rank for n in (use.point.input_a, use.point.input_b)}, manifest)
+    factors = {n for p in manifest.points for n in (p.input_a, p.input_b)}
+    gone = factors - {n for use in low_rank for n in (use.point.input_a, use.point.input_b)}
+    _make_constant(graph, feeds, {*factors, *head_names(manifest)}, gone)
     _tidy(model)
     originals = {name: tensor for part in parts for name, tensor in part.originals.items()}
     return Merged(model, originals, tuple(one for part in parts for one in part.sums), beside)
@@ -90,6 +95,22 @@ def merging_of(adapter: Adapter) -> Merging:
             "bundle and the adapter, or export it to peft"
         )
     return merging
+
+
+def _is_in_place(manifest: Manifest, adapter: Adapter) -> bool:
+    """Whether the method's tensors are values of the base, and nothing else."""
+    found = manifest.graph_set(adapter.method.graphs)
+    return found is not None and all(x.neutral is None for x in found.inputs)
+
+
+def _merge_in_place(bundle: Bundle, adapter: Adapter) -> Merged:
+    """The method's inference graph, in which the adapter's values are constants, and the base's where it has none."""
+    manifest, found = bundle.manifest, bundle.manifest.graph_set(adapter.method.graphs)
+    assert found is not None
+    model, names = ir.load(bundle.path / found.forward), [x.name for x in found.inputs]
+    _make_constant(model.graph, bundle.feeds(adapter), {*names, *head_names(manifest)}, set())
+    _tidy(model)
+    return Merged(model, {n: ir.tensor(own, name=n) for n, own in bundle.values(names).items()}, (), ())
 
 
 def unmerge(merged: Merged) -> ir.Model:
@@ -228,14 +249,13 @@ def _pass_over(one: Sum) -> None:
         base.shape, base.type = adapted.shape, adapted.type
 
 
-def _make_constant(graph: ir.Graph, feeds: Mapping[str, np.ndarray], kept: set[str], manifest: Manifest) -> None:
-    """Adapter inputs become initializers where they are still read, and vanish elsewhere."""
-    factors = {n for p in manifest.points for n in (p.input_a, p.input_b)}
+def _make_constant(graph: ir.Graph, feeds: Mapping[str, np.ndarray], names: set[str], gone: set[str]) -> None:
+    """Inputs of these names become initializers; those that are `gone`, which nothing reads any more, vanish."""
     sizes: dict[str, int] = {}
-    for value in [v for v in graph.inputs if v.name in factors or v.name in head_names(manifest)]:
+    for value in [v for v in graph.inputs if v.name in names]:
         name = str(value.name)
         graph.inputs.remove(value)
-        if name in factors and name not in kept:
+        if name in gone:
             continue
         array = np.ascontiguousarray(feeds[name])
         if value.shape is not None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnxscript import OpBuilder
 
 from edgelora.manifest import AdapterInput, InsertionPoint
-from edgelora_tools.insertion import Site, Use
+from edgelora_tools.insertion import Site, Use, find_sites
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -38,6 +38,14 @@ class AdapterMethod(Protocol):
 
     graphs: str
 
+    def sites(self, model: ir.Model, points: Sequence[InsertionPoint]) -> list[Site]:
+        """Where adapters stand in the model, or a copy of it, of which the bundle adapts `points`, or these places.
+
+        Raises:
+            ConversionError: nowhere, or a place cannot have one.
+        """
+        ...
+
     def inputs(self, point: InsertionPoint) -> tuple[AdapterInput, ...]:
         """The graph inputs that hold the adapter at `point`."""
         ...
@@ -57,6 +65,12 @@ class AdapterMethod(Protocol):
     def norms(self, sites: Sequence[Site], opset: int) -> ir.Model | None:
         """The graph that tells the lengths of the columns of W + A·B'; None where the method needs none."""
         ...
+
+
+def sites_at(model: ir.Model, points: Sequence[InsertionPoint]) -> list[Site]:
+    """The products at `points`."""
+    wanted = {point.id for point in points}
+    return [site for site in find_sites(model) if site.point.id in wanted]
 
 
 def per_channel(size: int, point: InsertionPoint) -> tuple[int, ...]:

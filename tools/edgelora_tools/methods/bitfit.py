@@ -10,13 +10,16 @@ from onnxscript import OpBuilder
 from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora.methods.bitfit import BIAS
 from edgelora_tools.insertion import Site, Use
-from edgelora_tools.methods.base import AdapterMethod, Change, Floats, per_channel
+from edgelora_tools.methods.base import AdapterMethod, Change, Floats, per_channel, sites_at
 
 
 class BitFit:
     """A change of the bias."""
 
     graphs = "bitfit"
+
+    def sites(self, model: ir.Model, points: Sequence[InsertionPoint]) -> list[Site]:
+        return sites_at(model, points)
 
     def inputs(self, point: InsertionPoint) -> tuple[AdapterInput, ...]:
         return (AdapterInput(f"{point.id}.{BIAS}", per_channel(point.out_features, point), 0.0),)

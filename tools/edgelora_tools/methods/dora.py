@@ -16,7 +16,7 @@ from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora.methods.dora import GAIN
 from edgelora_tools.frozen import is_frozen
 from edgelora_tools.insertion import Site, Use
-from edgelora_tools.methods.base import AdapterMethod, Change, Floats
+from edgelora_tools.methods.base import AdapterMethod, Change, Floats, sites_at
 from edgelora_tools.methods.lora import LORA
 
 
@@ -24,6 +24,9 @@ class Dora:
     """LoRA and the length of every column; at a convolution LoRA alone, which its adapters leave out."""
 
     graphs = "dora"
+
+    def sites(self, model: ir.Model, points: Sequence[InsertionPoint]) -> list[Site]:
+        return sites_at(model, points)
 
     def inputs(self, point: InsertionPoint) -> tuple[AdapterInput, ...]:
         gain = AdapterInput(f"{point.id}.{GAIN}", (point.out_features,), 0.0)
@@ -50,15 +53,13 @@ class Dora:
         """
         graph = ir.Graph([], [], nodes=[], opset_imports={"": opset}, name="norms")
         op = GraphBuilder(graph).op
-        coded = [s.point.id for s in sites if not s.point.kernel and _weight(s) is None]
+        coded = [s.point.id for s in sites if not s.point.kernel and s.uses[0].weight is None]
         if coded:
             raise ConversionError(f"DoRA needs weights in float32, and {', '.join(coded)} have codes: leave dora out")
         for site in (s for s in sites if not s.point.kernel):
-            point, tensor = site.point, _weight(site)
+            point, use = site.point, site.uses[0]
+            tensor, rows_first = None if use.weight is None else use.weight.const_value, not use.is_transposed
             assert tensor is not None
-            rows_first = tuple(tensor.shape.numpy()) == (point.in_features, point.out_features) and not _transposed(
-                site
-            )
             squares = np.square(tensor.numpy().astype(np.float64)).sum(0 if rows_first else 1).astype(np.float32)
             a, b = (op.builder.input(x.name, ir.DataType.FLOAT, list(x.shape)) for x in LORA.inputs(point))
             weight = op.builder.initializer(tensor, f"{point.id}.weight")
@@ -75,17 +76,6 @@ class Dora:
             )
             graph.outputs.append(norm)
         return ir.Model(graph, ir_version=10)
-
-
-def _weight(site: Site) -> ir.TensorProtocol | None:
-    value = site.uses[0].product.inputs[1]
-    found = None if value is None else value.const_value
-    return found if found is not None and found.dtype == ir.DataType.FLOAT else None
-
-
-def _transposed(site: Site) -> bool:
-    product = site.uses[0].product
-    return product.op_type == "Gemm" and bool(product.attributes.get_int("transB", 0))
 
 
 def _without_bias(op: OpBuilder, use: Use, y: ir.Value) -> ir.Value:

@@ -15,13 +15,16 @@ from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora.methods.ia3 import INTO, OUT
 from edgelora_tools.gradients.shapes import annotate
 from edgelora_tools.insertion import Site, Use
-from edgelora_tools.methods.base import AdapterMethod, Change, Doubles, Floats, per_channel
+from edgelora_tools.methods.base import AdapterMethod, Change, Doubles, Floats, per_channel, sites_at
 
 
 class Ia3:
     """Rescaled activations."""
 
     graphs = "ia3"
+
+    def sites(self, model: ir.Model, points: Sequence[InsertionPoint]) -> list[Site]:
+        return sites_at(model, points)
 
     def inputs(self, point: InsertionPoint) -> tuple[AdapterInput, ...]:
         return (

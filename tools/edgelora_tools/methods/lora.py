@@ -20,7 +20,7 @@ from edgelora_tools.gradients.nodes import operands
 from edgelora_tools.gradients.shapes import annotate, dims, flatten_rows, rank, reshape_like, size_of
 from edgelora_tools.insertion import Site, Use
 from edgelora_tools.lowering import DOMAIN
-from edgelora_tools.methods.base import Change, Doubles, Floats
+from edgelora_tools.methods.base import Change, Doubles, Floats, sites_at
 
 OP_TYPE = "Lora"
 
@@ -29,6 +29,9 @@ class Lora:
     """Low-rank adaptation of a linear product."""
 
     graphs = LORA_GRAPHS
+
+    def sites(self, model: ir.Model, points: Sequence[InsertionPoint]) -> list[Site]:
+        return sites_at(model, points)
 
     def inputs(self, point: InsertionPoint) -> tuple[AdapterInput, ...]:
         r = f"{point.id}.r"
