@@ -81,6 +81,7 @@ METHODS: dict[str, Entry] = {
         (1e-2, 5e-3, 2e-2),
         peft=True,
     ),
+    "layer-norm": Entry("layer norms", ATTENTION, ("layer-norm",), ("--method", "layer-norm"), (1e-2, 5e-3, 2e-2)),
     "bitfit": Entry("BitFit", "all-linear", ("bitfit",), ("--method", "bitfit"), (1e-2, 5e-3, 2e-2)),
 }
 

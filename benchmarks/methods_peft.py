@@ -63,7 +63,7 @@ def train_in_peft(
     Job(folder, settings, train, test, np.stack(order)).write()
     chosen = adapter_config(options) or LoraConfig(r=8, lora_alpha=16)
     rng = np.random.default_rng(config.seed)
-    write_adapter(new_adapter(manifest, chosen, intents, rng=rng, norms=bundle.norms), folder / INITIAL)
+    write_adapter(new_adapter(manifest, chosen, intents, rng=rng, base=bundle), folder / INITIAL)
     peft = replace(PEFT, options={"max_grad_norm": config.max_grad_norm, "last_epoch_alone": True})
     (run,) = run_in_turns([peft], folder, folder / "result", threads)
     assert isinstance(run, Run)
