@@ -36,6 +36,7 @@ from edgelora.adapter import new_adapter, write_adapter
 from edgelora.bundle import Bundle
 from edgelora.config import LoraConfig
 from edgelora.errors import EdgeLoraError
+from edgelora.files import write_atomic
 from edgelora.text import TextEncoder
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.recipes import cache_folder, fetch, load_recipe
@@ -167,10 +168,12 @@ def cached_bundle(
 ) -> Path:
     """The model's bundle for these targets, converted anew whenever the converter's source has changed.
 
-    `conversion` holds further fields of ConvertOptions.
+    `conversion` holds further fields of ConvertOptions. A quantized base is calibrated on the training texts.
     """
     folder = cache_folder() / "benchmarks"
     further = dict(conversion or {})
+    if further.get("quantize") is not None:
+        further["calibration"] = write_calibration(folder / "calibration.jsonl")
     what = repr((RECIPE, targets, sorted(further.items()), source_digest()))
     bundle = folder / f"{RECIPE}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.edgelora"
     if not (bundle / "bundle.json").is_file():
@@ -191,6 +194,16 @@ def source_digest() -> str:
         for path in sorted((ROOT / package).rglob("*.py")):
             source.update(path.read_bytes())
     return source.hexdigest()
+
+
+def write_calibration(path: Path) -> Path:
+    """The training texts of the usual choice, shuffled, as samples of the task."""
+    intents, train, _ = read_clinc(find_data(), ClincOptions())
+    order: Sequence[int] = np.random.default_rng(0).permutation(len(train.texts)).tolist()
+    rows = ({"text": train.texts[i], "label": intents[train.labels[i]]} for i in order)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, "".join(json.dumps(one) + "\n" for one in rows).encode())
+    return path
 
 
 def write_job(

@@ -7,10 +7,9 @@ which takes 4 bits where the cosines allow, stand the weights of 8 bits that it 
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -43,8 +42,7 @@ def run(steps: int, progress: Callable[[str], None]) -> dict[str, Any]:
     from edgelora_tools.sources import open_source
 
     with tempfile.TemporaryDirectory(prefix="edgelora-quantized-") as folder:
-        calibration = Path(folder) / "calibration.jsonl"
-        _write_texts(calibration)
+        calibration = clinc.write_calibration(Path(folder) / "calibration.jsonl")
         bundles: dict[str, Bundle] = {}
         try:
             recipe = load_recipe(clinc.RECIPE)
@@ -149,13 +147,6 @@ def markdown(body: Mapping[str, Any]) -> str:
     for name in body["cosines"][sides[0]]:
         lines.append(f"| {name} | {' | '.join(format(body['cosines'][side][name], '.4f') for side in sides)} |")
     return "\n".join(lines)
-
-
-def _write_texts(path: Path) -> None:
-    intents, train, _ = clinc.read_clinc(clinc.find_data(), clinc.ClincOptions())
-    order: Sequence[int] = np.random.default_rng(0).permutation(len(train.texts)).tolist()
-    rows = ({"text": train.texts[i], "label": intents[train.labels[i]]} for i in order)
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
 
 
 def _alternate(bundles: Mapping[str, Any], feeds: Mapping[str, np.ndarray], steps: int) -> dict[str, list[float]]:

@@ -18,6 +18,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import numpy as np
 import onnxruntime  # pyright: ignore[reportMissingTypeStubs]
 
+from edgelora.byte_products import keep_exact
 from edgelora.cores import available_cores
 from edgelora.errors import BundleError, ConfigError
 from edgelora.mapped_pages import added, give_back, mapped_ranges
@@ -151,6 +152,7 @@ def _options(settings: SessionSettings) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spinning)))
     if settings.threads is not None or settings.cores < (os.cpu_count() or 1):
         options.intra_op_num_threads = settings.cores
+    keep_exact(options)
     if settings.low_memory:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options

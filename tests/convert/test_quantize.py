@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from onnxscript import GraphBuilder
 
+from edgelora.byte_products import keep_exact
 from edgelora.check import check
 from edgelora.manifest import Manifest
 from edgelora_tools.backward import differentiate
@@ -86,6 +90,26 @@ def test_products_of_the_largest_codes_are_exact(rung: Rung) -> None:
     y, dx = run(model, x, dy)
     np.testing.assert_allclose(y, x @ w, rtol=1e-2)
     np.testing.assert_allclose(dx, dy @ w.T, rtol=1e-2)
+
+
+def test_slower_exact_products_have_the_same_bits(tmp_path: Path) -> None:
+    """What is set on processors that add pairs in 16 bits: ONNX Runtime's products of unsigned bytes."""
+    rng = np.random.default_rng(0)
+    w, x, dy = (rng.standard_normal(shape).astype(np.float32) for shape in ((64, 48), (9, 64), (9, 48)))
+    model, _ = differentiated(product(w, ("rows", 64)), Choice(Rung.ROWS_8))
+    codes = [t for t in model.graph.initializers.values() if t.dtype == ir.DataType.INT8 and ".back" not in str(t.name)]
+    assert max(int(np.abs(t.const_value.numpy().astype(int)).max()) for t in codes if t.const_value) == 127
+    ir.save(model, tmp_path / "model.onnx")
+    results = []
+    for exact in ("0", "1"):
+        options = ort.SessionOptions()
+        keep_exact(options)
+        if exact == "1":
+            options.add_session_config_entry("session.x64quantprecision", exact)
+        session = ort.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
+        results.append(session.run(["y", "dx"], {"x": x, "dy": dy}))
+    for quick, slow in zip(*results, strict=True):
+        np.testing.assert_array_equal(quick, slow)
 
 
 @pytest.mark.parametrize("rung", QUANTIZED)

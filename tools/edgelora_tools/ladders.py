@@ -122,9 +122,9 @@ def _block_ladder(rows: NDArray[np.float32], w: NDArray[np.float32], rungs: Sequ
 
 
 def _made(w: NDArray[np.float32], choice: Choice) -> NDArray[np.float32]:
-    """(Wq − zw)∘s: what evened inputs are multiplied by."""
+    """Wq∘s: what evened inputs are multiplied by."""
     codes, scale = product_codes(w, choice)
-    return (codes.astype(np.float32) - (ZERO if codes.dtype == np.uint8 else 0)) * scale
+    return codes.astype(np.float32) * scale
 
 
 def rounded(x: NDArray[np.float32], choice: Choice) -> NDArray[np.float32]:

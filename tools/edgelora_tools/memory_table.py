@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from edgelora.byte_products import keep_exact
 from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConfigError
 from edgelora.manifest import GatheredTable, MemoryTable, MemoryTerm
@@ -86,6 +87,7 @@ def _profile(path: Path, model: ir.Model, points: Sequence[Sizes], prepack: bool
     options.log_severity_level = 4
     options.enable_mem_pattern = False
     options.enable_profiling = True
+    keep_exact(options)
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     with tempfile.TemporaryDirectory(prefix="edgelora-") as folder:

@@ -15,6 +15,8 @@ import onnx_ir as ir
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
+from edgelora.byte_products import keep_exact
+
 _PASS_THROUGH = {"Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Expand", "Slice", "Transpose"}
 _NO_BOUND = 2
 _LENGTHS = re.compile(r"len(gth)?s?(_|$)", re.IGNORECASE)
@@ -33,6 +35,7 @@ def session_on(path: Path, optimize: bool = True) -> ort.InferenceSession:
     """An ONNX Runtime session on a file, CPU only, quiet."""
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised; sizes that may not fit are tried on purpose
+    keep_exact(options)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,10 +1,10 @@
-"""A frozen product in integers, forward and backward: Y = ((Q(X∘t) − z)·(Wq − zw))∘s + b.
+"""A frozen product in integers, forward and backward: Y = ((Q(X∘t) − z)·Wq)∘s + b.
 
 The pass that quantizes a base makes these nodes (passes/quantize.py); no group of nodes is recognised as one.
 
-Codes of weights are unsigned, 128 for zero, or signed and of 7 bits. x86 processors without VNNI multiply unsigned by
-signed bytes in pairs and add the two in 16 bits, which saturate; 2·255·64 = 32640 does not. Unsigned by unsigned
-is exact at 8 bits, and a fifth slower (docs/decisions/0013).
+Codes of weights are signed, of 7 or 8 bits. x86 processors without VNNI multiply unsigned by signed bytes in pairs and
+add the two in 16 bits, which saturate; 2·255·64 = 32640 does not. For 8 bits a session must be told to be exact
+(edgelora/byte_products.py), and is slower there (docs/decisions/0013, 0030).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgelora_tools.gradients.shapes import annotate
 from edgelora_tools.lowering import DOMAIN
 
 OP_TYPE = "QuantizedProduct"
-LARGEST_SIGNED, LARGEST_UNSIGNED = 64, 127
+LARGEST = {7: 64, 8: 127}  # code of a weight, by its bits
 MICROSOFT = "com.microsoft"
 ZERO, TOP = 128, 255
 _TINY = 1e-30
@@ -73,8 +73,7 @@ def _integer_product(
 ) -> ir.Value:
     """step·(Q − zero)·W∘s + b, scaled while the product is written: what ONNX Runtime makes of four nodes."""
     op.builder.graph.opset_imports[MICROSOFT] = 1
-    middle = op.Constant(value=ir.tensor(np.uint8(ZERO))) if codes.dtype == ir.DataType.UINT8 else None
-    return op.builder.opset(MICROSOFT, 1).MatMulIntegerToFloat(q, codes, step, scale, zero, middle, bias)
+    return op.builder.opset(MICROSOFT, 1).MatMulIntegerToFloat(q, codes, step, scale, zero, None, bias)
 
 
 @gradient_rule(OP_TYPE, domain=DOMAIN)
@@ -102,7 +101,7 @@ def backward_codes(op: OpBuilder, node: ir.Node) -> tuple[ir.Value, ir.Value]:
     assert codes is not None
     names, known = (f"{codes.name}.back", f"{codes.name}.back.scale"), op.builder.graph.initializers
     if names[0] not in known:
-        for name, array in zip(names, codes_of(real_weight(node).T, LARGEST_SIGNED, axis=1), strict=True):
+        for name, array in zip(names, codes_of(real_weight(node).T, LARGEST[7], axis=1), strict=True):
             op.builder.initializer(ir.tensor(np.ascontiguousarray(array), name=name))
     return known[names[0]], known[names[1]]
 
@@ -111,8 +110,7 @@ def real_weight(node: ir.Node) -> NDArray[np.float32]:
     """Ŵ `[in, out]`: the real numbers that the codes of a node stand for."""
     codes, scale, even = (None if (x := operand(node, i)) is None else x.const_value for i in (1, 2, 3))
     assert codes is not None and scale is not None
-    zero = ZERO if codes.dtype == ir.DataType.UINT8 else 0
-    w = (codes.numpy().astype(np.float32) - zero) * scale.numpy()
+    w = codes.numpy().astype(np.float32) * scale.numpy()
     return w if even is None else w * even.numpy()[:, None]
 
 

@@ -57,7 +57,7 @@ def merge(bundle: Bundle, adapter: Adapter | None) -> Merged:
         return _merge_in_place(bundle, adapter)
     feeds = {} if adapter is None else bundle.feeds(adapter)
     joined = set() if adapter is None else set(adapter.points)
-    model = ir.load(bundle.path / manifest.forward)
+    model = ir.load(bundle.verified().path / manifest.forward)
     graph = model.graph
     parts: list[_Part] = []
     for point in manifest.points:

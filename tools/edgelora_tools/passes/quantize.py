@@ -19,8 +19,7 @@ from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora_tools.composites.block_product import BLOCK_PRODUCT, Blocks
 from edgelora_tools.composites.quantized_product import (
-    LARGEST_SIGNED,
-    LARGEST_UNSIGNED,
+    LARGEST,
     QUANTIZED_PRODUCT,
     ZERO,
     codes_of,
@@ -56,11 +55,6 @@ class Rung(StrEnum):
         return self in (Rung.ROWS_7, Rung.ROWS_8)
 
     @property
-    def signed(self) -> bool:
-        """Whether weights are signed codes of 7 bits."""
-        return self in (Rung.TENSOR_7, Rung.ROWS_7)
-
-    @property
     def in_blocks(self) -> bool:
         """Whether weights have a scale for each block."""
         return self in (Rung.BLOCKS_4, Rung.BLOCKS_8, Rung.WEIGHTS_8)
@@ -68,7 +62,7 @@ class Rung(StrEnum):
     @property
     def bits(self) -> int:
         """Of a weight's code."""
-        return 4 if self is Rung.BLOCKS_4 else 7 if self.signed else 8
+        return 4 if self is Rung.BLOCKS_4 else 7 if self in (Rung.TENSOR_7, Rung.ROWS_7) else 8
 
 
 @dataclass(frozen=True)
@@ -198,15 +192,9 @@ def _initializers(graph: ir.Graph, name: str, arrays: Mapping[str, NDArray | Non
     return made
 
 
-def product_codes(
-    w: NDArray[np.float32], choice: Choice
-) -> tuple[NDArray[np.int8] | NDArray[np.uint8], NDArray[np.float32]]:
-    """(Wq, s) with W ≈ t∘(Wq − zw)∘s."""
-    divided = w if choice.even is None else w / choice.even[:, None]
-    if choice.rung.signed:
-        return codes_of(divided, LARGEST_SIGNED, axis=1)
-    codes, scale = codes_of(divided, LARGEST_UNSIGNED, axis=1)
-    return (codes.astype(np.int16) + ZERO).astype(np.uint8), scale
+def product_codes(w: NDArray[np.float32], choice: Choice) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """(Wq, s) with W ≈ t∘Wq∘s."""
+    return codes_of(w if choice.even is None else w / choice.even[:, None], LARGEST[choice.rung.bits], axis=1)
 
 
 def _register(graph: ir.Graph, name: str, array: NDArray) -> ir.Value:
