@@ -426,7 +426,7 @@ def _parse_tensors(content: bytes, path: Path, config: AdapterConfig) -> dict[st
             problems.append(f"{key} holds NaN or infinity: its training diverged, or the file is damaged")
         else:
             turned = method.from_disk(config, name, array) if _is_methods(method, name) else array
-            tensors[name] = np.ascontiguousarray(turned, np.float32)
+            tensors[name] = np.array(turned, np.float32, order="C")
     if problems:
         raise AdapterError(f"{path}: cannot be used:\n{_listed(problems)}")
     return tensors
@@ -437,19 +437,21 @@ def _repeated_keys(content: bytes) -> list[str]:
     repeated: list[str] = []
 
     def note_repeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        repeated.extend(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-        return dict(pairs)
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            repeated.extend(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        return found
 
     json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")], object_pairs_hook=note_repeated)
     return repeated
 
 
 def _float32(dtype: str, data: bytes | bytearray, shape: Sequence[int]) -> Floats | None:
-    """The array in float32, or None if it is of another type or of a shape that no adapter has."""
+    """The array as real numbers, or None if it is of another type or of a shape that no adapter has."""
     if len(shape) > _MOST_AXES or any(size > len(data) for size in shape):
         return None
     if dtype == "F32":
-        return np.frombuffer(data, "<f4").astype(np.float32).reshape(shape)
+        return np.frombuffer(data, "<f4").reshape(shape)
     if dtype == "F16":
         return np.frombuffer(data, "<f2").astype(np.float32).reshape(shape)
     if dtype == "BF16":
