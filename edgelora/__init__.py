@@ -25,7 +25,7 @@ from edgelora.errors import (
     TrainingError,
 )
 from edgelora.gate import Gate, Verdict
-from edgelora.methods import BeftConfig, IA3Config, LNTuningConfig, VeraConfig
+from edgelora.methods import BeftConfig, BottleneckConfig, IA3Config, LNTuningConfig, VeraConfig
 from edgelora.objectives import OwnLoss
 from edgelora.runtime import Model
 from edgelora.sealing import Key
@@ -43,6 +43,7 @@ __all__ = [
     "AdapterError",
     "AdapterStore",
     "BeftConfig",
+    "BottleneckConfig",
     "Bundle",
     "BundleError",
     "ConfigError",

@@ -46,13 +46,14 @@ class AdapterConfig:
 
     A method's class says what else PEFT may write: `neutral` are the values that settings which this format does not
     hold must have, `without_effect` those that enter no arithmetic, `unwritten` our fields that PEFT's class does not
-    have.
+    have. `in_peft` tells whether PEFT has the method at all.
 
     Raises:
         ConfigError: values out of range or of another type; all are named.
     """
 
     peft_type: ClassVar[str]
+    in_peft: ClassVar[bool] = True
     neutral: ClassVar[Mapping[str, Any]] = {}
     without_effect: ClassVar[frozenset[str]] = frozenset()
     unwritten: ClassVar[frozenset[str]] = frozenset()
@@ -211,9 +212,9 @@ class LoraConfig(AdapterConfig):
     def problems(self) -> list[str]:
         problems = [
             *rank_problems("r", self.r),
-            *_alpha_problems("lora_alpha", self.lora_alpha),
+            *alpha_problems("lora_alpha", self.lora_alpha),
             *_map_problems("rank_pattern", self.rank_pattern, rank_problems),
-            *_map_problems("alpha_pattern", self.alpha_pattern, _alpha_problems),
+            *_map_problems("alpha_pattern", self.alpha_pattern, alpha_problems),
             *super().problems(),
             *dropout_problems("lora_dropout", self.lora_dropout),
         ]
@@ -310,7 +311,8 @@ def rank_problems(name: str, value: object) -> list[str]:
     return [f"{name} must be a whole number from 1 to {MAX_RANK}, not {_short(value)}"]
 
 
-def _alpha_problems(name: str, value: object) -> list[str]:
+def alpha_problems(name: str, value: object) -> list[str]:
+    """What is wrong with a factor."""
     if is_number(value) and 0 < cast(float, value) < 1e30:
         return []
     return [f"{name} must be a number above 0, not {_short(value)}"]

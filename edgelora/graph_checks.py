@@ -20,7 +20,7 @@ from edgelora.bundle import Bundle
 from edgelora.gradient_checks import against_differences, loss_slope_error, rounds_activations
 from edgelora.manifest import LORA_GRAPHS, Prefix, TrainingGraph
 from edgelora.mixing import AdapterStack
-from edgelora.probes import CHANGE, OUTPUTS, Feeds, loss_feeds, random_head, random_pair, whole_adapter
+from edgelora.probes import CHANGE, OUTPUTS, RANK, Feeds, loss_feeds, random_head, random_pair, whole_adapter
 from edgelora.reference_losses import REFERENCES
 from edgelora.slopes import GRADIENT_TOLERANCE, LARGEST, ROUNDED_TOLERANCE, bounded
 
@@ -73,7 +73,8 @@ def check_method(
     """
     manifest, forward = bundle.manifest, bundle.forward_in(graphs)
     absent, head = absent_adapter(manifest, graphs, bundle), random_head(manifest, rng)
-    values: Feeds = {name: x + _NEAR * _size(x) * rng.standard_normal(x.shape) for name, x in absent.items()}
+    wide = {name: x if x.size else np.zeros([n or RANK for n in x.shape]) for name, x in absent.items()}
+    values: Feeds = {name: x + _NEAR * _size(x) * rng.standard_normal(x.shape) for name, x in wide.items()}
     for point in manifest.points_in(graphs):
         if point.input_a in absent:
             values[point.input_a], b = random_pair(point, rng)
@@ -103,7 +104,7 @@ def check_method(
 
 def _size(x: NDArray[Any]) -> float:
     """How far apart the values are; 1 where they are all the same."""
-    return float(x.std() if x.size else 0.0) or 1.0
+    return float(x.std()) or 1.0
 
 
 def check_mixed(bundle: Bundle, file: str, inputs: Feeds, rng: np.random.Generator) -> GraphVerdict:

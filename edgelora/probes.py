@@ -15,7 +15,8 @@ from edgelora.manifest import InsertionPoint, Manifest, TrainingGraph
 
 OUTPUTS = 3  # of a random head
 CHANGE = 0.1  # of the outputs by a random adapter
-_RANK, _LOUDEST = 4, 64.0
+RANK = 4  # of a random adapter
+_LOUDEST = 64.0
 
 Feeds = dict[str, NDArray[Any]]
 
@@ -33,9 +34,7 @@ def whole_adapter(bundle: Bundle, inputs: Feeds, rng: np.random.Generator) -> Fe
     return {**values, **head}
 
 
-def random_pair(
-    point: InsertionPoint, rng: np.random.Generator, rank: int = _RANK
-) -> tuple[NDArray[Any], NDArray[Any]]:
+def random_pair(point: InsertionPoint, rng: np.random.Generator, rank: int = RANK) -> tuple[NDArray[Any], NDArray[Any]]:
     """A random A and B for a point, of `rank` rounded up to a multiple of its groups; products keep the size of x."""
     rank = -(-rank // point.groups) * point.groups
     inputs, inner = point.in_features * math.prod(point.kernel), rank // point.groups

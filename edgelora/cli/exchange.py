@@ -89,7 +89,7 @@ def run_export(options: argparse.Namespace) -> None:
     if options.to == "onnx":
         result |= _write_plain(model.bundle, adapter, options)
     elif adapter is not None and options.to == "peft":
-        _refuse_skips(adapter, manifest)
+        _refuse_for_peft(adapter, manifest)
         write_adapter(adapter, options.output, options.prefix, options.head)
     elif adapter is not None:
         write_onnx_adapter(adapter, manifest, options.output)
@@ -127,7 +127,13 @@ def run_import(options: argparse.Namespace) -> None:
     emit(options, {"adapter": options.adapter, "version": version}, f"{options.adapter}: version {version} saved")
 
 
-def _refuse_skips(adapter: Adapter, manifest: Manifest) -> None:
+def _refuse_for_peft(adapter: Adapter, manifest: Manifest) -> None:
+    """Raise AdapterError for what PEFT has no place for."""
+    if not adapter.config.in_peft:
+        raise AdapterError(
+            f"PEFT has no {adapter.config.peft_type} adapters: `edgelora adapters BUNDLE export --person NAME` writes "
+            "a store of a person's own, from whose versions `edgelora import` reads"
+        )
     skips = [p.id for p in manifest.points if p.op == SKIP_OP and p.id in adapter.points]
     if skips:
         raise AdapterError(

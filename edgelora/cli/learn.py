@@ -27,7 +27,7 @@ from edgelora.data import Sample, read_samples, split
 from edgelora.errors import ConfigError
 from edgelora.gate import Gate
 from edgelora.memory import peak_memory
-from edgelora.methods import BeftConfig, IA3Config, LNTuningConfig, VeraConfig
+from edgelora.methods import BeftConfig, BottleneckConfig, IA3Config, LNTuningConfig, VeraConfig
 from edgelora.prefix_cache import DTYPES, PLACES
 from edgelora.trainer import StepResult
 from edgelora.training import TrainingReport, train
@@ -44,6 +44,7 @@ _OPTIONS = {  # of an adapter method
     "ia3": (*_TARGETS, "feedforward_modules"),
     "bitfit": _TARGETS,
     "layer-norm": _TARGETS,
+    "bottleneck": (*_TARGETS, "rank", "non_linearity", "scaling"),
 }
 
 
@@ -93,7 +94,9 @@ def add_verbs(verbs: Verbs) -> None:
         choices=tuple(_OPTIONS),
         help="lora (default) and vera run in every bundle, the others in one converted with --methods",
     )
-    lora.add_argument("--rank", "-r", type=int, help="rank of every point (8; of vera 256)")
+    lora.add_argument(
+        "--rank", "-r", type=int, help="rank of every point (8; of vera 256); of bottleneck its width (a sixteenth)"
+    )
     lora.add_argument("--lora-alpha", type=float, help="scale = alpha/rank (2 × rank)")
     lora.add_argument("--lora-dropout", type=float, help="dropout on the adapters' inputs (0)")
     lora.add_argument(
@@ -109,6 +112,8 @@ def add_verbs(verbs: Verbs) -> None:
     lora.add_argument(
         "--feedforward-modules", nargs="+", metavar="PATTERN", help="those that ia3 scales at their input (none)"
     )
+    lora.add_argument("--non-linearity", metavar="NAME", help="of bottleneck: relu (default) or gelu")
+    lora.add_argument("--scaling", type=float, help="of bottleneck: what its output is multiplied by (1)")
     lora.add_argument("--rslora", action="store_true", default=None, help="scale = alpha/√rank")
 
     defaults = TrainingConfig()
@@ -307,6 +312,9 @@ def adapter_config(options: argparse.Namespace) -> AdapterConfig | None:
         return BeftConfig(**targets)
     if method == "layer-norm":
         return LNTuningConfig(**targets)
+    if method == "bottleneck":
+        given_of_it = {name: getattr(options, name) for name in ("non_linearity", "scaling") if name in given}
+        return BottleneckConfig(r=options.rank, **given_of_it, **targets)
     rank = (256 if method == "vera" else 8) if options.rank is None else options.rank
     if method == "vera":
         return VeraConfig(r=rank, vera_dropout=options.lora_dropout or 0.0, **targets)

@@ -9,19 +9,21 @@ from edgelora.config import AdapterConfig, LoraConfig
 from edgelora.errors import AdapterError
 from edgelora.methods.base import UNKNOWN, BaseValues, Floats, Method, Shape, Tensors, no_graphs, split_name
 from edgelora.methods.bitfit import BITFIT, BeftConfig
+from edgelora.methods.bottleneck import BOTTLENECK, BottleneckConfig
 from edgelora.methods.dora import DORA
 from edgelora.methods.ia3 import IA3, IA3Config
 from edgelora.methods.layer_norm import LAYER_NORM, LNTuningConfig
 from edgelora.methods.lora import LORA
 from edgelora.methods.vera import VERA, VeraConfig
 
-METHODS: tuple[Method, ...] = (LORA, DORA, VERA, IA3, BITFIT, LAYER_NORM)
+METHODS: tuple[Method, ...] = (LORA, DORA, VERA, IA3, BITFIT, LAYER_NORM, BOTTLENECK)
 _BY_CONFIG: Mapping[type[AdapterConfig], Method] = {
     LoraConfig: LORA,
     VeraConfig: VERA,
     IA3Config: IA3,
     BeftConfig: BITFIT,
     LNTuningConfig: LAYER_NORM,
+    BottleneckConfig: BOTTLENECK,
 }
 _BY_TYPE: Mapping[str, type[AdapterConfig]] = {config.peft_type: config for config in _BY_CONFIG}
 
@@ -49,6 +51,7 @@ __all__ = [
     "UNKNOWN",
     "BaseValues",
     "BeftConfig",
+    "BottleneckConfig",
     "Floats",
     "IA3Config",
     "LNTuningConfig",

@@ -7,8 +7,9 @@ from typing import Any
 
 import peft
 
-from edgelora import BeftConfig, IA3Config, LNTuningConfig, LoraConfig, VeraConfig
+from edgelora import BeftConfig, BottleneckConfig, IA3Config, LNTuningConfig, LoraConfig, VeraConfig
 from edgelora.config import AdapterConfig
+from tests.methods.bottleneck import BottleneckInTorch
 from tests.methods.twins import InPeft, Twin
 
 ATTENTION = ("query", "value")
@@ -48,6 +49,16 @@ CASES = {
             "ia3",
             IA3Config(target_modules=WHOLE, feedforward_modules=("output.dense",)),
             InPeft(peft.IA3Config(target_modules=list(WHOLE), feedforward_modules=["output.dense"])),
+        ),
+        Case(
+            "bottleneck",
+            BottleneckConfig(r=5, target_modules=WHOLE, scaling=1.5),
+            BottleneckInTorch(WHOLE, peft_type="BOTTLENECK", r=5, non_linearity="relu", scaling=1.5),
+        ),
+        Case(
+            "bottleneck-gelu",
+            BottleneckConfig(target_modules=("output.dense",), non_linearity="gelu"),
+            BottleneckInTorch(("output.dense",), peft_type="BOTTLENECK", non_linearity="gelu", scaling=1.0),
         ),
         Case("bitfit", BeftConfig(target_modules=ATTENTION), InPeft(peft.BeftConfig(target_modules=list(ATTENTION)))),
         Case(

@@ -28,6 +28,7 @@ def test_every_graph_of_every_method_is_checked(world: World):
 WRONG = {
     "ia3": ("train-cotangent-ia3.onnx", "grad.encoder.layer.1.attention.self.value.ia3_out"),
     "bitfit": ("train-cross-entropy-bitfit.onnx", "grad.encoder.layer.0.attention.self.value.beft_bias"),
+    "bottleneck": ("train-cotangent-bottleneck.onnx", "grad.encoder.layer.0.attention.output.dense.adapter_up"),
     "dora": ("train-cotangent-dora.onnx", "grad.encoder.layer.1.attention.self.query.dora_gain"),
 }
 

@@ -28,6 +28,7 @@ JSON = st.recursive(
 SETTINGS = (
     "r", "d_initial", "vera_dropout", "projection_prng_key", "feedforward_modules", "target_modules", "use_dora",
     "exclude_modules", "layers_to_transform", "modules_to_save", "rank_pattern", "bias", "peft_type",
+    "non_linearity", "scaling",
 )  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def merging_of(adapter: Adapter) -> Merging:
     if merging is None:
         raise AdapterError(
             f"a {adapter.method.graphs} adapter cannot be merged, for it is no change of the base's weights: keep the "
-            "bundle and the adapter, or export it to peft"
+            f"bundle and the adapter{', or export it to peft' if adapter.config.in_peft else ''}"
         )
     return merging
 

@@ -127,7 +127,7 @@ class _Region:
             return False
         if x in self.matrices:
             return True
-        return rank(x) == 3 and dims(x)[:2] == self.tokens and isinstance(dims(x)[2], int)
+        return rank(x) == 3 and dims(x)[:2] == self.tokens and dims(x)[2] not in (None, *self.tokens)
 
     def _matrix(self, x: ir.Value | None) -> ir.Value:
         """The rows of `x`."""
