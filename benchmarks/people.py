@@ -237,6 +237,7 @@ def markdown(body: Mapping[str, Any]) -> str:
         "",
         f"After all {body['stored']:,} were used once: {switch['cached']} in memory, "
         f"{switch['cached_bytes'] / 1e6:.0f} MB of at most {body['limit'] / 1e6:.0f}; the process grew by "
-        f"{body['resident_growth'] / 1e6:.0f} MB, and by {body['resident_growth_again'] / 1e6:.0f} MB when all were used once more",
+        f"{body['resident_growth'] / 1e6:.0f} MB, after all were used once more by "
+        f"{body['resident_growth_again'] / 1e6:.0f} MB",
     ]
     return "\n".join(lines)
