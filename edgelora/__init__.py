@@ -25,7 +25,7 @@ from edgelora.errors import (
     TrainingError,
 )
 from edgelora.gate import Gate, Verdict
-from edgelora.methods import BeftConfig, BottleneckConfig, IA3Config, LNTuningConfig, VeraConfig
+from edgelora.methods import BeftConfig, BottleneckConfig, FullConfig, IA3Config, LNTuningConfig, VeraConfig
 from edgelora.objectives import OwnLoss
 from edgelora.runtime import Model
 from edgelora.sealing import Key
@@ -50,6 +50,7 @@ __all__ = [
     "ConversionError",
     "DataError",
     "EdgeLoraError",
+    "FullConfig",
     "Gate",
     "IA3Config",
     "Key",

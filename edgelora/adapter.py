@@ -412,7 +412,7 @@ def _parse_tensors(content: bytes, path: Path, config: AdapterConfig) -> dict[st
     method = method_of(config)
     problems = [f"{key} is there twice" for key in repeated]
     for key, entry in sorted(entries, key=lambda item: item[0]):
-        name = _graph_name(method, key)
+        name = _graph_name(method, config, key)
         array = _float32(entry["dtype"], entry["data"], entry["shape"])
         if name is None:
             problems.append(f"{key} {what_is(key)}")
@@ -471,16 +471,18 @@ def _disk_name(method: Method, name: str) -> str:
     return f"{_PREFIX}{point}.{method.disk[suffix]}" if suffix in method.disk else _PREFIX + name
 
 
-def _graph_name(method: Method, key: str) -> str | None:
+def _graph_name(method: Method, config: AdapterConfig, key: str) -> str | None:
     if key.removeprefix(_ROOT) in method.shared:
         return key.removeprefix(_ROOT)
     if not key.startswith(_PREFIX):
         return None
     name = key.removeprefix(_PREFIX)
+    head = name.replace(".modules_to_save.", ".")
+    if split_name(head)[0] in (config.modules_to_save or ()):
+        return head
     for suffix, written in method.disk.items():
         if name.endswith(f".{written}"):
             return f"{name.removesuffix(written)}{suffix}"
-    head = name.replace(".modules_to_save.", ".")
     return head if head.endswith((".weight", ".bias")) and head.count(".") == 1 else None
 
 

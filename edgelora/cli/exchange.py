@@ -131,8 +131,9 @@ def _refuse_for_peft(adapter: Adapter, manifest: Manifest) -> None:
     """Raise AdapterError for what PEFT has no place for."""
     if not adapter.config.in_peft:
         raise AdapterError(
-            f"PEFT has no {adapter.config.peft_type} adapters: `edgelora adapters BUNDLE export --person NAME` writes "
-            "a store of a person's own, from whose versions `edgelora import` reads"
+            f"PEFT has no {adapter.config.peft_type} adapters: --to onnx writes a model of its own with the adapter in "
+            "its weights, if the method goes into weights; `edgelora adapters BUNDLE export --person NAME` writes a "
+            "store of a person's own, from whose versions `edgelora import` reads"
         )
     skips = [p.id for p in manifest.points if p.op == SKIP_OP and p.id in adapter.points]
     if skips:

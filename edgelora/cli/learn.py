@@ -27,7 +27,7 @@ from edgelora.data import Sample, read_samples, split
 from edgelora.errors import ConfigError
 from edgelora.gate import Gate
 from edgelora.memory import peak_memory
-from edgelora.methods import BeftConfig, BottleneckConfig, IA3Config, LNTuningConfig, VeraConfig
+from edgelora.methods import BeftConfig, BottleneckConfig, FullConfig, IA3Config, LNTuningConfig, VeraConfig
 from edgelora.prefix_cache import DTYPES, PLACES
 from edgelora.trainer import StepResult
 from edgelora.training import TrainingReport, train
@@ -45,6 +45,7 @@ _OPTIONS = {  # of an adapter method
     "bitfit": _TARGETS,
     "layer-norm": _TARGETS,
     "bottleneck": (*_TARGETS, "rank", "non_linearity", "scaling"),
+    "full": _TARGETS,
 }
 
 
@@ -315,6 +316,8 @@ def adapter_config(options: argparse.Namespace) -> AdapterConfig | None:
     if method == "bottleneck":
         given_of_it = {name: getattr(options, name) for name in ("non_linearity", "scaling") if name in given}
         return BottleneckConfig(r=options.rank, **given_of_it, **targets)
+    if method == "full":
+        return FullConfig(**targets)
     rank = (256 if method == "vera" else 8) if options.rank is None else options.rank
     if method == "vera":
         return VeraConfig(r=rank, vera_dropout=options.lora_dropout or 0.0, **targets)

@@ -11,12 +11,13 @@ from edgelora.methods.base import UNKNOWN, BaseValues, Floats, Method, Shape, Te
 from edgelora.methods.bitfit import BITFIT, BeftConfig
 from edgelora.methods.bottleneck import BOTTLENECK, BottleneckConfig
 from edgelora.methods.dora import DORA
+from edgelora.methods.full import FULL, FullConfig
 from edgelora.methods.ia3 import IA3, IA3Config
 from edgelora.methods.layer_norm import LAYER_NORM, LNTuningConfig
 from edgelora.methods.lora import LORA
 from edgelora.methods.vera import VERA, VeraConfig
 
-METHODS: tuple[Method, ...] = (LORA, DORA, VERA, IA3, BITFIT, LAYER_NORM, BOTTLENECK)
+METHODS: tuple[Method, ...] = (LORA, DORA, VERA, IA3, BITFIT, LAYER_NORM, BOTTLENECK, FULL)
 _BY_CONFIG: Mapping[type[AdapterConfig], Method] = {
     LoraConfig: LORA,
     VeraConfig: VERA,
@@ -24,6 +25,7 @@ _BY_CONFIG: Mapping[type[AdapterConfig], Method] = {
     BeftConfig: BITFIT,
     LNTuningConfig: LAYER_NORM,
     BottleneckConfig: BOTTLENECK,
+    FullConfig: FULL,
 }
 _BY_TYPE: Mapping[str, type[AdapterConfig]] = {config.peft_type: config for config in _BY_CONFIG}
 
@@ -53,6 +55,7 @@ __all__ = [
     "BeftConfig",
     "BottleneckConfig",
     "Floats",
+    "FullConfig",
     "IA3Config",
     "LNTuningConfig",
     "Method",

@@ -7,10 +7,10 @@ from typing import Any
 
 import peft
 
-from edgelora import BeftConfig, BottleneckConfig, IA3Config, LNTuningConfig, LoraConfig, VeraConfig
+from edgelora import BeftConfig, BottleneckConfig, FullConfig, IA3Config, LNTuningConfig, LoraConfig, VeraConfig
 from edgelora.config import AdapterConfig
 from tests.methods.bottleneck import BottleneckInTorch
-from tests.methods.twins import InPeft, Twin
+from tests.methods.twins import InPeft, Twin, Whole
 
 ATTENTION = ("query", "value")
 WHOLE = ("query", "value", "output.dense")
@@ -66,5 +66,6 @@ CASES = {
             LNTuningConfig(target_modules=("LayerNorm",)),
             InPeft(peft.LNTuningConfig(target_modules=["LayerNorm"])),
         ),
+        Case("full", FullConfig(target_modules=ATTENTION), Whole(ATTENTION)),
     )
 }

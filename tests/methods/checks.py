@@ -26,7 +26,7 @@ from tests.methods.cases import Case
 from tests.methods.twins import moved
 from tests.methods.world import LABELS, TEXTS, World, loss_in_torch, samples
 
-IN_GRAPHS_OF_THEIR_OWN = ("layer-norm",)  # a model with the adapter merged into it begins as the method's own graph
+IN_GRAPHS_OF_THEIR_OWN = ("layer-norm", "full")  # a merged model begins as the graph of the method
 CLOSE, GRADIENT = 1e-5, 1e-4
 RUN = TrainingConfig(num_train_epochs=2, batch_size=8, learning_rate=1e-2)
 

@@ -21,9 +21,10 @@ METHODS: dict[str, tuple[str, ...]] = {
     "bitfit": ("--target-modules", "value", "output.dense"),
     "layer-norm": ("--layers-to-transform", "1"),
     "bottleneck": ("--target-modules", "output.dense", "--rank", "3", "--non-linearity", "gelu", "--scaling", "2"),
+    "full": ("--target-modules", "value"),
 }
 
-NOT_IN_PEFT = ("bottleneck",)
+NOT_IN_PEFT = ("bottleneck", "full")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, Any, str]:
@@ -83,7 +84,7 @@ def test_a_bundle_without_the_graphs_says_how_to_get_them(
 
 def test_info_names_the_methods(world: World, capsys: pytest.CaptureFixture[str]):
     main(["info", str(world.classifier.bundle.path)])
-    assert "methods        lora, dora, ia3, bitfit, layer-norm, bottleneck" in capsys.readouterr().out
+    assert "methods        lora, dora, ia3, bitfit, layer-norm, bottleneck, full" in capsys.readouterr().out
 
 
 def test_points_lists_the_places_of_every_method(world: World, capsys: pytest.CaptureFixture[str]):

@@ -146,6 +146,24 @@ class InTorch(ABC):
         return model
 
 
+class Whole(InTorch):
+    """Linear modules that are trained whole."""
+
+    def __init__(self, targets: Sequence[str]) -> None:
+        super().__init__(targets, peft_type="FULL")
+
+    def tensors(self, module: Any) -> Mapping[str, torch.Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+    def output(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, tensors["weight"], tensors.get("bias"))
+
+    def merge(self, tensors: Mapping[str, torch.Tensor], module: Any) -> bool:
+        for name, parameter in module.named_parameters():
+            parameter.data = tensors[name].detach().clone()
+        return True
+
+
 def _by_module(base: Any, tensors: Mapping[str, torch.Tensor]) -> list[tuple[Any, dict[str, torch.Tensor]]]:
     """Each module that has some of the tensors, and these by what stands behind its name."""
     found: list[tuple[Any, dict[str, torch.Tensor]]] = []

@@ -6,12 +6,13 @@ from edgelora_tools.methods.base import AdapterMethod
 from edgelora_tools.methods.bitfit import BITFIT
 from edgelora_tools.methods.bottleneck import BOTTLENECK
 from edgelora_tools.methods.dora import DORA
+from edgelora_tools.methods.full import FULL
 from edgelora_tools.methods.ia3 import IA3
 from edgelora_tools.methods.layer_norm import LAYER_NORM
 from edgelora_tools.methods.lora import LORA
 
 METHODS: Mapping[str, AdapterMethod] = {
-    method.graphs: method for method in (LORA, DORA, IA3, BITFIT, LAYER_NORM, BOTTLENECK)
+    method.graphs: method for method in (LORA, DORA, IA3, BITFIT, LAYER_NORM, BOTTLENECK, FULL)
 }
 
 __all__ = ["LORA", "METHODS", "AdapterMethod"]
