@@ -246,6 +246,20 @@ def test_points_and_outputs_stay(both) -> None:
             assert relative(y, wanted[name]) < 0.05
 
 
+def test_a_base_that_is_blind_to_padding_stays_so(both) -> None:
+    """The largest token stands where the mask is 0: one scale for all of an input would round the others by it."""
+    _, quantized, _ = both
+    assert not {"int8", "int8, weights of 7 bits"} & set(quantized.manifest.source["products"])
+    inputs = tokens_of(3, 9)
+    others = np.random.default_rng(7).integers(1, networks.VOCABULARY, inputs["input_ids"].shape)
+    changed = inputs | {"input_ids": np.where(inputs["attention_mask"] == 1, inputs["input_ids"], others)}
+    first, second = (base_outputs(quantized, one) for one in (inputs, changed))
+    kept = inputs["attention_mask"] == 1
+    for name, y in first.items():
+        pair = (x[kept] if x.shape[:2] == kept.shape else x for x in (y, second[name]))
+        np.testing.assert_allclose(*pair, rtol=0, atol=1e-5)
+
+
 def test_gradients_point_as_in_float32(both) -> None:
     real, quantized, _ = both
     inputs = tokens_of(3, 9)

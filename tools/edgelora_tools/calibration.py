@@ -88,10 +88,14 @@ def calibrate(
     build: Build,
     meanings: Mapping[str, Lowered],
     precision: str,
+    apart: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Calibrated:
-    """The plan for `base`, whose products see `sample`, at a precision; `points` are those that can be trained."""
-    found = ladders(base, sample, meanings, RUNGS[precision])
+    """The plan for `base`, whose products see `sample`, at a precision; `points` are those that can be trained.
+
+    With `apart` no row of a product depends on another.
+    """
+    found = ladders(base, sample, meanings, [rung for rung in RUNGS[precision] if not (apart and rung.by_tensor)])
     real = {name: Choice(Rung.REAL) for name in found}
     twin = build(real)
     feeds = probe(twin, sample)

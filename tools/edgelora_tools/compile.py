@@ -208,7 +208,10 @@ def quantize_base(
     options: ConvertOptions,
     progress: Callable[[str], None],
 ) -> Quantized:
-    """The model with quantized products where the gradients of the chosen points allow it; see calibration.py."""
+    """The model with quantized products where the gradients of the chosen points allow it; see calibration.py.
+
+    A base that is blind to padding stays so: what one scale for all of an input saves is less than what padding costs.
+    """
 
     def planned(plan: Plan) -> ir.Model:
         return prune(quantize(model.clone(), plan), options)
@@ -218,7 +221,8 @@ def quantize_base(
         return training_graph(pruned, chosen, options, COTANGENT, False, False, "probe.onnx").model
 
     sample = calibration_sample(source, model, base, sizes[0], options)
-    found = calibrate(base, chosen, sample, probe_graph, LOWERED, options.quantize or "int8", progress)
+    apart = options.unpad and ignores_padding(standard(base), sizes[0])
+    found = calibrate(base, chosen, sample, probe_graph, LOWERED, options.quantize or "int8", apart, progress)
     sites = find_sites(base)
     return Quantized(quantize(model.clone(), found.plan), planned(found.plan), facts(found, sites), files(found))
 

@@ -50,6 +50,11 @@ class Rung(StrEnum):
     REAL = "float32"
 
     @property
+    def by_tensor(self) -> bool:
+        """Whether all of the input has one scale, so that rows depend on each other."""
+        return self in (Rung.TENSOR_7, Rung.TENSOR_8)
+
+    @property
     def by_rows(self) -> bool:
         """Whether each row of the input has a scale of its own."""
         return self in (Rung.ROWS_7, Rung.ROWS_8)
