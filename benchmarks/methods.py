@@ -97,6 +97,7 @@ METHODS: dict[str, Entry] = {
         places="all normalizations",
     ),
     "bitfit": Entry("BitFit", "all-linear", ("bitfit",), ("--method", "bitfit"), (1e-2, 5e-3, 2e-2)),
+    "full": Entry("full fine-tuning", ATTENTION, ("full",), ("--method", "full"), (1e-3, 5e-4, 2e-3)),
 }
 
 
