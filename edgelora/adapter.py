@@ -19,16 +19,19 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save
 
-from edgelora.config import AdapterConfig
+from edgelora.config import AdapterConfig, LoraConfig
 from edgelora.errors import AdapterError, ConfigError
 from edgelora.files import write_atomic
 from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest
 from edgelora.methods import (
     LORA,
+    PISSA,
     UNKNOWN,
     BaseValues,
     Floats,
     Method,
+    as_lora,
+    beginnings,
     config_from_peft,
     method_of,
     no_graphs,
@@ -96,6 +99,12 @@ class Adapter:
     def with_tensors(self, tensors: Mapping[str, Floats]) -> Adapter:
         """The same adapter with other values."""
         return replace(self, tensors=dict(tensors))
+
+    def saved(self) -> Adapter:
+        """The adapter as its files have it: what PiSSA learned is LoRA."""
+        if self.method is not PISSA:
+            return self
+        return replace(self, config=self.config.saved(), tensors=as_lora(self.tensors))
 
     def feeds(self, manifest: Manifest, base: BaseValues = UNKNOWN) -> dict[str, Floats]:
         """The graph inputs of the method's graphs: LoRA's B multiplied by the scale, the neutral value where a point
@@ -259,6 +268,7 @@ def is_unicode(text: str) -> bool:
 
 def to_files(adapter: Adapter) -> dict[str, bytes]:
     """The adapter's files by name; equal adapters give equal bytes."""
+    adapter = adapter.saved()
     method, config = adapter.method, adapter.config.without_order(adapter.points)
     tensors = {
         _disk_name(method, name): np.ascontiguousarray(method.to_disk(config, name, adapter.tensors[name]), np.float32)
@@ -296,6 +306,7 @@ def write_adapter(adapter: Adapter, folder: Path, prefix: str = "", head: str | 
     Raises:
         AdapterError: the folder cannot be written, or the prefix is no dotted path.
     """
+    adapter = adapter.saved()
     files = to_files(adapter)
     if prefix or head is not None:
         config, tensors = named_inside(adapter.method, adapter.config, adapter.tensors, prefix, head)
@@ -311,16 +322,19 @@ def write_adapter(adapter: Adapter, folder: Path, prefix: str = "", head: str | 
         raise AdapterError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
-def read_adapter(folder: Path, manifest: Manifest | None = None, accept_base: bool = False) -> Adapter:
+def read_adapter(
+    folder: Path, manifest: Manifest | None = None, accept_base: bool = False, base: BaseValues = UNKNOWN
+) -> Adapter:
     """Read an adapter's folder, ours or PEFT's own.
 
     PEFT does not record its base's digest: `accept_base` says that it was trained on `manifest`'s base. It may name the
-    modules as those of a task model that holds the base (peft_names.py).
+    modules as those of a task model that holds the base (peft_names.py). PiSSA's becomes LoRA, which needs
+    `base=bundle`.
 
     Raises:
         AdapterError: a file is missing, damaged, or says what cannot be represented.
     """
-    return parse_adapter(read_files(folder), folder, manifest, accept_base)
+    return parse_adapter(read_files(folder), folder, manifest, accept_base, base)
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
@@ -341,7 +355,11 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 
 def parse_adapter(
-    files: Mapping[str, bytes], folder: Path, manifest: Manifest | None = None, accept_base: bool = False
+    files: Mapping[str, bytes],
+    folder: Path,
+    manifest: Manifest | None = None,
+    accept_base: bool = False,
+    base: BaseValues = UNKNOWN,
 ) -> Adapter:
     """The adapter whose files these are; `folder` says in errors where they lie. See `read_adapter`."""
     config = config_from_peft(_json_of(files[CONFIG_FILE], folder / CONFIG_FILE), str(folder / CONFIG_FILE))
@@ -358,7 +376,28 @@ def parse_adapter(
         config, tensors = placed(method_of(config), config, tensors, manifest)
     except AdapterError as error:
         raise AdapterError(f"{folder}: {error}") from error
-    return Adapter(config, tensors, manifest.base_digest, manifest.task, manifest.name)
+    adapter = Adapter(config, tensors, manifest.base_digest, manifest.task, manifest.name)
+    return _beside_whole_base(adapter, folder, manifest, base) if adapter.method is PISSA else adapter
+
+
+def _beside_whole_base(adapter: Adapter, folder: Path, manifest: Manifest, base: BaseValues) -> Adapter:
+    """PEFT's PiSSA adapter, made for W − s·A0·B0, as LoRA beside W. A0·B0 follows from W.
+
+    Raises:
+        AdapterError: the adapter does not fit, or W is not known.
+    """
+    points = adapter.joined(manifest)
+    try:
+        if problems := adapter.method.problems(adapter.config, adapter.tensors, points):
+            raise ConfigError("\n".join(problems))
+        first = beginnings(cast(LoraConfig, adapter.config), points, np.random.default_rng(0), base)
+    except ConfigError as error:
+        raise AdapterError(
+            f"{folder}: init_lora_weights='pissa' has changed the base that the adapter is for: {error}"
+        ) from error
+    whole = adapter.with_tensors({**adapter.tensors, **first})
+    whole.validate(manifest)
+    return whole.saved()
 
 
 def _with_record(

@@ -34,6 +34,7 @@ _WITHOUT_EFFECT = frozenset(
 # LoRA initialisations that leave the base's weights as they are. Others make a base of their own, which the adapter is
 # meant for.
 _INITIALISATIONS = ("gaussian", "orthogonal", "eva", "mica")
+_PISSA = re.compile(r"pissa(?:_niter_([1-9]\d{0,2}))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,10 @@ class AdapterConfig:
     def dropout(self) -> float:
         """The probability that an element of an adapter's input is dropped in training."""
         return 0.0
+
+    def saved(self) -> Self:
+        """The settings that the adapter has once it is saved."""
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping of these settings."""
@@ -163,9 +168,10 @@ class LoraConfig(AdapterConfig):
 
     `r` is the rank, 1 to 65,536; the low-rank product is multiplied by `lora_alpha`/r, or by `lora_alpha`/√r with
     `use_rslora`. With `use_dora` the columns of W and the product together have lengths of their own
-    (edgelora/methods/dora.py). `rank_pattern` and `alpha_pattern` map patterns of ids to other values. `lora_dropout`
-    is the probability, in [0, 1), that an element of an adapter's input is dropped in training. See `AdapterConfig` for
-    the rest.
+    (edgelora/methods/dora.py). `init_lora_weights` is True, or "pissa" (edgelora/methods/pissa.py), exactly or with
+    "pissa_niter_N" nearly and faster, N iterations, 1 to 999. `rank_pattern` and `alpha_pattern` map patterns of ids to
+    other values. `lora_dropout` is the probability, in [0, 1), that an element of an adapter's input is dropped in
+    training. See `AdapterConfig` for the rest.
 
     Raises:
         ConfigError: values out of range or of another type; all are named.
@@ -192,7 +198,6 @@ class LoraConfig(AdapterConfig):
             "corda_config",
             "ensure_weight_tying",
             "eva_config",
-            "init_lora_weights",
             "loftq_config",
             "lora_ga_config",
             "megatron_core",
@@ -208,6 +213,7 @@ class LoraConfig(AdapterConfig):
     alpha_pattern: Mapping[str, float] = field(default_factory=dict[str, float])
     use_rslora: bool = False
     use_dora: bool = False
+    init_lora_weights: bool | str = True
 
     def problems(self) -> list[str]:
         problems = [
@@ -223,7 +229,45 @@ class LoraConfig(AdapterConfig):
             for name, value in (("use_rslora", self.use_rslora), ("use_dora", self.use_dora))
             if not isinstance(cast(object, value), bool)
         ]
+        if self.init_lora_weights is not True and not self.is_pissa:
+            known = "true, 'pissa' or 'pissa_niter_N'"
+            problems.append(f"init_lora_weights must be {known}, not {_short(self.init_lora_weights)}")
+        if self.is_pissa:
+            problems += [
+                f"{name} and init_lora_weights={self.init_lora_weights!r} exclude each other"
+                for name in ("use_dora", "lora_dropout")
+                if getattr(self, name)
+            ]
+        if self.is_pissa and not problems:
+            try:
+                self.saved()
+            except ConfigError as error:
+                problems.append(f"what PiSSA saves has twice the rank: {error}")
         return problems
+
+    @property
+    def is_pissa(self) -> bool:
+        """Whether the adapter begins as the largest singular values of the base's weights."""
+        return isinstance(self.init_lora_weights, str) and _PISSA.fullmatch(self.init_lora_weights) is not None
+
+    @property
+    def pissa_iterations(self) -> int | None:
+        """How many iterations approximate these; None where they are exact."""
+        found = _PISSA.fullmatch(str(self.init_lora_weights))
+        return None if found is None or found[1] is None else int(found[1])
+
+    def saved(self) -> Self:
+        if not self.is_pissa:
+            return self
+        factor = math.sqrt(2) if self.use_rslora else 2
+        return replace(
+            self,
+            init_lora_weights=True,
+            r=2 * self.r,
+            lora_alpha=factor * self.lora_alpha,
+            rank_pattern={pattern: 2 * rank for pattern, rank in self.rank_pattern.items()},
+            alpha_pattern={pattern: factor * alpha for pattern, alpha in self.alpha_pattern.items()},
+        )
 
     @property
     def dropout(self) -> float:
@@ -266,18 +310,26 @@ class LoraConfig(AdapterConfig):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Without `use_dora` where it is not: what was written before it was known stays as it is."""
-        settings = super().to_dict()
-        return settings if self.use_dora else {k: v for k, v in settings.items() if k != "use_dora"}
+        """Without what was not known once where it says nothing: what was written before stays as it is."""
+        usual = {"use_dora": False, "init_lora_weights": True}
+        return {k: v for k, v in super().to_dict().items() if k not in usual or v != usual[k]}
 
     def to_peft(self, task_type: str | None, points: Sequence[str] | None = None) -> dict[str, Any]:
         own = {"bias": "none", "fan_in_fan_out": False, "init_lora_weights": True, "use_dora": False}
         return {**own, **super().to_peft(task_type, points)}
 
     @classmethod
+    def from_peft(cls, body: Mapping[str, Any], where: str) -> Self:
+        """An initialisation that leaves the base as it is says nothing of the tensors that there are."""
+        initialisation = body.get("init_lora_weights")
+        if not isinstance(initialisation, str) or initialisation.lower() in _INITIALISATIONS:
+            body = {key: value for key, value in body.items() if key != "init_lora_weights"}
+        return super().from_peft(body, where)
+
+    @classmethod
     def refused(cls, body: Mapping[str, Any]) -> list[str]:
         initialisation = body.get("init_lora_weights")
-        if isinstance(initialisation, str) and initialisation.lower() not in _INITIALISATIONS:
+        if isinstance(initialisation, str) and initialisation not in ("pissa", *_INITIALISATIONS):
             return [
                 f"init_lora_weights={initialisation!r} (it may change the base; save the adapter from PEFT with "
                 "path_initial_model_for_weight_conversion)"

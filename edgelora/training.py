@@ -128,7 +128,7 @@ def train(
     with model.store.lock(name):
         current = None if restart or not model.store.exists(name) else model.store.load(name)
         labels = merged_labels(manifest, current, samples)
-        lora = chosen_lora(manifest, current, lora, config)
+        asked, lora = lora, chosen_lora(manifest, current, lora, config)
         settings = {settings_field(lora): lora.to_dict(), "training": config.decisive(), "labels": labels}
         decisive = {
             "base": manifest.base_digest,
@@ -138,8 +138,9 @@ def train(
             **({} if ram is None else {"ram": ram}),
         }
         if current is not None and not again:
-            done = run_id(**decisive, parent=current.training.get("parent"))
-            if current.training.get("run_id") == done:
+            first = chosen_lora(manifest, None, asked, config)  # PiSSA's run had others than the adapter has
+            runs = (decisive, {**decisive, settings_field(first): first.to_dict()})
+            if current.training.get("run_id") in [run_id(**r, parent=current.training.get("parent")) for r in runs]:
                 return _report(
                     name, model.store.current_version(name), current, _recorded(current), config, already_done=True
                 )
@@ -257,8 +258,8 @@ def chosen_lora(
             wanted = replace(wanted, target_modules=reached)
         return wanted if prefix is None else in_last_layers(manifest, wanted, prefix)
     existing = replace(current.config, modules_to_save=None)  # the head is the task's, not a setting
-    if asked is not None and asked != existing:
-        theirs, ours = ({"method": one.peft_type, **one.to_dict()} for one in (existing, asked))
+    if asked is not None and asked.saved() != existing:
+        theirs, ours = ({"method": one.peft_type, **one.to_dict()} for one in (existing, asked.saved()))
         differing = [f"{k} {theirs.get(k)} against {v}" for k, v in ours.items() if theirs.get(k) != v]
         raise ConfigError(
             f"the adapter exists with other settings ({'; '.join(differing)}): leave them out to train it further, "

@@ -118,7 +118,7 @@ def run_import(options: argparse.Namespace) -> None:
     """Directory or file -> store."""
     model = open_model(options)
     manifest = model.bundle.manifest
-    adapter = _read(options.source, manifest, options.accept_base)
+    adapter = _read(options.source, model.bundle, options.accept_base)
     adapter.validate(manifest)
     _explain_head(adapter, manifest, recorded=(options.source / RECORD_FILE).exists())
     if options.labels is not None:
@@ -143,8 +143,9 @@ def _refuse_for_peft(adapter: Adapter, manifest: Manifest) -> None:
         )
 
 
-def _read(source: Path, manifest: Manifest, accept_base: bool) -> Adapter:
+def _read(source: Path, bundle: Bundle, accept_base: bool) -> Adapter:
     """The adapter at a path, whatever its format."""
+    manifest = bundle.manifest
     if is_onnx_adapter(source):
         return read_onnx_adapter(source, manifest, accept_base)
     if source.is_file():
@@ -152,7 +153,7 @@ def _read(source: Path, manifest: Manifest, accept_base: bool) -> Adapter:
             f"{source}: neither an .onnx_adapter file nor a directory with {CONFIG_FILE}; a model with an adapter "
             "merged into it holds none to take out"
         )
-    return read_adapter(source, manifest, accept_base)
+    return read_adapter(source, manifest, accept_base, bundle)
 
 
 def _with_labels(adapter: Adapter, labels: tuple[str, ...], manifest: Manifest) -> Adapter:

@@ -36,7 +36,7 @@ from edgelora.training_state import Progress
 
 N = TypeVar("N", int, float)
 _TARGETS = ("target_modules", "exclude_modules", "layers_to_transform")
-_LORA = (*_TARGETS, "rank", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "rslora")
+_LORA = (*_TARGETS, "rank", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "rslora", "init")
 _OPTIONS = {  # of an adapter method
     "lora": _LORA,
     "dora": _LORA,
@@ -116,6 +116,12 @@ def add_verbs(verbs: Verbs) -> None:
     lora.add_argument("--non-linearity", metavar="NAME", help="of bottleneck: relu (default) or gelu")
     lora.add_argument("--scaling", type=float, help="of bottleneck: what its output is multiplied by (1)")
     lora.add_argument("--rslora", action="store_true", default=None, help="scale = alpha/√rank")
+    lora.add_argument(
+        "--init",
+        metavar="NAME",
+        help="of lora: pissa begins with the largest singular values of the weights, pissa_niter_N nearly and faster; "
+        "what is saved is LoRA of twice the rank",
+    )
 
     defaults = TrainingConfig()
     run = parser.add_argument_group("training")
@@ -329,6 +335,7 @@ def adapter_config(options: argparse.Namespace) -> AdapterConfig | None:
         alpha_pattern=pattern_values(options.alpha_pattern, float),
         use_rslora=bool(options.rslora),
         use_dora=method == "dora",
+        init_lora_weights=True if options.init is None else options.init,
         **targets,
     )
 

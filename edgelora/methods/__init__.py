@@ -15,6 +15,7 @@ from edgelora.methods.full import FULL, FullConfig
 from edgelora.methods.ia3 import IA3, IA3Config
 from edgelora.methods.layer_norm import LAYER_NORM, LNTuningConfig
 from edgelora.methods.lora import LORA
+from edgelora.methods.pissa import PISSA, as_lora, beginnings
 from edgelora.methods.vera import VERA, VeraConfig
 
 METHODS: tuple[Method, ...] = (LORA, DORA, VERA, IA3, BITFIT, LAYER_NORM, BOTTLENECK, FULL)
@@ -32,6 +33,8 @@ _BY_TYPE: Mapping[str, type[AdapterConfig]] = {config.peft_type: config for conf
 
 def method_of(config: AdapterConfig) -> Method:
     """The method whose settings these are."""
+    if isinstance(config, LoraConfig) and config.is_pissa:
+        return PISSA
     return DORA if isinstance(config, LoraConfig) and config.use_dora else _BY_CONFIG[type(config)]
 
 
@@ -50,6 +53,7 @@ def config_from_peft(body: Mapping[str, Any], where: str) -> AdapterConfig:
 __all__ = [
     "LORA",
     "METHODS",
+    "PISSA",
     "UNKNOWN",
     "BaseValues",
     "BeftConfig",
@@ -62,6 +66,8 @@ __all__ = [
     "Shape",
     "Tensors",
     "VeraConfig",
+    "as_lora",
+    "beginnings",
     "config_from_peft",
     "method_of",
     "no_graphs",

@@ -96,6 +96,7 @@ class Lora:
             config.alpha_pattern,
             config.use_rslora,
             config.use_dora,
+            config.init_lora_weights,
         )
 
     def is_trained(self, name: str) -> bool:

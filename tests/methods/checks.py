@@ -47,7 +47,8 @@ def the_twins_adapters_compute_the_same_here(world: World, case: Case, folder: P
     """What PEFT saved is read, and gives PEFT's outputs."""
     model = moved(case.twin.attach(tiny.module()))
     case.twin.save(model, folder)
-    adapter = read_adapter(folder, world.features.bundle.manifest, accept_base=True)
+    bundle = world.features.bundle
+    adapter = read_adapter(folder, bundle.manifest, accept_base=True, base=bundle)
     expected = world.hidden_in_torch(model)
     assert np.abs(expected - world.hidden(None)).max() > 1e-2
     np.testing.assert_allclose(world.hidden(adapter), expected, rtol=0, atol=CLOSE)

@@ -28,7 +28,7 @@ JSON = st.recursive(
 SETTINGS = (
     "r", "d_initial", "vera_dropout", "projection_prng_key", "feedforward_modules", "target_modules", "use_dora",
     "exclude_modules", "layers_to_transform", "modules_to_save", "rank_pattern", "bias", "peft_type",
-    "non_linearity", "scaling",
+    "non_linearity", "scaling", "init_lora_weights",
 )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def test_any_setting_is_read_or_refused(world: World, name: str, tmp_path: Path)
     whole, kept = json.loads(path.read_text()), record.read_text()
     manifest = world.features.bundle.manifest
 
-    @given(st.sampled_from(SETTINGS), JSON, st.booleans())
+    @given(st.sampled_from(SETTINGS), JSON | st.sampled_from(["pissa", "gelu", "pissa_niter_2"]), st.booleans())
     def tried(setting: str, value: Any, alone: bool) -> None:
         path.write_text(json.dumps({**whole, setting: value}))
         record.unlink(missing_ok=True)
