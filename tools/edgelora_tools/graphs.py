@@ -15,7 +15,6 @@ from edgelora_tools.composites import COMPOSITES
 from edgelora_tools.composites.quantized import QUANTIZED
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.heads import TaskOutput, attach_task
-from edgelora_tools.insertion import Site
 from edgelora_tools.lowering import Lowered, lower_nodes
 from edgelora_tools.methods import LORA, AdapterMethod
 from edgelora_tools.methods.lora import OP_TYPE
@@ -82,43 +81,13 @@ def adapt(
 ) -> Adapted:
     """A copy of the base with the method's adapter at every point and the task's head."""
     model = base.clone()
-    sites = method.sites(model, points)
     op = GraphBuilder(free_names(model.graph)).op
-    inputs: list[ir.Value] = []
-    for site in sites:
-        inputs += _insert(op, site, method, dropout)
+    placed = method.place(op, method.sites(model, points), dropout)
     common.TopologicalSortPass()(model)
-    task = attach_task(op, model.graph, options.task, options.pooling, options.output)
-    if task.head is not None:
-        inputs += [v for v in model.graph.inputs if v.name in (task.head.weight, task.head.bias)]
+    task = attach_task(op, model.graph, options.task, options.pooling, options.output, placed.virtual)
+    head = () if task.head is None else (task.head.weight, task.head.bias)
     model.graph.outputs.clear()
-    return Adapted(model, op, task, tuple(inputs))
-
-
-def _insert(op: OpBuilder, site: Site, method: AdapterMethod, dropout: bool) -> list[ir.Value]:
-    """y = base(x) becomes what the method makes of it (LoRA: y + delta(x ∘ mask)), and its readers read that."""
-    inputs = [op.builder.input(s.name, ir.DataType.FLOAT, list(s.shape)) for s in method.inputs(site.point)]
-    for call, use in enumerate(site.uses):
-        y = use.output
-        x = use.reader.inputs[0]  # as it is now: an earlier site may have put its delta there
-        assert x is not None
-        readers, is_output = list(y.uses()), y in op.builder.graph.outputs
-        seen = x
-        if dropout:
-            name = f"{site.point.id}.mask" if call == 0 else f"{site.point.id}.mask.{call}"
-            mask = op.builder.input(name, ir.DataType.UINT8, list(dims(x)))
-            seen = op.Mul(x, op.Cast(mask, to=ir.DataType.FLOAT))
-            seen.shape, seen.type = x.shape, x.type
-        adapted = method.adapt(op, use, seen, y, inputs)
-        adapted.shape, adapted.type = y.shape, y.type
-        for node, position in readers:
-            node.replace_input_with(position, adapted)
-        if is_output:
-            outputs = op.builder.graph.outputs
-            name, y.name = y.name, f"{y.name}.base"
-            adapted.name = name
-            outputs[:] = [adapted if v is y else v for v in outputs]
-    return inputs
+    return Adapted(model, op, task, (*placed.inputs, *(v for v in model.graph.inputs if v.name in head)))
 
 
 def forward_graph(

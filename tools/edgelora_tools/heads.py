@@ -14,6 +14,7 @@ from onnxscript import OpBuilder
 from edgelora.errors import ConversionError
 from edgelora.manifest import Head
 from edgelora_tools.gradients.shapes import dims, rank
+from edgelora_tools.virtual_tokens import VirtualTokens
 
 POOLINGS = ("mean", "cls", "pooler")
 TASKS = (
@@ -35,8 +36,15 @@ class TaskOutput:
     prediction: ir.Value | None
 
 
-def attach_task(op: OpBuilder, graph: ir.Graph, task: str, pooling: str, source_output: str | None) -> TaskOutput:
-    """Extend the base's graph by the task's head.
+def attach_task(
+    op: OpBuilder,
+    graph: ir.Graph,
+    task: str,
+    pooling: str,
+    source_output: str | None,
+    virtual: VirtualTokens | None = None,
+) -> TaskOutput:
+    """Extend the base's graph by the task's head. What it returns per token, it returns of the caller's tokens.
 
     Raises:
         ConversionError: unknown task or pooling, or the source has no output that the pooling reads.
@@ -45,12 +53,13 @@ def attach_task(op: OpBuilder, graph: ir.Graph, task: str, pooling: str, source_
         raise ConversionError(f"unknown task {task!r}; one of {', '.join(TASKS)}")
     if task == "feature-extraction":
         chosen = [_named_output(graph, source_output)] if source_output else list(graph.outputs)
-        return TaskOutput({str(v.name): v for v in chosen}, None, None)
+        return TaskOutput({str(v.name): v if virtual is None else virtual.behind(op, v) for v in chosen}, None, None)
     if task == "token-classification":
         hidden = _output_of_rank(graph, 3, source_output, "token classification")
+        hidden = hidden if virtual is None else virtual.behind(op, hidden)
         logits, head = _logits(op, hidden, HEAD_NAME[task], "token")
         return TaskOutput({"logits": logits}, head, logits)
-    features = pool(op, graph, pooling, source_output)
+    features = pool(op, graph, pooling, source_output, virtual)
     if task == "sentence-embedding":
         embedding = op.LpNormalization(features, axis=-1, p=2)
         embedding.shape, embedding.type = features.shape, features.type
@@ -59,11 +68,13 @@ def attach_task(op: OpBuilder, graph: ir.Graph, task: str, pooling: str, source_
     return TaskOutput({"logits": logits}, head, logits)
 
 
-def pool(op: OpBuilder, graph: ir.Graph, pooling: str, source_output: str | None) -> ir.Value:
+def pool(
+    op: OpBuilder, graph: ir.Graph, pooling: str, source_output: str | None, virtual: VirtualTokens | None = None
+) -> ir.Value:
     """One feature vector per sample, `[batch, features]`.
 
     mean: over the tokens that `attention_mask` keeps (Sentence-BERT, arXiv:1908.10084); cls: the first
-    token's; pooler: the source's own pooled output.
+    token's; pooler: the source's own pooled output. Virtual tokens are tokens to them, as in PEFT.
     """
     if pooling not in POOLINGS:
         raise ConversionError(f"unknown pooling {pooling!r}; one of {', '.join(POOLINGS)}")
@@ -72,7 +83,8 @@ def pool(op: OpBuilder, graph: ir.Graph, pooling: str, source_output: str | None
     hidden = _output_of_rank(graph, 3, source_output, f"pooling {pooling!r}")
     if pooling == "cls":
         return op.Gather(hidden, op.Constant(value_int=0), axis=1)
-    mask = next((x for x in graph.inputs if x.name == "attention_mask"), None)
+    own = next((x for x in graph.inputs if x.name == "attention_mask"), None)
+    mask = own if virtual is None else virtual.mask
     if mask is None:
         return op.ReduceMean(hidden, [1], keepdims=0)
     weight = op.Unsqueeze(op.Cast(mask, to=ir.DataType.FLOAT), [-1])

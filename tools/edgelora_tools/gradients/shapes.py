@@ -8,7 +8,8 @@ axes are computed when the graph runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from weakref import WeakKeyDictionary
 
 import onnx_ir as ir
@@ -55,6 +56,12 @@ def annotate(x: ir.Value, like: ir.Value) -> ir.Value:
     return x
 
 
+def shaped(x: ir.Value, sizes: Sequence[Dim], like: ir.Value) -> ir.Value:
+    """Give `x` these dimensions and the type of `like`; returns `x`."""
+    x.shape, x.type = ir.Shape(list(sizes)), like.type
+    return x
+
+
 def refine(x: ir.Value, like: ir.Value) -> ir.Value:
     """Fill in what is unknown of the shape of `x` from `like`, which has the same shape; returns `x`."""
     if like.shape is not None and x.shape is None:
@@ -82,9 +89,13 @@ def shape_of(op: OpBuilder, x: ir.Value) -> ir.Value:
 
 
 def named_by_inputs(op: OpBuilder, x: ir.Value) -> bool:
-    """Whether each dimension of `x` is a number or one that a graph input has."""
+    """Whether each dimension of `x` is a number, one that a graph input has, or a sum of such (`a+b`)."""
     sources = _dimension_sources(op)
-    return all(isinstance(d, int) or d in sources for d in dims(x))
+    return all(isinstance(d, int) or d in sources or _is_sum(d, sources) for d in dims(x))
+
+
+def _is_sum(d: Dim, of: Mapping[str, object]) -> bool:
+    return isinstance(d, str) and "+" in d and all(name in of for name in d.split("+"))
 
 
 def size_of(op: OpBuilder, x: ir.Value, axis: int) -> ir.Value:
@@ -92,7 +103,11 @@ def size_of(op: OpBuilder, x: ir.Value, axis: int) -> ir.Value:
     d = dims(x)[axis]
     if isinstance(d, int):
         return op.Constant(value_ints=[d])
-    source, axis = _dimension_sources(op).get(d or "", (x, axis_of(axis, x)))
+    sources = _dimension_sources(op)
+    if d is not None and _is_sum(d, sources):
+        first, *others = (op.Shape(v, start=a, end=a + 1) for v, a in (sources[name] for name in d.split("+")))
+        return reduce(op.Add, others, first)
+    source, axis = sources.get(d or "", (x, axis_of(axis, x)))
     return op.Shape(source, start=axis, end=axis + 1)
 
 

@@ -1,4 +1,4 @@
-"""What an adapter method is to the compiler: its graph inputs at a point, and what it does to the product there."""
+"""What an adapter method is to the compiler: where it stands, its graph inputs, and how it is put into a graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from onnxscript import OpBuilder
 
 from edgelora.manifest import AdapterInput, InsertionPoint
-from edgelora_tools.insertion import Site, Use, find_sites
+from edgelora_tools.insertion import Site, find_sites
+from edgelora_tools.virtual_tokens import VirtualTokens
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -33,6 +34,14 @@ class Change:
 Merging = Callable[[InsertionPoint, Mapping[str, Floats]], Change | None]
 
 
+@dataclass(frozen=True)
+class Placed:
+    """The graph inputs of an adapter in a graph, and the tokens that it puts before the caller's, if it does."""
+
+    inputs: tuple[ir.Value, ...]
+    virtual: VirtualTokens | None = None
+
+
 class AdapterMethod(Protocol):
     """One member of the adapter family. `graphs` names its set of graphs; a node of its own has its rule here too."""
 
@@ -50,11 +59,8 @@ class AdapterMethod(Protocol):
         """The graph inputs that hold the adapter at `point`."""
         ...
 
-    def adapt(self, op: OpBuilder, use: Use, x: ir.Value, y: ir.Value, inputs: Sequence[ir.Value]) -> ir.Value:
-        """Emit what takes the place of y, the frozen product's (biased) output, where its input is x.
-
-        May also give `use.reader` another input 0.
-        """
+    def place(self, op: OpBuilder, sites: Sequence[Site], dropout: bool) -> Placed:
+        """Put an adapter into the graph at these sites of it, with `dropout` behind masks that are further inputs."""
         ...
 
     @property

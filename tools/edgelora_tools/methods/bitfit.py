@@ -10,10 +10,11 @@ from onnxscript import OpBuilder
 from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora.methods.bitfit import BIAS
 from edgelora_tools.insertion import Site, Use
+from edgelora_tools.methods.at_sites import AtSites
 from edgelora_tools.methods.base import AdapterMethod, Change, Floats, per_channel, sites_at
 
 
-class BitFit:
+class BitFit(AtSites):
     """A change of the bias."""
 
     graphs = "bitfit"

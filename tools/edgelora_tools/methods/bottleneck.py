@@ -14,10 +14,11 @@ from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora.methods.bottleneck import DOWN, DOWN_BIAS, UP, UP_BIAS
 from edgelora_tools.gradients.shapes import annotate
 from edgelora_tools.insertion import Site, Use
+from edgelora_tools.methods.at_sites import AtSites
 from edgelora_tools.methods.base import AdapterMethod, sites_at
 
 
-class Bottleneck:
+class Bottleneck(AtSites):
     """A small network of two layers after a module."""
 
     graphs = "bottleneck"

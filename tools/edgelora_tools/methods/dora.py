@@ -16,11 +16,12 @@ from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora.methods.dora import GAIN
 from edgelora_tools.frozen import is_frozen
 from edgelora_tools.insertion import Site, Use
+from edgelora_tools.methods.at_sites import AtSites
 from edgelora_tools.methods.base import AdapterMethod, Change, Floats, sites_at
 from edgelora_tools.methods.lora import LORA
 
 
-class Dora:
+class Dora(AtSites):
     """LoRA and the length of every column; at a convolution LoRA alone, which its adapters leave out."""
 
     graphs = "dora"

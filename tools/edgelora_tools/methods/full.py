@@ -11,10 +11,11 @@ from edgelora.errors import ConversionError
 from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora.methods.base import BASE_BIAS, BASE_WEIGHT
 from edgelora_tools.insertion import Site, Use
+from edgelora_tools.methods.at_sites import AtSites
 from edgelora_tools.methods.base import AdapterMethod, sites_at
 
 
-class Full:
+class Full(AtSites):
     """The weight and the bias of every linear point; convolutions are left out."""
 
     graphs = "full"

@@ -15,10 +15,11 @@ from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora.methods.ia3 import INTO, OUT
 from edgelora_tools.gradients.shapes import annotate
 from edgelora_tools.insertion import Site, Use
+from edgelora_tools.methods.at_sites import AtSites
 from edgelora_tools.methods.base import AdapterMethod, Change, Doubles, Floats, per_channel, sites_at
 
 
-class Ia3:
+class Ia3(AtSites):
     """Rescaled activations."""
 
     graphs = "ia3"

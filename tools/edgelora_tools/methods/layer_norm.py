@@ -11,10 +11,11 @@ from edgelora.errors import ConversionError
 from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora.methods.base import BASE_BIAS, BASE_WEIGHT
 from edgelora_tools.insertion import Site, Use, find_normalizations
+from edgelora_tools.methods.at_sites import AtSites
 from edgelora_tools.methods.base import AdapterMethod
 
 
-class LayerNormTuning:
+class LayerNormTuning(AtSites):
     """The scale and the bias of every normalization of the last axis, layer or RMS."""
 
     graphs = "layer-norm"

@@ -20,12 +20,13 @@ from edgelora_tools.gradients.nodes import operands
 from edgelora_tools.gradients.shapes import annotate, dims, flatten_rows, rank, reshape_like, size_of
 from edgelora_tools.insertion import Site, Use
 from edgelora_tools.lowering import DOMAIN
+from edgelora_tools.methods.at_sites import AtSites
 from edgelora_tools.methods.base import Change, Doubles, Floats, sites_at
 
 OP_TYPE = "Lora"
 
 
-class Lora:
+class Lora(AtSites):
     """Low-rank adaptation of a linear product."""
 
     graphs = LORA_GRAPHS
