@@ -53,8 +53,7 @@ BATCH = 30  # of 150 intents' texts there are as many of each: all batches are f
 class Entry:
     """A method: how it is called, its modules, the graphs that it needs, its options, its learning rates.
 
-    The best rate stands first. `peft` is whether PEFT runs beside it, `places` where its adapters stand, if that is not
-    its modules.
+    The best rate stands first. `peft` is whether PEFT runs beside it.
     """
 
     title: str
@@ -63,17 +62,11 @@ class Entry:
     options: tuple[str, ...]
     rates: tuple[float, ...]
     peft: bool = False
-    places: str = ""
-
-    @property
-    def modules(self) -> str:
-        """Where its adapters stand, in words."""
-        return self.places or (self.targets if isinstance(self.targets, str) else ", ".join(self.targets))
 
 
 LOW_RANK = ("--rank", "8", "--lora-alpha", "16")
 METHODS: dict[str, Entry] = {
-    "head": Entry("head alone", ATTENTION, (), ("--target-modules", "none"), (1e-2, 5e-3, 2e-2), places="none"),
+    "head": Entry("head alone", ATTENTION, (), ("--target-modules", "none"), (1e-2, 5e-3, 2e-2)),
     "lora": Entry("LoRA", ATTENTION, (), LOW_RANK, (2e-3, 1e-3, 4e-3), peft=True),
     "rslora": Entry("rsLoRA", ATTENTION, (), (*LOW_RANK, "--rslora"), (2e-3, 1e-3, 4e-3)),
     "loraplus": Entry("LoRA+, ratio 4", ATTENTION, (), (*LOW_RANK, "--loraplus-lr-ratio", "4"), (1e-3, 5e-4, 2e-3)),
@@ -88,16 +81,8 @@ METHODS: dict[str, Entry] = {
         (1e-2, 5e-3, 2e-2),
         peft=True,
     ),
-    "layer-norm": Entry(
-        "layer norms",
-        ATTENTION,
-        ("layer-norm",),
-        ("--method", "layer-norm"),
-        (1e-2, 5e-3, 2e-2),
-        places="all normalizations",
-    ),
+    "layer-norm": Entry("layer norms", ATTENTION, ("layer-norm",), ("--method", "layer-norm"), (1e-2, 5e-3, 2e-2)),
     "bitfit": Entry("BitFit", "all-linear", ("bitfit",), ("--method", "bitfit"), (1e-2, 5e-3, 2e-2)),
-    "full": Entry("full fine-tuning", ATTENTION, ("full",), ("--method", "full"), (1e-3, 5e-4, 2e-3)),
 }
 
 
@@ -241,7 +226,7 @@ class Seed:
 
     def _run(self, name: str, side: str) -> dict[str, Any]:
         entry = METHODS[name]
-        return {"method": name, "side": side, "seed": self.number, "title": entry.title, "modules": entry.modules}
+        return {"method": name, "side": side, "seed": self.number, "title": entry.title, "targets": entry.targets}
 
     def _say(self, name: str, side: str, rate: float) -> None:
         who = METHODS[name].title + (", PEFT" if side == PEFT else "")

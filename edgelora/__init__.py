@@ -25,7 +25,16 @@ from edgelora.errors import (
     TrainingError,
 )
 from edgelora.gate import Gate, Verdict
-from edgelora.methods import BeftConfig, BottleneckConfig, FullConfig, IA3Config, LNTuningConfig, VeraConfig
+from edgelora.methods import (
+    BeftConfig,
+    BottleneckConfig,
+    FullConfig,
+    IA3Config,
+    LNTuningConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    VeraConfig,
+)
 from edgelora.objectives import OwnLoss
 from edgelora.runtime import Model
 from edgelora.sealing import Key
@@ -60,6 +69,8 @@ __all__ = [
     "NumberSample",
     "OwnLoss",
     "PairSample",
+    "PrefixTuningConfig",
+    "PromptTuningConfig",
     "SessionSettings",
     "StoreError",
     "StoreSettings",

@@ -87,9 +87,12 @@ class Adapter:
         return method_of(self.config)
 
     def joined(self, manifest: Manifest) -> tuple[InsertionPoint, ...]:
-        """The places that the adapter joins, of those of its method's graphs, in the bundle's order."""
-        ids = set(self.points)
-        return tuple(point for point in manifest.points_in(self.method.graphs) if point.id in ids)
+        """The places that the adapter joins, of those of its method's graphs, in the bundle's order.
+
+        All of them, if it has no tensors of single places.
+        """
+        places, ids = manifest.points_in(self.method.graphs), set(self.points)
+        return tuple(point for point in places if point.id in ids) if self.method.disk else places
 
     @property
     def parameters(self) -> int:
@@ -137,6 +140,7 @@ class Adapter:
                 *self._shape_problems(manifest, joined),
                 *self._missing(joined),
                 *self.method.problems(self.config, self.tensors, joined),
+                *_length_problems(manifest, self.config, joined),
                 *self._head_problems(manifest),
                 *(f"{n} is {t.dtype}, not float32" for n, t in self.tensors.items() if t.dtype != np.float32),
                 *(f"{n} holds NaN or infinity" for n, t in self.tensors.items() if not np.isfinite(t).all()),
@@ -237,7 +241,7 @@ def new_adapter(
     if manifest.graph_set(method.graphs) is None:
         raise ConfigError(no_graphs(config.peft_type, method))
     points = select_points(manifest.points_in(method.graphs), config)
-    if problems := method.problems(config, {}, points):
+    if problems := [*method.problems(config, {}, points), *_length_problems(manifest, config, points)]:
         raise ConfigError("\n".join(problems))
     tensors = method.new(config, points, rng, base)
     if manifest.head is not None:
@@ -248,6 +252,19 @@ def new_adapter(
         tensors |= {manifest.head.weight: weight, manifest.head.bias: np.zeros(rows, np.float32)}
         config = replace(config, modules_to_save=(manifest.head.name,))
     return Adapter(config, tensors, manifest.base_digest, manifest.task, manifest.name, labels)
+
+
+def _length_problems(manifest: Manifest, config: AdapterConfig, points: Sequence[InsertionPoint]) -> list[str]:
+    """Whether virtual tokens and the longest text are more than the model has positions for (a place's inputs)."""
+    if not config.virtual_tokens or not points:
+        return []
+    longest, most = int(manifest.preprocessing.get("max_length", 1)), min(point.in_features for point in points)
+    if config.virtual_tokens + longest <= most:
+        return []
+    return [
+        f"{config.virtual_tokens} virtual tokens and {longest} of a text are more than the model's {most} positions: "
+        f"take fewer, or convert the model with --max-length {max(most - config.virtual_tokens, 1)}"
+    ]
 
 
 def label_problems(labels: Sequence[str]) -> list[str]:
@@ -503,19 +520,30 @@ def _is_methods(method: Method, name: str) -> bool:
     return name in method.shared or split_name(name)[1] in method.disk
 
 
+def _root(method: Method) -> str:
+    """What the paths of modules begin with: where a method has none of its own, PEFT wraps no model around the base."""
+    return _PREFIX if method.disk else _ROOT
+
+
+def _shared_name(method: Method, name: str) -> str:
+    return _ROOT + name if method.disk else name
+
+
 def _disk_name(method: Method, name: str) -> str:
     if name in method.shared:
-        return _ROOT + name
+        return _shared_name(method, name)
     point, suffix = split_name(name)
-    return f"{_PREFIX}{point}.{method.disk[suffix]}" if suffix in method.disk else _PREFIX + name
+    return f"{_PREFIX}{point}.{method.disk[suffix]}" if suffix in method.disk else _root(method) + name
 
 
 def _graph_name(method: Method, config: AdapterConfig, key: str) -> str | None:
-    if key.removeprefix(_ROOT) in method.shared:
-        return key.removeprefix(_ROOT)
-    if not key.startswith(_PREFIX):
+    for name in method.shared:
+        if key == _shared_name(method, name):
+            return name
+    root = _root(method)
+    if not key.startswith(root):
         return None
-    name = key.removeprefix(_PREFIX)
+    name = key.removeprefix(root)
     head = name.replace(".modules_to_save.", ".")
     if split_name(head)[0] in (config.modules_to_save or ()):
         return head

@@ -89,6 +89,11 @@ class AdapterConfig:
         """The settings that the adapter has once it is saved."""
         return self
 
+    @property
+    def virtual_tokens(self) -> int:
+        """How many tokens the adapter puts before the caller's."""
+        return 0
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping of these settings."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}

@@ -19,6 +19,8 @@ LORA_GRAPHS = "lora"  # the name of the set of graphs that every bundle has
 NORMALIZATIONS = ("LayerNormalization", "RMSNormalization")  # the `op` of a point that scales features
 TRANSPOSED = ".T"  # ends the name of a value of the base that lies in the file the other way round
 SKIP_OP = "Skip"  # the `op` of a point that stands at no product, but leads past layers
+EMBEDDING_OP, ATTENTION_OP = "Embedding", "Attention"  # the `op` of a place of virtual tokens
+MOST_POSITIONS = 1 << 16  # of a model that has no table of them
 Body = Mapping[str, Any]
 _SHOWN = 5
 

@@ -108,8 +108,8 @@ def add_verbs(verbs: Verbs) -> None:
         nargs="+",
         default=[],
         metavar="METHOD",
-        help="also write graphs for adapters of other methods than LoRA: dora, ia3, bitfit, layer-norm, "
-        "bottleneck, full (VeRA needs none)",
+        help="also write graphs for adapters of other methods than LoRA: dora, ia3, bitfit, layer-norm, bottleneck, "
+        "full, prompt, prefix (VeRA needs none)",
     )
     parser.add_argument(
         "--keep-padding",

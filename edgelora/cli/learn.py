@@ -27,7 +27,16 @@ from edgelora.data import Sample, read_samples, split
 from edgelora.errors import ConfigError
 from edgelora.gate import Gate
 from edgelora.memory import peak_memory
-from edgelora.methods import BeftConfig, BottleneckConfig, FullConfig, IA3Config, LNTuningConfig, VeraConfig
+from edgelora.methods import (
+    BeftConfig,
+    BottleneckConfig,
+    FullConfig,
+    IA3Config,
+    LNTuningConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    VeraConfig,
+)
 from edgelora.prefix_cache import DTYPES, PLACES
 from edgelora.trainer import StepResult
 from edgelora.training import TrainingReport, train
@@ -46,7 +55,10 @@ _OPTIONS = {  # of an adapter method
     "layer-norm": _TARGETS,
     "bottleneck": (*_TARGETS, "rank", "non_linearity", "scaling"),
     "full": _TARGETS,
+    "prompt": ("num_virtual_tokens",),
+    "prefix": ("num_virtual_tokens",),
 }
+_VIRTUAL = {"prompt": PromptTuningConfig, "prefix": PrefixTuningConfig}
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -110,6 +122,9 @@ def add_verbs(verbs: Verbs) -> None:
     lora.add_argument("--layers-to-transform", nargs="+", type=int, metavar="LAYER")
     lora.add_argument("--rank-pattern", nargs="+", metavar="PATTERN=R", help="other ranks for some points")
     lora.add_argument("--alpha-pattern", nargs="+", metavar="PATTERN=ALPHA", help="other alphas for some points")
+    lora.add_argument(
+        "--num-virtual-tokens", type=int, metavar="N", help="of prompt and prefix: how many before every text (20)"
+    )
     lora.add_argument(
         "--feedforward-modules", nargs="+", metavar="PATTERN", help="those that ia3 scales at their input (none)"
     )
@@ -308,6 +323,9 @@ def adapter_config(options: argparse.Namespace) -> AdapterConfig | None:
         return None
     if strange := [f"--{name.replace('_', '-')}" for name in given if name not in _OPTIONS[method]]:
         raise ConfigError(f"{method} adapters have no {', '.join(strange)}")
+    if method in _VIRTUAL:
+        count = options.num_virtual_tokens
+        return _VIRTUAL[method]() if count is None else _VIRTUAL[method](num_virtual_tokens=count)
     targets: dict[str, Any] = {
         "target_modules": patterns(options.target_modules),
         "exclude_modules": patterns(options.exclude_modules),

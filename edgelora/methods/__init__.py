@@ -16,9 +16,22 @@ from edgelora.methods.ia3 import IA3, IA3Config
 from edgelora.methods.layer_norm import LAYER_NORM, LNTuningConfig
 from edgelora.methods.lora import LORA
 from edgelora.methods.pissa import PISSA, as_lora, beginnings
+from edgelora.methods.prefix import PREFIX_TUNING, PrefixTuningConfig
+from edgelora.methods.prompt import PROMPT_TUNING, PromptTuningConfig
 from edgelora.methods.vera import VERA, VeraConfig
 
-METHODS: tuple[Method, ...] = (LORA, DORA, VERA, IA3, BITFIT, LAYER_NORM, BOTTLENECK, FULL)
+METHODS: tuple[Method, ...] = (
+    LORA,
+    DORA,
+    VERA,
+    IA3,
+    BITFIT,
+    LAYER_NORM,
+    BOTTLENECK,
+    FULL,
+    PROMPT_TUNING,
+    PREFIX_TUNING,
+)
 _BY_CONFIG: Mapping[type[AdapterConfig], Method] = {
     LoraConfig: LORA,
     VeraConfig: VERA,
@@ -27,6 +40,8 @@ _BY_CONFIG: Mapping[type[AdapterConfig], Method] = {
     LNTuningConfig: LAYER_NORM,
     BottleneckConfig: BOTTLENECK,
     FullConfig: FULL,
+    PromptTuningConfig: PROMPT_TUNING,
+    PrefixTuningConfig: PREFIX_TUNING,
 }
 _BY_TYPE: Mapping[str, type[AdapterConfig]] = {config.peft_type: config for config in _BY_CONFIG}
 
@@ -63,6 +78,8 @@ __all__ = [
     "IA3Config",
     "LNTuningConfig",
     "Method",
+    "PrefixTuningConfig",
+    "PromptTuningConfig",
     "Shape",
     "Tensors",
     "VeraConfig",

@@ -7,10 +7,20 @@ from typing import Any
 
 import peft
 
-from edgelora import BeftConfig, BottleneckConfig, FullConfig, IA3Config, LNTuningConfig, LoraConfig, VeraConfig
+from edgelora import (
+    BeftConfig,
+    BottleneckConfig,
+    FullConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    VeraConfig,
+)
 from edgelora.config import AdapterConfig
 from tests.methods.bottleneck import BottleneckInTorch
-from tests.methods.twins import InPeft, Twin, Whole
+from tests.methods.twins import BeforeTheText, InPeft, Twin, Whole
 
 ATTENTION = ("query", "value")
 WHOLE = ("query", "value", "output.dense")
@@ -23,6 +33,7 @@ class Case:
     name: str
     ours: AdapterConfig
     twin: Twin
+    begins_as_the_base: bool = True
 
 
 def _lora(**more: Any) -> tuple[LoraConfig, Twin]:
@@ -67,5 +78,17 @@ CASES = {
             InPeft(peft.LNTuningConfig(target_modules=["LayerNorm"])),
         ),
         Case("full", FullConfig(target_modules=ATTENTION), Whole(ATTENTION)),
+        Case(
+            "prompt",
+            PromptTuningConfig(num_virtual_tokens=3),
+            BeforeTheText(peft.PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3)),
+            begins_as_the_base=False,
+        ),
+        Case(
+            "prefix",
+            PrefixTuningConfig(num_virtual_tokens=3),
+            BeforeTheText(peft.PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3)),
+            begins_as_the_base=False,
+        ),
     )
 }

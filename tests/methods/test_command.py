@@ -22,6 +22,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "layer-norm": ("--layers-to-transform", "1"),
     "bottleneck": ("--target-modules", "output.dense", "--rank", "3", "--non-linearity", "gelu", "--scaling", "2"),
     "full": ("--target-modules", "value"),
+    "prompt": ("--num-virtual-tokens", "4"),
+    "prefix": ("--num-virtual-tokens", "4", "--micro-batch-size", "4"),
 }
 
 NOT_IN_PEFT = ("bottleneck", "full")
@@ -84,7 +86,10 @@ def test_a_bundle_without_the_graphs_says_how_to_get_them(
 
 def test_info_names_the_methods(world: World, capsys: pytest.CaptureFixture[str]):
     main(["info", str(world.classifier.bundle.path)])
-    assert "methods        lora, dora, ia3, bitfit, layer-norm, bottleneck, full" in capsys.readouterr().out
+    assert (
+        "methods        lora, dora, ia3, bitfit, layer-norm, bottleneck, full, prompt, prefix"
+        in capsys.readouterr().out
+    )
 
 
 def test_points_lists_the_places_of_every_method(world: World, capsys: pytest.CaptureFixture[str]):

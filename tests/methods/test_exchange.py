@@ -30,7 +30,7 @@ def test_export_under_a_prefix_computes_the_same_in_a_task_model(world: World, c
     model: Any = transformers.BertForTokenClassification(base.config)
     model.bert = copy.deepcopy(base)
     adapted = case.twin.load(model, tmp_path)
-    expected = world.hidden_in_torch(case.twin.inside(adapted).bert)
+    expected = world.hidden_in_torch(case.twin.inside(adapted, "bert"))
     np.testing.assert_allclose(world.hidden(adapter), expected, rtol=0, atol=1e-5)
 
 

@@ -29,6 +29,7 @@ SETTINGS = (
     "r", "d_initial", "vera_dropout", "projection_prng_key", "feedforward_modules", "target_modules", "use_dora",
     "exclude_modules", "layers_to_transform", "modules_to_save", "rank_pattern", "bias", "peft_type",
     "non_linearity", "scaling", "init_lora_weights",
+    "num_virtual_tokens", "num_transformer_submodules", "token_dim",
 )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ def test_an_adapter_of_a_task_model_computes_the_same_here(world: World, case: C
     model = task_model(case.twin)
     case.twin.save(model, tmp_path)
     adapter = read_adapter(tmp_path, world.features.bundle.manifest, accept_base=True)
-    expected = world.hidden_in_torch(case.twin.inside(model).bert)
+    expected = world.hidden_in_torch(case.twin.inside(model, "bert"))
     assert np.abs(expected - world.hidden(None)).max() > 1e-2
     np.testing.assert_allclose(world.hidden(adapter), expected, rtol=0, atol=1e-5)
 

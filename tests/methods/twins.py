@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -33,8 +34,8 @@ class Twin(Protocol):
         """Write the adapter's folder."""
         ...
 
-    def inside(self, model: Any) -> Any:
-        """The base in the model."""
+    def inside(self, model: Any, path: str) -> Any:
+        """The base at this path of the model, with the adapter."""
         ...
 
     def merged(self, model: Any) -> Any | None:
@@ -66,11 +67,29 @@ class InPeft:
     def save(self, model: Any, folder: Path) -> None:
         model.save_pretrained(str(folder))
 
-    def inside(self, model: Any) -> Any:
-        return model.base_model.model
+    def inside(self, model: Any, path: str) -> Any:
+        return model.base_model.model.get_submodule(path)
 
     def merged(self, model: Any) -> Any:
         return model.merge_and_unload()
+
+
+class BeforeTheText(InPeft):
+    """PEFT's prompt learning: tokens before the text, which the model that holds the base is given."""
+
+    def load(self, base: Any, folder: Path, trainable: bool = False) -> Any:
+        model = super().load(base, folder)  # which PEFT would not make trainable
+        model.prompt_encoder.requires_grad_(trainable)
+        return model
+
+    def inside(self, model: Any, path: str) -> Any:
+        def hidden(**feeds: torch.Tensor) -> Any:
+            return SimpleNamespace(last_hidden_state=model(**feeds, output_hidden_states=True).hidden_states[-1])
+
+        return hidden
+
+    def merged(self, model: Any) -> None:
+        return None
 
 
 class Joined(torch.nn.Module):
@@ -132,8 +151,8 @@ class InTorch(ABC):
         (folder / CONFIG).write_text(json.dumps(body))
         save_file({f"{ROOT}{name}": p.detach().contiguous() for name, p in model.adapter.items()}, folder / TENSORS)
 
-    def inside(self, model: Any) -> Any:
-        return model.base
+    def inside(self, model: Any, path: str) -> Any:
+        return model.base.get_submodule(path)
 
     def merged(self, model: Any) -> Any | None:
         parts = _by_module(model.base, model.adapter)

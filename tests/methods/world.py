@@ -78,7 +78,8 @@ class World:
         return {name: torch.from_numpy(x) for name, x in self.features.encode(list(texts)).items()}
 
     def _without_padding(self, hidden: np.ndarray) -> np.ndarray:
-        return hidden[self.features.encode(list(TEXTS))["attention_mask"] == 1]
+        mask = self.features.encode(list(TEXTS))["attention_mask"] == 1
+        return hidden[:, -mask.shape[1] :][mask]
 
 
 def samples() -> list[TextSample]:
@@ -87,8 +88,9 @@ def samples() -> list[TextSample]:
 
 
 def loss_in_torch(module: Any, feeds: dict[str, torch.Tensor], head: tuple[torch.Tensor, torch.Tensor], labels: Any):
-    """Mean pooling, a head and cross-entropy."""
+    """Mean pooling, over virtual tokens too, a head and cross-entropy."""
     hidden = module(**feeds).last_hidden_state
     mask = feeds["attention_mask"][..., None].float()
+    mask = functional.pad(mask, (0, 0, hidden.shape[1] - mask.shape[1], 0), value=1.0)
     pooled = (hidden * mask).sum(1) / mask.sum(1)
     return functional.cross_entropy(pooled @ head[0].T + head[1], labels)

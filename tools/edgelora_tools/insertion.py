@@ -90,7 +90,7 @@ def _sites(model: ir.Model, weight_of: Callable[[ir.Node], ir.Value | None], tak
         weight = weight_of(node)
         if weight is not None:
             use = _use(node)
-            path = _module_path(node, weight, use.output)
+            path = module_path(node, weight, use.output)
             names = (path, _CALL.sub("", path)) if _has_scopes(node) else (path,)
             calls = next((uses for p, w, _, uses in found if p in names and same_frozen(w, weight)), None)
             if calls is None:
@@ -217,7 +217,7 @@ def _biased(y: ir.Value) -> ir.Value:
     return y
 
 
-def _module_path(node: ir.Node, weight: ir.Value, output: ir.Value) -> str:
+def module_path(node: ir.Node, weight: ir.Value, output: ir.Value) -> str:
     """The module path, from the best source that the exporter left.
 
     In order: the weight's name, the module scopes of the dynamo exporter, the path that the TorchScript
@@ -226,19 +226,26 @@ def _module_path(node: ir.Node, weight: ir.Value, output: ir.Value) -> str:
     name = _CODES.sub("", str(source_of(weight).name))
     if name.endswith(".weight") and not _ANONYMOUS.match(name):
         return name.removesuffix(".weight")
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-    if scopes:
-        modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope]
-        if modules:
-            return modules[-1]
-    if _has_scopes(node):
-        assert node.name is not None
-        return _path_of_scopes(node.name.strip("/").split("/")[:-1])
+    scope = scope_of(node)
+    if scope is not None:
+        return scope
     bias = output.producer()
     for value in bias.inputs if bias is not None and bias is not node else node.inputs[2:]:
         if value is not None and value.const_value is not None and str(value.name).endswith(".bias"):
             return str(value.name).removesuffix(".bias")
     return _dotted(node.name or name)
+
+
+def scope_of(node: ir.Node) -> str | None:
+    """The path of the module that the exporter says the node is of."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    modules = [scope for scope in ast.literal_eval(scopes)[:-1] if scope] if scopes else []
+    if modules:
+        return modules[-1]
+    if _has_scopes(node):
+        assert node.name is not None
+        return _path_of_scopes(node.name.strip("/").split("/")[:-1])
+    return None
 
 
 def _has_scopes(node: ir.Node) -> bool:
