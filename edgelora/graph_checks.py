@@ -18,7 +18,7 @@ from edgelora.active import ActiveAdapter
 from edgelora.adapter import absent_adapter
 from edgelora.bundle import Bundle
 from edgelora.gradient_checks import against_differences, loss_slope_error, rounds_activations
-from edgelora.manifest import LORA_GRAPHS, Prefix, TrainingGraph
+from edgelora.manifest import ATTENTION_OP, EMBEDDING_OP, LORA_GRAPHS, Prefix, TrainingGraph
 from edgelora.mixing import AdapterStack
 from edgelora.probes import CHANGE, OUTPUTS, RANK, Feeds, loss_feeds, random_head, random_pair, whole_adapter
 from edgelora.reference_losses import REFERENCES
@@ -79,6 +79,9 @@ def check_method(
         if point.input_a in absent:
             values[point.input_a], b = random_pair(point, rng)
             values[point.input_b] = _NEAR * b
+        if point.op in (EMBEDDING_OP, ATTENTION_OP):  # vectors of tokens, which are of that size from the beginning
+            own = [name for name in wide if name.rpartition(".")[0] == point.id]
+            values |= {name: rng.standard_normal(wide[name].shape) for name in own}
     values = {name: x.astype(np.float32) for name, x in values.items()}
     if record.loss == "cotangent":
         off, base = forward.run({**inputs, **absent, **head}), {**inputs, **absent_adapter(manifest), **head}

@@ -30,6 +30,8 @@ WRONG = {
     "bitfit": ("train-cross-entropy-bitfit.onnx", "grad.encoder.layer.0.attention.self.value.beft_bias"),
     "bottleneck": ("train-cotangent-bottleneck.onnx", "grad.encoder.layer.0.attention.output.dense.adapter_up"),
     "dora": ("train-cotangent-dora.onnx", "grad.encoder.layer.1.attention.self.query.dora_gain"),
+    "prompt": ("train-cotangent-prompt.onnx", "grad.embeddings.word_embeddings.prompt"),
+    "prefix": ("train-cotangent-prefix.onnx", "grad.encoder.layer.1.attention.self.prefix_value"),
 }
 
 
