@@ -12,6 +12,7 @@ from edgelora.adapter import Adapter, absent_adapter
 from edgelora.errors import BundleError, ConfigError
 from edgelora.file_check import FileCheck
 from edgelora.manifest import LORA_GRAPHS, TRANSPOSED, Manifest, Prefix, TrainingGraph
+from edgelora.memory import trim_heap
 from edgelora.methods import Floats, Tensors, split_name
 from edgelora.session import Graph, SessionSettings
 
@@ -98,10 +99,11 @@ class Bundle:
             return self._graphs[key]
 
     def release(self, file: str) -> None:
-        """Forget a loaded graph, so that its memory can be freed."""
+        """Forget a loaded graph, so that its memory is freed unless it runs."""
         with self._lock:
             for key in [key for key in self._graphs if key[0] == file]:
                 del self._graphs[key]
+        trim_heap()
 
     def use_settings(self, settings: SessionSettings) -> None:
         """Run graphs in another way from now on; those that are loaded are forgotten."""

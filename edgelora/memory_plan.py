@@ -1,11 +1,13 @@
 """How to train within a memory budget: what fits, predicted before any work, and the fastest of it.
 
-    peak = resident + packed + results + pages
+    peak = resident + packed + results + pages + kept
 
 `resident` is what the process holds with the graph loaded and run once on one sample: Python, libraries, data.
 `packed` are the products' weights once more, as ONNX Runtime lays them out for speed (none if prepacking is off),
 `results` what a run holds at its worst moment, from the table that conversion measured (manifest.MemoryTable), and
 `pages` the mapped weights that a run reads: whole weights, and of tables the pages that the samples' rows lie in.
+`kept` are the values of a frozen prefix, if there is one; the last four are those of the moment at which they are most
+(memory_moments.py).
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ from edgelora.errors import ConfigError
 from edgelora.files import write_atomic
 from edgelora.manifest import GatheredTable, MemoryTable
 from edgelora.mapped_pages import can_give_back
-from edgelora.memory import resident_memory
+from edgelora.memory import resident_memory, trim_heap
+from edgelora.memory_moments import ARENA, Kept, Moment, kept_of, moment_of, moments_after
 from edgelora.objectives import Feeds, Objective, OwnLoss
+from edgelora.prefix_cache import CHUNK
 from edgelora.trainer import Trainer, length_sorted_batches
 
-ARENA = 1.06  # what ONNX Runtime's arena holds for a byte in use (docs/decisions/0015-a-memory-budget.md)
 _PER_PART = {True: 16, False: 32}  # what a run costs beside its cells, in cells, by whether weights are packed
 _UNPACKED, _NO_LENGTH = 1.08, 64  # step time without prepacking; cells of a sample that has no length
 _LOOKED_AT = 64  # parts whose rows are counted
@@ -46,7 +49,7 @@ class MemoryPlan:
 
     `part_size` is the number of samples of a run (the batch size if nothing is split), `prepacked` whether weights
     are packed, `file` the training graph, `work` what that computes as a multiple of the plain one (1: it is the plain
-    one). `resident`, `packed`, `results` and `pages` sum to `predicted`. `origin` says whose budget it is.
+    one). `resident`, `packed`, `results`, `pages` and `kept` sum to `predicted`. `origin` says whose budget it is.
     """
 
     budget: int
@@ -60,6 +63,7 @@ class MemoryPlan:
     pages: int
     cost: float
     origin: str = "--ram"
+    kept: int = 0
 
     @property
     def layout(self) -> Layout:
@@ -68,7 +72,7 @@ class MemoryPlan:
 
     @property
     def predicted(self) -> int:
-        return self.resident + self.packed + self.results + self.pages
+        return self.resident + self.packed + self.results + self.pages + self.kept
 
     def describe(self) -> str:
         """The plan in a line."""
@@ -81,6 +85,7 @@ class MemoryPlan:
                 ("packed weights", self.packed),
                 ("results", self.results),
                 ("weights in use", self.pages),
+                ("kept after the prefix", self.kept),
             )
             if size >= 500_000
         )
@@ -108,12 +113,8 @@ def plan_memory(
     Raises:
         ConfigError: nothing fits, and what would; or the bundle or the system does not tell what a run needs.
     """
-    if trainer.prefix is not None:
-        raise ConfigError(
-            f"--ram does not count what is kept after the frozen prefix of {trainer.prefix.name}: leave one of the two "
-            "out, or set micro_batch_size and low_memory yourself"
-        )
     candidates = sorted(candidate_plans(trainer, validation, budget), key=lambda plan: plan.cost)
+    trim_heap()  # of what planning took: training would be beside it
     candidates = [plan for plan in candidates if plan.layout == layout] or candidates
     fitting = [plan for plan in candidates if plan.predicted <= budget]
     if not fitting:
@@ -137,17 +138,13 @@ def candidate_plans(trainer: Trainer, validation: Objective | None, budget: int)
     window = _window(bundle)
     feeds_parameters = 4 * trainer.flat.nbytes  # gradients that a graph returns, and the optimizer's arrays
     packings = (False,) if bundle.settings.low_memory else (True, False)
+    kept = {id(one): _kept(trainer, one) for one in (trainer.objective, validation) if one is not None}
     for size in _part_sizes(trainer):
-        longest = _longest(trainer.objective, size)
-        sizes = _sizes(bundle, longest)
-        held_out = _sizes(bundle, _longest(validation, size)) if validation is not None else sizes
         cells, parts = _work(trainer, size)
         for (file, tables), prepacked in itertools.product(forms.items(), packings):
             work = _work_of(trainer, file)
-            results = sum(
-                table.peak(sizes if name != trainer.forward_file else held_out) for name, table in tables.items()
-            )
-            read = max(t.read_always if prepacked else t.read for t in tables.values())
+            moments = _moments(trainer, validation, file, tables, size, prepacked, window, kept)
+            most = max(moments, key=lambda moment: moment.total)
             yield MemoryPlan(
                 budget=budget,
                 file=file,
@@ -155,11 +152,58 @@ def candidate_plans(trainer: Trainer, validation: Objective | None, budget: int)
                 part_size=size,
                 prepacked=prepacked,
                 resident=resident + feeds_parameters,
-                packed=sum(t.prepacked for t in tables.values()) if prepacked else 0,
-                results=round(ARENA * results) + sum(x.nbytes for x in longest.values()),
-                pages=read + _gathered(trainer, tables, size, window),
+                packed=most.packed,
+                results=most.results,
+                pages=most.pages,
+                kept=most.kept,
                 cost=(cells + parts * _PER_PART[prepacked]) * (1.0 if prepacked else _UNPACKED) * work,
             )
+
+
+def _kept(trainer: Trainer, objective: Objective) -> Kept | None:
+    """What is kept of these samples after the prefix, if there is one."""
+    if trainer.prefix is None:
+        return None
+    return kept_of(trainer, trainer.prefix, objective, lambda feeds: _sizes(trainer.bundle, feeds))
+
+
+def _moments(
+    trainer: Trainer,
+    validation: Objective | None,
+    file: str,
+    tables: Mapping[str, MemoryTable],
+    size: int,
+    prepacked: bool,
+    window: int,
+    kept: Mapping[int, Kept | None],
+) -> Iterator[Moment]:
+    """What training by `file` in parts of `size` holds at its moments."""
+    prefix = trainer.prefix
+
+    def part(objective: Objective) -> tuple[dict[str, int], int]:
+        longest = _longest(objective, size)
+        return _sizes(trainer.bundle, longest), sum(x.nbytes for x in longest.values())
+
+    sizes, fed = part(trainer.objective)
+    other = part(validation) if validation is not None else None
+    if prefix is None:
+        whole = Moment(results=fed)
+        for name, table in tables.items():
+            at = other[0] if other is not None and name == trainer.forward_file else sizes
+            whole = whole.beside(moment_of(table, at, prepacked, 0))
+        yield replace(whole, pages=whole.pages + _gathered(trainer, tables, size, window))
+        return
+    rows = max(size, CHUNK if trainer.config.cache is not None else 0)
+
+    def loaded(name: str, at: dict[str, int]) -> Moment:
+        table = tables[name]
+        return moment_of(table, at, prepacked, _gathered(trainer, {name: table}, rows, window))
+
+    train = kept[id(trainer.objective)]
+    held_out = None if validation is None else kept[id(validation)]
+    assert train is not None
+    evaluated = None if held_out is None or other is None else (held_out, *other)
+    yield from moments_after(trainer, file, prefix, loaded, (train, sizes, fed), evaluated)
 
 
 def follow(plan: MemoryPlan, trainer: Trainer) -> None:
@@ -191,11 +235,12 @@ def read_layout(folder: Path, identity: str) -> Layout | None:
 
 def _files(trainer: Trainer, validation: Objective | None) -> dict[str, list[str]]:
     """The graphs that training runs, by the one with the gradients: the plain one, then the one that recomputes."""
-    record, forward = trainer.record, trainer.forward_file
+    record, forward, prefix = trainer.record, trainer.forward_file, trainer.prefix
+    first = [] if prefix is None else [prefix.file]
     if record is None:
-        return {forward: [forward]}
+        return {forward: [forward, *first]}
     needs_forward = validation is not None or isinstance(trainer.objective, OwnLoss)
-    return {file: [file, *([forward] if needs_forward else [])] for file in record.files}
+    return {file: [file, *([forward] if needs_forward else []), *first] for file in record.files}
 
 
 def _work_of(trainer: Trainer, file: str) -> float:
@@ -207,7 +252,7 @@ def _table(bundle: Bundle, file: str) -> MemoryTable:
     table = bundle.manifest.memory.get(file)
     if table is None:
         raise ConfigError(
-            f"{bundle.path}: it does not tell how much memory {file} needs, as bundles before format 1.2 do not: "
+            f"{bundle.path}: it does not tell how much memory {file} needs, as older bundles do not: "
             "convert the model again, or set micro_batch_size and low_memory yourself"
         )
     return table
@@ -232,8 +277,9 @@ def _measure_resident(trainer: Trainer, tables: Mapping[str, MemoryTable]) -> in
             "this system does not tell how much memory a process holds, so that a budget cannot be kept: set "
             "micro_batch_size and low_memory yourself"
         )
-    ran = tables[next(iter(tables))].peak(_sizes(bundle, trainer.objective.inputs(shortest)))
-    return resident - round(ARENA * ran)
+    ran = [next(iter(tables)), *([] if trainer.prefix is None else [trainer.prefix.file])]
+    sizes = _sizes(bundle, trainer.objective.inputs(shortest))
+    return resident - round(ARENA * sum(tables[name].peak(sizes) for name in ran))
 
 
 def _part_sizes(trainer: Trainer) -> list[int]:

@@ -100,6 +100,11 @@ class PrefixCache:
         """Bytes that are kept; 0 before the first use."""
         return 0 if self._records is None else self._records.size
 
+    def foretold(self) -> int:
+        """Bytes that will be kept of all samples, where padding is free."""
+        layout = self._lay_out()
+        return int(layout.record_sizes(None if self.settings is None else self.settings.limit).sum())
+
     def close(self) -> None:
         """Let go of the records; the file stays."""
         if self._records is not None:
@@ -109,7 +114,7 @@ class PrefixCache:
     def feeds(self, feeds: Feeds, rows: Rows) -> Feeds:
         """The feeds of a batch of these samples, with the prefix's values added to them."""
         if self.settings is None:
-            return feeds | self.bundle.graph(self.prefix.file).run(feeds)
+            return feeds | self._run(feeds)
         if self._records is None:
             self._prepare(self.settings)
         assert self._layout is not None
@@ -245,8 +250,14 @@ class PrefixCache:
 
     def _computed(self, feeds: Feeds) -> list[Array]:
         """The prefix's values of a batch, in the types in which they are kept."""
-        made = self.bundle.graph(self.prefix.file).run(feeds)
+        made = self._run(feeds)
         return [made[s.name].astype(t, copy=False) for s, t in zip(self.prefix.kept, self._dtypes, strict=True)]
+
+    def _run(self, feeds: Feeds) -> Feeds:
+        graph = self.bundle.graph(self.prefix.file)
+        made = graph.run(feeds)
+        graph.give_back_pages()
+        return made
 
     def _record(self, kept: Sequence[Array], place: int, length: int) -> bytes:
         """The bytes of one sample of a batch, without padding."""

@@ -123,7 +123,9 @@ class Trainer:
 
     @property
     def forward_file(self) -> str:
-        """The inference graph of the whole model, for adapters of this one's method."""
+        """The inference graph for adapters of this one's method, or what of it comes after the prefix."""
+        if self.prefix is not None:
+            return self.prefix.forward
         found = self.bundle.manifest.graph_set(self._graphs)
         assert found is not None, "the adapter is valid"
         return found.forward
@@ -296,8 +298,14 @@ class Trainer:
             project(config, self._fixed, self._points, dict(zip(self.names, self._grad_views, strict=True)))
 
     def run_once(self, rows: NDArray[np.int64]) -> None:
-        """Run what a step and an evaluation run, on these samples, and leave everything as it was."""
-        self._accumulate_backward(self.record, [rows], 1.0) if self.record else self._forward_loss([rows], 1.0)
+        """Run what a step and an evaluation run, on these samples, and leave everything as it was: nothing is kept."""
+        caches = self._caches
+        if self.prefix is not None:
+            self._caches = [PrefixCache(self.bundle, self.prefix, self.objective, None, {})]
+        try:
+            self._accumulate_backward(self.record, [rows], 1.0) if self.record else self._forward_loss([rows], 1.0)
+        finally:
+            self._caches = caches
         self._grad[:] = 0.0
 
     def _feeds(self, adapter: Feeds, rows: NDArray[np.int64], total: float) -> Feeds:
@@ -340,9 +348,7 @@ class Trainer:
     @property
     def _inference(self) -> Graph:
         """The inference graph, or what of it comes after the prefix."""
-        if self.prefix is not None:
-            return self.bundle.graph(self.prefix.forward)
-        return self.bundle.forward_in(self._graphs)
+        return self.bundle.graph(self.forward_file)
 
     def micro_batches(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """The batch in parts of `micro_batch_size` samples of similar length, so that little is padding."""

@@ -212,10 +212,14 @@ def _held_back(model: Model, name: str, identity: str) -> Adapter | None:
 
 
 def default_budget(manifest: Manifest, config: TrainingConfig) -> int | None:
-    """The bundle's budget in bytes; None if it has none, or it cannot be kept: after a prefix, or on this system."""
-    if manifest.budget is None or config.train_last is not None or resident_memory() is None:
+    """The bundle's budget in bytes; None if it has none, or it cannot be kept.
+
+    That is so on some systems, and after a prefix of an older bundle, which does not tell what its graphs need.
+    """
+    if manifest.budget is None or resident_memory() is None:
         return None
-    return manifest.budget.bytes
+    prefix = chosen_prefix(manifest, config.train_last, config.cache is not None)
+    return None if prefix is not None and prefix.file not in manifest.memory else manifest.budget.bytes
 
 
 def merged_labels(manifest: Manifest, current: Adapter | None, samples: Sequence[Sample]) -> tuple[str, ...] | None:

@@ -141,6 +141,110 @@ def test_what_conversion_foretells_is_what_training_takes(deep_bundle: Path):
         forecast(deep_bundle, 1_000_000, BATCH, 128)
 
 
+AFTER_PREFIX = """
+import json, sys
+from dataclasses import replace
+import numpy as np
+from edgelora.adapter import new_adapter
+from edgelora.bundle import Bundle
+from edgelora.config import LoraConfig
+from edgelora.memory import peak_memory
+from edgelora.memory_plan import follow, plan_memory
+from edgelora.objectives import Regression
+from edgelora.tasks import ArrayInputs
+from edgelora.trainer import Trainer
+from edgelora.training_config import TrainingConfig
+
+path, batch, width, budget, samples, held_out, options = sys.argv[1], *map(int, sys.argv[2:7]), json.loads(sys.argv[7])
+rng = np.random.default_rng(0)
+bundle = Bundle.open(path)
+points = tuple(bundle.manifest.prefixes[0].points)
+lora = LoraConfig(r=4, lora_alpha=4, target_modules=points)
+adapter = new_adapter(bundle.manifest, lora, None, outputs=2, rng=rng)
+
+def objective(count):
+    x = rng.standard_normal((count, width), np.float32)
+    return Regression(ArrayInputs({"x": x}), rng.standard_normal((count, 2), np.float32))
+
+config = TrainingConfig(batch_size=batch, learning_rate=1e-4, max_grad_norm=0.0, train_last=2, **options)
+trainer, validation = Trainer(bundle, adapter, objective(samples), config), objective(held_out) if held_out else None
+plan = plan_memory(trainer, validation, budget)
+follow(plan, trainer)
+loss = [trainer.step(rows).loss for rows in trainer.batches(0)[:3]]
+if validation is not None:
+    trainer.evaluate(validation)
+print(json.dumps({"peak": peak_memory(), "plan": plan.to_dict(), "loss": loss}))
+"""
+
+
+@pytest.fixture(scope="module")
+def cut_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight layers, the last two of which go on from a prefix."""
+
+    def build(net: Net, x: str) -> str:
+        for layer in range(8):
+            x = net("Tanh", net.linear(x, f"layers.{layer}.dense", WIDTH, WIDTH))
+        return x
+
+    model = perceptron(build=build, width=WIDTH, output=8)
+    options: dict[str, Any] = {"target_modules": ("dense",), "train_last": (2,)}
+    return to_bundle(model, tmp_path_factory.mktemp("cut"), task="regression", pooling="pooler", **options).path
+
+
+def measured_after(bundle: Path, budget: int, samples: int, held_out: int, **options: Any) -> dict[str, Any]:
+    given = map(str, (BATCH, WIDTH, budget, samples, held_out))
+    process = start_python("-c", AFTER_PREFIX, bundle, *given, json.dumps(options))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("held_out", "options"),
+    [
+        (0, {}),
+        (9000, {}),
+        (0, {"cache": None}),
+        (9000, {"cache_limit": 8_000_000}),
+        (0, {"cache_dtype": "float16"}),
+    ],
+    ids=["memory", "validation", "none", "bounded", "float16"],
+)
+def test_the_peak_after_a_prefix_is_predicted_within_a_tenth(cut_bundle: Path, held_out: int, options: dict[str, Any]):
+    free = measured_after(cut_bundle, 10**12, 16_000, held_out, **options)
+    assert 0.9 < free["peak"] / free["plan"]["predicted"] < 1.1
+    kept = {None: 0, "float16": 16_000 * WIDTH * 2}.get(options.get("cache_dtype", options.get("cache", "")))
+    if kept is not None:
+        assert free["plan"]["kept"] == kept
+
+
+@LINUX
+def test_a_budget_after_a_prefix_is_kept(cut_bundle: Path):
+    free = measured_after(cut_bundle, 10**12, 6000, 0)
+    budget = int(0.85 * free["peak"])
+    tight = measured_after(cut_bundle, budget, 6000, 0)
+    assert tight["plan"]["part_size"] < BATCH or not tight["plan"]["prepacked"]
+    assert tight["peak"] < budget * 1.05
+    assert 0.9 < tight["peak"] / tight["plan"]["predicted"] < 1.1
+    np.testing.assert_allclose(tight["loss"], free["loss"], rtol=1e-5)
+
+
+@LINUX
+def test_planning_after_a_prefix_keeps_nothing_yet(base: Any, tmp_path: Path):
+    path = write_bundle(base, "sequence-classification", tmp_path / "b.edgelora", train_last=(1,), ram=10**9)
+    model = Model.open(path, tmp_path / "store")
+    config = TrainingConfig(max_steps=2, batch_size=8, train_last=1)
+    assert default_budget(model.bundle.manifest, config) == 10**9
+    plain = train(model, "plain", SAMPLES, config=config, ram=0)
+    planned = train(model, "planned", SAMPLES, config=config)
+    assert planned.memory is not None
+    assert planned.memory.kept > 0
+    np.testing.assert_allclose(planned.history[0]["train_loss"], plain.history[0]["train_loss"], rtol=1e-4)
+    older = replace(model.bundle.manifest, memory={})
+    assert default_budget(older, config) is None
+
+
 @LINUX
 @pytest.mark.parametrize("task", ["sentence-embedding", "feature-extraction"])
 def test_training_is_foretold_for_every_kind_of_loss(bundle_of: Callable[[str], Path], task: str):
@@ -163,7 +267,6 @@ def test_a_bundle_has_a_budget_that_training_keeps_to(base: Any, tmp_path: Path)
     assert [report.memory] == planned
     assert planned[0].describe().startswith("the bundle's --ram 1000 MB: 8 samples at a time")
     assert train(model, "other", SAMPLES, config=config, ram=0).memory is None
-    assert default_budget(model.bundle.manifest, replace(config, train_last=1)) is None
     model.bundle.manifest = replace(model.bundle.manifest, budget=Budget(1_000_000, 32, 128))
     with pytest.raises(ConfigError, match=r"^the bundle's --ram 1 MB is too little"):
         train(model, "third", SAMPLES, config=config)

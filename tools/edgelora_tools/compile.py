@@ -157,6 +157,8 @@ def convert(
     weighty = {manifest.forward, *(file for graph in manifest.training for file in graph.files)}
     for one in sets.values():
         weighty |= {one.forward, *(file for graph in one.training for file in graph.files)}
+    for one in prefixes:
+        weighty |= {one.file, one.forward, *(file for graph in one.training for file in graph.files)}
     return write_bundle(
         destination,
         manifest,

@@ -1,0 +1,120 @@
+"""What training holds beside the process itself, at each of the moments at which that may be most.
+
+Where all layers are trained there is one: every graph that runs is loaded, and holds what it did at its worst. After a
+frozen prefix the graphs come and go: the prefix fills what is kept and is released, the last layers train from it, and
+an evaluation does the same once more for its own samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgelora.dimensions import evaluate_dimension
+from edgelora.manifest import MemoryTable, Prefix
+from edgelora.objectives import Feeds, Objective, OwnLoss
+from edgelora.prefix_cache import CHUNK, CacheSettings, PrefixCache
+from edgelora.trainer import Trainer
+
+ARENA = 1.06  # what ONNX Runtime's arena holds for a byte in use (docs/decisions/0015-a-memory-budget.md)
+Sizes = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Bytes of packed weights, of runs' results with what is fed, of mapped weights in use, and of kept values."""
+
+    packed: int = 0
+    results: int = 0
+    pages: int = 0
+    kept: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.packed + self.results + self.pages + self.kept
+
+    def beside(self, other: Moment) -> Moment:
+        """Both at once; pages are given back after every run, so that there are only those of the one that reads more.
+
+        What is kept is the same.
+        """
+        return Moment(
+            self.packed + other.packed,
+            self.results + other.results,
+            max(self.pages, other.pages),
+            max(self.kept, other.kept),
+        )
+
+
+Loaded = Callable[[str, Sizes], Moment]
+"""What a graph holds that is loaded and has run at these sizes."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The samples after the prefix: what is kept of them in memory, and whether the prefix runs again for some.
+
+    `chunk` are the sizes at which the prefix fills, None where nothing is kept.
+    """
+
+    bytes: int
+    chunk: Sizes | None
+    partly: bool
+
+
+def kept_of(trainer: Trainer, prefix: Prefix, objective: Objective, sizes_of: Callable[[Feeds], Sizes]) -> Kept:
+    """What `trainer` will keep of these samples, where padding is free."""
+    config = trainer.config
+    if config.cache is None:
+        return Kept(0, None, True)
+    settings = CacheSettings(config.cache_dtype, config.cache_limit)
+    size = PrefixCache(trainer.bundle, prefix, objective, settings, {}).foretold()
+    longest = np.argsort(objective.lengths(), kind="stable")[-CHUNK:]
+    in_memory = size if config.cache == "memory" else 0
+    return Kept(in_memory, sizes_of(objective.inputs(longest)), config.cache_limit is not None)
+
+
+def fed_of(prefix: Prefix, sizes: Sizes) -> int:
+    """Bytes of the prefix's values that are fed to one run."""
+    return sum(
+        np.dtype(spec.dtype).itemsize * math.prod(evaluate_dimension(d, sizes) for d in spec.shape)
+        for spec in prefix.kept
+    )
+
+
+def moments_after(
+    trainer: Trainer,
+    file: str,
+    prefix: Prefix,
+    loaded: Loaded,
+    train: tuple[Kept, Sizes, int],
+    held_out: tuple[Kept, Sizes, int] | None,
+) -> Iterator[Moment]:
+    """The moments of training by the graph `file`: of the samples, and those held out, what is kept, the sizes of the
+    largest part, and the bytes of its inputs.
+    """
+    kept, sizes, fed = train
+    step = loaded(file, sizes).beside(Moment(results=fed + fed_of(prefix, sizes), kept=kept.bytes))
+    if trainer.record is None or isinstance(trainer.objective, OwnLoss):
+        step = step if file == prefix.forward else step.beside(loaded(prefix.forward, sizes))
+    if kept.chunk is not None:  # padding is tried with both graphs, on fewer samples than a chunk
+        yield loaded(prefix.file, kept.chunk).beside(Moment(kept=kept.bytes))
+    if kept.partly:
+        step = step.beside(loaded(prefix.file, sizes))
+    yield step
+    if held_out is not None:
+        other, at, given = held_out
+        both = step.beside(Moment(kept=kept.bytes + other.bytes))
+        if other.chunk is not None:
+            yield both.beside(loaded(prefix.file, other.chunk))
+        run = loaded(prefix.forward, at).beside(Moment(results=given + fed_of(prefix, at)))
+        yield both.beside(run.beside(loaded(prefix.file, at)) if other.partly and not kept.partly else run)
+
+
+def moment_of(table: MemoryTable, sizes: Sizes, prepacked: bool, gathered: int) -> Moment:
+    """What a graph holds that has run at these sizes; `gathered` are the bytes of tables that became resident."""
+    read = table.read_always if prepacked else table.read
+    return Moment(table.prepacked if prepacked else 0, round(ARENA * table.peak(sizes)), read + gathered)
