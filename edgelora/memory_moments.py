@@ -16,7 +16,7 @@ import numpy as np
 from edgelora.dimensions import evaluate_dimension
 from edgelora.manifest import MemoryTable, Prefix
 from edgelora.objectives import Feeds, Objective, OwnLoss
-from edgelora.prefix_cache import CHUNK, CacheSettings, PrefixCache
+from edgelora.prefix_cache import CHUNK, PROBED, CacheSettings, PrefixCache
 from edgelora.trainer import Trainer
 
 ARENA = 1.06  # what ONNX Runtime's arena holds for a byte in use (docs/decisions/0015-a-memory-budget.md)
@@ -49,19 +49,20 @@ class Moment:
         )
 
 
-Loaded = Callable[[str, Sizes], Moment]
-"""What a graph holds that is loaded and has run at these sizes."""
+Loaded = Callable[[str, Sizes | None], Moment]
+"""What a graph holds that has run at these sizes; None: that is just loaded, when all weights were read to pack them."""
 
 
 @dataclass(frozen=True)
 class Kept:
     """The samples after the prefix: what is kept of them in memory, and whether the prefix runs again for some.
 
-    `chunk` are the sizes at which the prefix fills, None where nothing is kept.
+    `chunk` are the sizes at which the prefix fills, None where nothing is kept; `few` those at which padding is tried.
     """
 
     bytes: int
     chunk: Sizes | None
+    few: Sizes
     partly: bool
 
 
@@ -69,12 +70,12 @@ def kept_of(trainer: Trainer, prefix: Prefix, objective: Objective, sizes_of: Ca
     """What `trainer` will keep of these samples, where padding is free."""
     config = trainer.config
     if config.cache is None:
-        return Kept(0, None, True)
+        return Kept(0, None, {}, True)
     settings = CacheSettings(config.cache_dtype, config.cache_limit)
     size = PrefixCache(trainer.bundle, prefix, objective, settings, {}).foretold()
-    longest = np.argsort(objective.lengths(), kind="stable")[-CHUNK:]
-    in_memory = size if config.cache == "memory" else 0
-    return Kept(in_memory, sizes_of(objective.inputs(longest)), config.cache_limit is not None)
+    ordered = np.argsort(objective.lengths(), kind="stable")
+    chunk, few = (sizes_of(objective.inputs(ordered[-count:])) for count in (CHUNK, PROBED))
+    return Kept(size if config.cache == "memory" else 0, chunk, few, config.cache_limit is not None)
 
 
 def fed_of(prefix: Prefix, sizes: Sizes) -> int:
@@ -100,21 +101,31 @@ def moments_after(
     step = loaded(file, sizes).beside(Moment(results=fed + fed_of(prefix, sizes), kept=kept.bytes))
     if trainer.record is None or isinstance(trainer.objective, OwnLoss):
         step = step if file == prefix.forward else step.beside(loaded(prefix.forward, sizes))
-    if kept.chunk is not None:  # padding is tried with both graphs, on fewer samples than a chunk
-        yield loaded(prefix.file, kept.chunk).beside(Moment(kept=kept.bytes))
+    yield from _filling(prefix, loaded, kept, Moment(), kept.bytes)
     if kept.partly:
         step = step.beside(loaded(prefix.file, sizes))
+    yield loaded(file, None).beside(Moment(kept=kept.bytes))
     yield step
     if held_out is not None:
         other, at, given = held_out
         both = step.beside(Moment(kept=kept.bytes + other.bytes))
-        if other.chunk is not None:
-            yield both.beside(loaded(prefix.file, other.chunk))
+        yield from _filling(prefix, loaded, other, step, kept.bytes + other.bytes)
         run = loaded(prefix.forward, at).beside(Moment(results=given + fed_of(prefix, at)))
         yield both.beside(run.beside(loaded(prefix.file, at)) if other.partly and not kept.partly else run)
 
 
-def moment_of(table: MemoryTable, sizes: Sizes, prepacked: bool, gathered: int) -> Moment:
-    """What a graph holds that has run at these sizes; `gathered` are the bytes of tables that became resident."""
+def _filling(prefix: Prefix, loaded: Loaded, kept: Kept, beside: Moment, bytes_kept: int) -> Iterator[Moment]:
+    """The prefix is loaded, padding is tried with what comes after it, and the values are filled in."""
+    if kept.chunk is not None:
+        yield beside.beside(loaded(prefix.file, None))
+        yield beside.beside(loaded(prefix.file, kept.few)).beside(loaded(prefix.forward, None))
+        yield beside.beside(loaded(prefix.file, kept.few)).beside(loaded(prefix.forward, kept.few))
+        yield beside.beside(loaded(prefix.file, kept.chunk)).beside(Moment(kept=bytes_kept))
+
+
+def moment_of(table: MemoryTable, sizes: Sizes | None, prepacked: bool, gathered: int) -> Moment:
+    """What a graph holds, see `Loaded`; `gathered` are the bytes of tables that became resident."""
+    if sizes is None:
+        return Moment(table.prepacked, pages=table.read) if prepacked else Moment()
     read = table.read_always if prepacked else table.read
     return Moment(table.prepacked if prepacked else 0, round(ARENA * table.peak(sizes)), read + gathered)

@@ -195,9 +195,10 @@ def _moments(
         return
     rows = max(size, CHUNK if trainer.config.cache is not None else 0)
 
-    def loaded(name: str, at: dict[str, int]) -> Moment:
+    def loaded(name: str, at: dict[str, int] | None) -> Moment:
         table = tables[name]
-        return moment_of(table, at, prepacked, _gathered(trainer, {name: table}, rows, window))
+        gathered = 0 if at is None else _gathered(trainer, {name: table}, rows, window)
+        return moment_of(table, at, prepacked, gathered)
 
     train = kept[id(trainer.objective)]
     held_out = None if validation is None else kept[id(validation)]
@@ -239,7 +240,7 @@ def _files(trainer: Trainer, validation: Objective | None) -> dict[str, list[str
     first = [] if prefix is None else [prefix.file]
     if record is None:
         return {forward: [forward, *first]}
-    needs_forward = validation is not None or isinstance(trainer.objective, OwnLoss)
+    needs_forward = validation is not None or prefix is not None or isinstance(trainer.objective, OwnLoss)
     return {file: [file, *([forward] if needs_forward else []), *first] for file in record.files}
 
 

@@ -29,7 +29,7 @@ MASK = "attention_mask"
 SKIP = "skip"
 CACHE_SUFFIX = ".cache"
 CHUNK = 32  # samples that the prefix computes at once; fixed, so that a cache has the same bytes whenever it is filled
-_PROBED = 8
+PROBED = 8  # samples on which padding is tried
 _SAME = {"float32": 1e-4, "float16": 2e-2, "int8": 1e-1, "int4": 1e-1}
 
 Rows = NDArray[np.int64]
@@ -222,11 +222,10 @@ class PrefixCache:
         if self._sequence is None or lengths.min() == lengths.max():
             return True
         order = np.argsort(lengths, kind="stable")
-        rows = order[np.linspace(0, len(order) - 1, min(_PROBED, len(order))).round().astype(np.int64)]
+        rows = order[np.linspace(0, len(order) - 1, min(PROBED, len(order))).round().astype(np.int64)]
         tolerance = _SAME[self.bundle.manifest.source.get("precision", "float32")]
         padded, alone = self.objective.inputs(rows), self.objective.inputs(rows[:1])
-        graph = self.bundle.graph(self.prefix.file)
-        whole, single = graph.run(padded), graph.run(alone)
+        whole, single = self._run(padded), self._run(alone)
         own = layout.lengths[_items(rows, layout.parts)]
         zeroed: Feeds = {spec.name: np.zeros_like(whole[spec.name]) for spec in self.prefix.kept}
         for place, length in enumerate(own):

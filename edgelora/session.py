@@ -72,6 +72,7 @@ class Graph:
             x.name: tuple(x.shape) for x in self._session.get_inputs()
         }
         self.outputs: tuple[str, ...] = tuple(y.name for y in self._session.get_outputs())
+        self.give_back_pages()  # of what was packed
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """Evaluate, and return arrays by output name: `outputs` alone, else all of them.
