@@ -50,7 +50,7 @@ class Moment:
 
 
 Loaded = Callable[[str, Sizes | None], Moment]
-"""What a graph holds that has run at these sizes; None: that is just loaded, when all weights were read to pack them."""
+"""What a graph holds that has run at these sizes; None: that is just loaded, its weights read to be packed."""
 
 
 @dataclass(frozen=True)
