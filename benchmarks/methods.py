@@ -45,6 +45,7 @@ from edgelora_tools.recipes import fetch, load_recipe
 
 ATTENTION = ("query", "value")
 RESCALED = ("key", "value", "output.dense")  # PEFT's for BERT
+BOTTLENECKS = ("attention.output.dense", "output.dense")  # Houlsby's for BERT
 ADAPTER = "a"
 BATCH = 30  # of 150 intents' texts there are as many of each: all batches are full
 
@@ -53,7 +54,8 @@ BATCH = 30  # of 150 intents' texts there are as many of each: all batches are f
 class Entry:
     """A method: how it is called, its modules, the graphs that it needs, its options, its learning rates.
 
-    The best rate stands first. `peft` is whether PEFT runs beside it.
+    The best rate stands first. `peft` is whether PEFT runs beside it, `places` where its adapters stand, if that is not
+    its modules.
     """
 
     title: str
@@ -62,15 +64,22 @@ class Entry:
     options: tuple[str, ...]
     rates: tuple[float, ...]
     peft: bool = False
+    places: str = ""
+
+    @property
+    def modules(self) -> str:
+        """Where its adapters stand, in words."""
+        return self.places or (self.targets if isinstance(self.targets, str) else ", ".join(self.targets))
 
 
 LOW_RANK = ("--rank", "8", "--lora-alpha", "16")
 METHODS: dict[str, Entry] = {
-    "head": Entry("head alone", ATTENTION, (), ("--target-modules", "none"), (1e-2, 5e-3, 2e-2)),
-    "lora": Entry("LoRA", ATTENTION, (), LOW_RANK, (2e-3, 1e-3, 4e-3), peft=True),
+    "head": Entry("head alone", ATTENTION, (), ("--target-modules", "none"), (5e-3, 1e-2, 2e-2), places="none"),
+    "lora": Entry("LoRA", ATTENTION, (), LOW_RANK, (5e-3, 2e-3, 1e-2), peft=True),
     "rslora": Entry("rsLoRA", ATTENTION, (), (*LOW_RANK, "--rslora"), (2e-3, 1e-3, 4e-3)),
     "loraplus": Entry("LoRA+, ratio 4", ATTENTION, (), (*LOW_RANK, "--loraplus-lr-ratio", "4"), (1e-3, 5e-4, 2e-3)),
     "lora-fa": Entry("LoRA-FA", ATTENTION, (), (*LOW_RANK, "--lora-fa"), (2e-3, 1e-3, 4e-3)),
+    "pissa": Entry("PiSSA", ATTENTION, (), (*LOW_RANK, "--init", "pissa"), (2e-3, 1e-3, 5e-3)),
     "dora": Entry("DoRA", ATTENTION, ("dora",), ("--method", "dora", *LOW_RANK), (2e-3, 1e-3, 4e-3)),
     "vera": Entry("VeRA, rank 256", ATTENTION, (), ("--method", "vera"), (1e-2, 5e-3, 2e-2)),
     "ia3": Entry(
@@ -81,8 +90,41 @@ METHODS: dict[str, Entry] = {
         (1e-2, 5e-3, 2e-2),
         peft=True,
     ),
-    "layer-norm": Entry("layer norms", ATTENTION, ("layer-norm",), ("--method", "layer-norm"), (1e-2, 5e-3, 2e-2)),
+    "layer-norm": Entry(
+        "layer norms",
+        ATTENTION,
+        ("layer-norm",),
+        ("--method", "layer-norm"),
+        (1e-2, 5e-3, 2e-2),
+        places="all normalizations",
+    ),
     "bitfit": Entry("BitFit", "all-linear", ("bitfit",), ("--method", "bitfit"), (1e-2, 5e-3, 2e-2)),
+    "bottleneck": Entry(
+        "bottlenecks of 24",
+        BOTTLENECKS,
+        ("bottleneck",),
+        ("--method", "bottleneck", "--rank", "24"),
+        (5e-3, 2e-3, 1e-2),
+    ),
+    "prompt": Entry(
+        "prompt tuning, 20 tokens",
+        ATTENTION,
+        ("prompt",),
+        ("--method", "prompt", "--num-virtual-tokens", "20"),
+        (1e-2, 5e-3, 3e-2),
+        peft=True,
+        places="before the text",
+    ),
+    "prefix": Entry(
+        "prefix tuning, 20 tokens",
+        ATTENTION,
+        ("prefix",),
+        ("--method", "prefix", "--num-virtual-tokens", "20"),
+        (1e-2, 5e-3, 3e-2),
+        peft=True,
+        places="keys and values",
+    ),
+    "full": Entry("full fine-tuning", ATTENTION, ("full",), ("--method", "full"), (1e-3, 5e-4, 2e-3)),
 }
 
 
@@ -226,7 +268,7 @@ class Seed:
 
     def _run(self, name: str, side: str) -> dict[str, Any]:
         entry = METHODS[name]
-        return {"method": name, "side": side, "seed": self.number, "title": entry.title, "targets": entry.targets}
+        return {"method": name, "side": side, "seed": self.number, "title": entry.title, "modules": entry.modules}
 
     def _say(self, name: str, side: str, rate: float) -> None:
         who = METHODS[name].title + (", PEFT" if side == PEFT else "")

@@ -50,7 +50,7 @@ def _row(runs: Sequence[Run], chosen: Mapping[tuple[str, str], Sequence[Run]]) -
     gaps = [ours[run["seed"]]["test_accuracy"] - run["test_accuracy"] for run in runs if run["seed"] in ours]
     ratios = [r["step_seconds"] / reference[r["seed"]]["step_seconds"] for r in runs if r["seed"] in reference]
     return {
-        **{key: first[key] for key in ("method", "side", "title", "targets", "learning_rate")},
+        **{key: first[key] for key in ("method", "side", "title", "modules", "learning_rate")},
         "parameters": next(iter(ours.values()))["parameters"],
         "file_bytes": first.get("file_bytes"),
         "seeds": sorted(run["seed"] for run in runs),
@@ -70,7 +70,7 @@ def markdown(body: Mapping[str, Any]) -> str:
     cells = [
         [
             row["title"] if row["side"] == OURS else f"{row['title']}, PEFT",
-            row["targets"] if isinstance(row["targets"], str) else ", ".join(row["targets"]),
+            row["modules"],
             _accuracy(row),
             ABSENT if row["ours_above"] is None else f"{100 * row['ours_above']:+.1f}",
             f"{row['learning_rate']:g}",

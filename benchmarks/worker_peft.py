@@ -22,12 +22,12 @@ from safetensors.torch import load_file
 from benchmarks.job import INITIAL, PROBE, Job, Recorder, Texts, worker_arguments, worker_options
 
 TENSORS_FILE = "adapter_model.safetensors"
-HEAD = "base_model.model.classifier."
+HEAD = "classifier."
 PEFT_PREFIX = "base_model.model."
 
 
 class Classifier(torch.nn.Module):
-    """A PEFT model, the mean of its last hidden states over the mask, and a linear head."""
+    """A PEFT model, the mean of its last hidden states over the mask and virtual tokens, and a linear head."""
 
     def __init__(self, model: torch.nn.Module, features: int, classes: int) -> None:
         super().__init__()
@@ -37,7 +37,8 @@ class Classifier(torch.nn.Module):
     def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
         hidden = self.model(**inputs).last_hidden_state
         mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        hidden = hidden[:, -mask.shape[1] :]  # without virtual tokens, which stand before the others
+        virtual = hidden.shape[1] - mask.shape[1]  # tokens before the text
+        mask = torch.nn.functional.pad(mask, (0, 0, virtual, 0), value=1.0)
         return self.head((hidden * mask).sum(1) / mask.sum(1))
 
     def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -102,7 +103,7 @@ def build(job: Job, options: Mapping[str, Any]) -> Classifier:
         attn_implementation=options.get("attention", "sdpa"),
     )
     initial = job.folder / INITIAL
-    classes, features = load_file(initial / TENSORS_FILE)[f"{HEAD}weight"].shape
+    classes, features = read_head(initial)["weight"].shape
     if options.get("full"):
         classifier = Classifier(base, features, classes)
         load_head(classifier, initial)
@@ -117,18 +118,23 @@ def build(job: Job, options: Mapping[str, Any]) -> Classifier:
     return classifier
 
 
+def read_head(folder: Path) -> dict[str, torch.Tensor]:
+    """The weight and the bias of the head, whose names have a root or none, by the method."""
+    return {name.split(HEAD)[1]: x for name, x in load_file(folder / TENSORS_FILE).items() if HEAD in name}
+
+
 def load_head(classifier: Classifier, folder: Path) -> None:
     """The values of the head alone."""
-    tensors = load_file(folder / TENSORS_FILE)
+    tensors = read_head(folder)
     with torch.no_grad():
         for name, parameter in classifier.head.named_parameters():
-            parameter.copy_(tensors[f"{HEAD}{name}"])
+            parameter.copy_(tensors[name])
 
 
 def load_adapter(classifier: Classifier, folder: Path) -> None:
     """Put an adapter's values in place; each tensor must find its parameter and each parameter its tensor."""
     load_head(classifier, folder)
-    tensors = {name: x for name, x in load_file(folder / TENSORS_FILE).items() if not name.startswith(HEAD)}
+    tensors = {name: x for name, x in load_file(folder / TENSORS_FILE).items() if HEAD not in name}
     expected = peft.get_peft_model_state_dict(classifier.model)
     if tensors.keys() != expected.keys():
         raise SystemExit(f"{folder}: not the adapter of this model: {sorted(tensors.keys() ^ expected.keys())}")

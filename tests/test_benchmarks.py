@@ -261,7 +261,7 @@ def test_the_rate_is_that_which_held_out_best() -> None:
 
 def _method_run(name: str, seed: int, rate: float, held_out: float) -> dict[str, Any]:
     measured = {"held_out_accuracy": held_out, "test_accuracy": 0.5 / rate, "step_seconds": 1.0, "peak_memory_mb": 1.0}
-    named = {"method": name, "side": "edgelora", "seed": seed, "title": name, "targets": "x", "learning_rate": rate}
+    named = {"method": name, "side": "edgelora", "seed": seed, "title": name, "modules": "x", "learning_rate": rate}
     return named | measured | {"parameters": 1, "file_bytes": 4}
 
 
