@@ -1,27 +1,14 @@
-"""The adapter store: a folder per person, a folder per version, a pointer to the current one.
-
-ROOT/NAME/name                   the name itself: file systems that ignore case must not mix people up
-ROOT/NAME/versions/000001/…      an adapter's files, published at once (versions.py)
-ROOT/NAME/current                the number of the current version, replaced atomically; 0: none is
-ROOT/NAME/training/…             the state of an unfinished training, and caches
-ROOT/.edgelora/settings.json     what is kept at most (store_settings.py)
-ROOT/.edgelora/lock              held for the moment of a write
-ROOT/.edgelora/locks/NAME        held by the process that trains NAME
-ROOT/.edgelora/staging/…         what is being written or deleted; emptied when the store is opened
-"""
+"""The adapter store: people, their versions, the one that is current. Where it keeps them: store_layout.py."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
-import re
 import threading
 import uuid
 import warnings
-from collections.abc import Generator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 from edgelora.adapter import Adapter, to_files
 from edgelora.errors import AdapterError, StoreError, StoreWarning
@@ -36,55 +23,13 @@ from edgelora.files import (
 )
 from edgelora.quota import make_room
 from edgelora.sealing import Key
+from edgelora.store_info import AdapterInfo, VersionInfo
+from edgelora.store_layout import Layout, pointer_in, version_folder, versions_in
 from edgelora.store_settings import SETTINGS_FILE, StoreSettings
 from edgelora.training_state import unfinished
 from edgelora.versions import open_version, read_version, version_files
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}")
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-_NUMBER = re.compile(r"\d{1,9}")
 _WRITE_WAIT, _NAME_WAIT = 30.0, 2.0
-
-
-@dataclass(frozen=True)
-class VersionInfo:
-    """A saved version: number, when (ISO 8601, UTC), bytes, the training record, labels; or what is wrong with it."""
-
-    number: int
-    created: str
-    size: int
-    training: Mapping[str, Any]
-    labels: tuple[str, ...] | None
-    problem: str | None = None
-
-    def summary(self) -> str:
-        """The record in a few words."""
-        if self.problem is not None:
-            return f"damaged: {self.problem}"
-        history: list[Mapping[str, Any]] = self.training.get("history") or []
-        settings: Mapping[str, Any] = self.training.get("settings", {}).get("training", {})
-        best = self.training.get("best_epoch") if settings.get("load_best_model_at_end", True) else None
-        kept: Mapping[str, Any] = history[(best or len(history)) - 1] if history else {}
-        parts = [f"{k.replace('eval_', '')} {v:.3f}" for k, v in kept.items() if k != "epoch" and isinstance(v, float)]
-        return f"{self.training.get('steps', 0)} steps" + (f", {', '.join(parts)}" if parts else "")
-
-
-@dataclass(frozen=True)
-class AdapterInfo:
-    """A person's adapter in the store: the number of the current version (0: none is), and all versions in order."""
-
-    name: str
-    current: int
-    versions: tuple[VersionInfo, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes of all versions."""
-        return sum(version.size for version in self.versions)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-able mapping."""
-        return asdict(self)
 
 
 class AdapterStore:
@@ -102,18 +47,17 @@ class AdapterStore:
         """
         self.root = Path(root)
         self.key = key
-        self._own = self.root / ".edgelora"
-        self._staging = self._own / "staging"
+        self._layout = Layout(self.root)
         self._holders: dict[str, int] = {}
         if self.root.exists() and not self.root.is_dir():
             raise StoreError(f"{self.root}: not a folder; name another --store")
-        self._refuse_links(self._own, self._staging, self._own / "locks")
+        self._layout.refuse_links(self._layout.own, self._layout.staging, self._layout.locks)
         self._recover()
 
     @property
     def settings(self) -> StoreSettings:
         """What is kept at most; the same for every process."""
-        return StoreSettings.read(self._own)
+        return StoreSettings.read(self._layout.own)
 
     def configure(self, settings: StoreSettings) -> None:
         """Set what is kept at most, from the next save on.
@@ -122,18 +66,18 @@ class AdapterStore:
             StoreError: the disk refuses.
         """
         with self._writing("the store's settings cannot be saved"):
-            write_atomic(self._own / SETTINGS_FILE, settings.to_bytes(), self._staging)
+            write_atomic(self._layout.own / SETTINGS_FILE, settings.to_bytes(), self._layout.staging)
 
     def list(self) -> list[str]:
         """The names that have a saved version, sorted."""
-        return [name for name in self._names() if self._has_versions(name)]
+        return [name for name in self._layout.names() if self._layout.has_versions(name)]
 
     def names_of(self, person: str) -> list[str]:
         """The names that belong to a person: the person's own, and those that go on with a plus (`ann+music`).
 
         What is only a training, with no version yet, is among them.
         """
-        return [name for name in self._names() if name == person or name.startswith(f"{person}+")]
+        return [name for name in self._layout.names() if name == person or name.startswith(f"{person}+")]
 
     def exists(self, name: str) -> bool:
         """Whether the name has a version that is current.
@@ -155,8 +99,8 @@ class AdapterStore:
         """
         files = to_files(adapter)
         with self._held(name), self._writing(f"adapter {name!r} cannot be saved"):
-            folder, current = self._folder(name), self._current(name)
-            numbers = _versions(folder)
+            folder, current = self._layout.folder(name), self._current(name)
+            numbers = versions_in(folder)
             newest = max(numbers, default=0)
             number = next((n for n in (current, newest) if n and self._content(name, n) == files), 0)
             if not number:
@@ -165,7 +109,7 @@ class AdapterStore:
                 self._make_room(sum(map(len, written.values())))
                 if not activate:
                     self._point(name, current)  # before there is a version that could be taken for it
-                publish_folder(_version_folder(folder, number), written, self._staging)
+                publish_folder(version_folder(folder, number), written, self._layout.staging)
             if activate and number != current:
                 self._point(name, number)
             self._prune(name)
@@ -186,7 +130,7 @@ class AdapterStore:
         try:
             return self._open(name, version)
         except AdapterError as error:
-            for other in reversed([n for n in _versions(self._folder(name)) if n != version]):
+            for other in reversed([n for n in versions_in(self._layout.folder(name)) if n != version]):
                 with contextlib.suppress(AdapterError):
                     adapter = self._open(name, other)
                     warnings.warn(f"{error}\nversion {other} is used in its place", StoreWarning, 3)
@@ -200,7 +144,7 @@ class AdapterStore:
             StoreError: there is no such version any more.
         """
         try:
-            status = _version_folder(self._folder(name), version).stat()
+            status = version_folder(self._layout.folder(name), version).stat()
         except OSError as error:
             raise StoreError(f"adapter {name!r} has no version {version} ({error.strerror or error})") from error
         return status.st_ino, status.st_mtime_ns
@@ -214,7 +158,7 @@ class AdapterStore:
         number = self._current(name)
         if number:
             return number
-        if numbers := _versions(self._folder(name)):
+        if numbers := versions_in(self._layout.folder(name)):
             raise StoreError(
                 f"no version of adapter {name!r} is current: {_numbers(numbers)} did not pass its gate; to use it all "
                 f"the same: rollback {name} --to {numbers[-1]}"
@@ -225,7 +169,7 @@ class AdapterStore:
 
     def newest(self, name: str) -> int:
         """The highest number of a saved version, current or not; 0 if there is none."""
-        return max(_versions(self._folder(name)), default=0)
+        return max(versions_in(self._layout.folder(name)), default=0)
 
     def show(self, name: str) -> AdapterInfo:
         """All versions of an adapter; a damaged one says what is wrong with it.
@@ -233,7 +177,7 @@ class AdapterStore:
         Raises:
             StoreError: no such adapter.
         """
-        numbers = _versions(self._folder(name))
+        numbers = versions_in(self._layout.folder(name))
         current = self._current(name) if numbers else self.current_version(name)
         return AdapterInfo(name, current, tuple(self._describe(name, number) for number in numbers))
 
@@ -246,7 +190,7 @@ class AdapterStore:
         if not self.newest(name):
             self.current_version(name)  # raises, with the known names
         with self._writing(f"adapter {name!r} cannot be rolled back"):
-            current, numbers = self._current(name), _versions(self._folder(name))
+            current, numbers = self._current(name), versions_in(self._layout.folder(name))
             if version is not None and version not in numbers:
                 raise StoreError(f"adapter {name!r} has no version {version}; it has {_numbers(numbers)}")
             target = version if version is not None else max((n for n in numbers if n < current), default=0)
@@ -263,7 +207,7 @@ class AdapterStore:
         Raises:
             StoreError: no such adapter, another process trains it, or the disk refuses.
         """
-        folder = self._folder(name)
+        folder = self._layout.folder(name)
         if not folder.is_dir():
             self.current_version(name)  # raises, with the known names
         with self._held(name), self._writing(f"adapter {name!r} cannot be removed"):
@@ -286,8 +230,8 @@ class AdapterStore:
         Raises:
             StoreError: another holds it, or the store cannot be written.
         """
-        self._folder(name)
-        self._refuse_links(self._own, self._own / "locks")
+        self._layout.folder(name)
+        self._layout.refuse_links(self._layout.own, self._layout.locks)
         with self._refusing(f"adapter {name!r} cannot be locked"):
             make_folder(self._lock_file(name).parent)
         with locked(self._lock_file(name), f"adapter {name!r}", wait_seconds):
@@ -301,7 +245,7 @@ class AdapterStore:
 
     def state_path(self, name: str) -> Path:
         """The folder for the state of an unfinished training; write there only under `lock`."""
-        return self._folder(name) / "training"
+        return self._layout.folder(name) / "training"
 
     def _held(self, name: str) -> contextlib.AbstractContextManager[None]:
         """`lock`, unless this thread holds it already."""
@@ -309,81 +253,35 @@ class AdapterStore:
         return contextlib.nullcontext() if mine else self.lock(name, _NAME_WAIT)
 
     def _lock_file(self, name: str) -> Path:
-        return self._own / "locks" / name
-
-    def _folder(self, name: str) -> Path:
-        """The folder of a name, which is there or not, and is not somebody else's."""
-        if not _NAME.fullmatch(name) or _RESERVED.fullmatch(name) or name.endswith("."):
-            raise StoreError(
-                f"{name!r} cannot name an adapter: 1 to 128 letters, digits or . _ @ + - that begin with a letter or "
-                "digit and do not end with a dot, and no name that Windows reserves (con, nul, com1, …)"
-            )
-        folder = self.root / name
-        try:
-            owner = (folder / "name").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            self._refuse_links(folder, folder / "versions", folder / "training")
-            if _versions(folder):
-                raise StoreError(
-                    f"{folder / 'name'} is missing; if the folder is {name!r}'s, write the name into that file"
-                ) from None
-            return folder
-        except (OSError, UnicodeDecodeError) as error:
-            raise StoreError(f"{folder}: its name cannot be read ({error})") from error
-        if owner != name:
-            raise StoreError(f"{folder} belongs to {owner!r}: on this file system {name!r} is the same folder")
-        self._refuse_links(folder, folder / "versions", folder / "training")
-        return folder
-
-    def _refuse_links(self, *folders: Path) -> None:
-        """What is written below a link would lie outside the store."""
-        if link := next((folder for folder in folders if folder.is_symlink()), None):
-            raise StoreError(
-                f"{link} is a link, and nothing outside {self.root} is touched: put the folder itself there"
-            )
+        return self._layout.locks / name
 
     def _claimed(self, name: str) -> Path:
         """The folder of a name, made if it is not there. Raises OSError."""
-        folder = self._folder(name)
+        folder = self._layout.folder(name)
         make_folder(folder)
         if not (folder / "name").exists():
-            write_atomic(folder / "name", name.encode(), self._staging)
+            write_atomic(folder / "name", name.encode(), self._layout.staging)
         make_folder(folder / "versions")
         return folder
 
-    def _names(self) -> list[str]:
-        """The names that have a folder, sorted."""
-        if not self.root.is_dir():
-            return []
-        try:
-            return sorted(p.name for p in self.root.iterdir() if _NAME.fullmatch(p.name) and (p / "name").is_file())
-        except OSError as error:
-            raise StoreError(f"{self.root}: cannot be read ({error.strerror or error})") from error
-
-    def _has_versions(self, name: str) -> bool:
-        try:
-            return bool(_versions(self.root / name))
-        except StoreError:  # asked for by its name it says what is wrong
-            return False
-
     def _point(self, name: str, number: int) -> None:
         """Make a version current; 0: none. Raises OSError."""
-        write_atomic(self._folder(name) / "current", str(number).encode(), self._staging)
+        write_atomic(self._layout.folder(name) / "current", str(number).encode(), self._layout.staging)
 
     def _discard(self, folder: Path) -> None:
         """Delete a folder, at once as seen from outside. Raises OSError."""
-        trash = self._staging / uuid.uuid4().hex
+        trash = self._layout.staging / uuid.uuid4().hex
         folder.rename(trash)
         sync_folder(folder.parent)
         remove_tree(trash)
 
     def _prune(self, name: str) -> None:
         """Delete the oldest versions beyond those that are kept; never the current one. Raises OSError."""
-        kept, folder = self.settings.keep_versions, self._folder(name)
-        numbers, current = _versions(folder), self._current(name)
+        kept, folder = self.settings.keep_versions, self._layout.folder(name)
+        numbers, current = versions_in(folder), self._current(name)
         for number in numbers[: -kept if kept is not None else 0]:
             if number != current:
-                self._discard(_version_folder(folder, number))
+                self._discard(version_folder(folder, number))
 
     def _make_room(self, needed: int) -> list[Path]:
         return make_room(self.root, self.settings.quota, needed, self._evictable, self._is_finished)
@@ -412,28 +310,23 @@ class AdapterStore:
 
     def _current(self, name: str) -> int:
         """What the pointer says; if it is missing or damaged, the highest intact version; 0 if there is none."""
-        folder = self._folder(name)
-        try:
-            pointer = (folder / "current").read_bytes()[:16].decode("ascii")
-        except (OSError, UnicodeDecodeError):
-            pointer = ""
-        if _NUMBER.fullmatch(pointer):
-            number = int(pointer)
-            if not number or _version_folder(folder, number).is_dir():
-                return number
-        numbers = _versions(folder)
+        folder = self._layout.folder(name)
+        number = pointer_in(folder)
+        if number is not None and (not number or version_folder(folder, number).is_dir()):
+            return number
+        numbers = versions_in(folder)
         intact = (n for n in reversed(numbers) if self._problem(name, n) is None)
         return next(intact, max(numbers, default=0))
 
     def _open(self, name: str, number: int) -> Adapter:
-        folder = self._folder(name)
-        path = _version_folder(folder, number)
+        folder = self._layout.folder(name)
+        path = version_folder(folder, number)
         if not path.is_dir():
-            raise StoreError(f"adapter {name!r} has no version {number}; it has {_numbers(_versions(folder))}")
+            raise StoreError(f"adapter {name!r} has no version {number}; it has {_numbers(versions_in(folder))}")
         try:
             return open_version(path, self.key, purpose(name, number))
         except AdapterError as error:
-            others = [n for n in _versions(folder) if n != number]
+            others = [n for n in versions_in(folder) if n != number]
             remedy = f"roll back to another version ({_numbers(others)})" if others else "train it again"
             raise AdapterError(f"{error}\nadapter {name!r}, version {number}, is damaged: {remedy}") from error
 
@@ -447,12 +340,12 @@ class AdapterStore:
     def _content(self, name: str, number: int) -> dict[str, bytes]:
         """The files of a version; empty if they cannot be read."""
         try:
-            return read_version(_version_folder(self._folder(name), number), self.key, purpose(name, number))
+            return read_version(version_folder(self._layout.folder(name), number), self.key, purpose(name, number))
         except (AdapterError, StoreError):
             return {}
 
     def _describe(self, name: str, number: int) -> VersionInfo:
-        path = _version_folder(self._folder(name), number)
+        path = version_folder(self._layout.folder(name), number)
         size, created = 0, ""
         with contextlib.suppress(OSError):
             size = sum(file.stat().st_size for file in path.iterdir())
@@ -467,10 +360,10 @@ class AdapterStore:
     @contextlib.contextmanager
     def _writing(self, what: str) -> Generator[None]:
         """Write to the store, one at a time; what the disk refuses becomes a StoreError."""
-        self._refuse_links(self._own, self._staging, self._own / "locks")
+        self._layout.refuse_links(self._layout.own, self._layout.staging, self._layout.locks)
         with self._refusing(what):
-            make_folder(self._staging)
-        with locked(self._own / "lock", str(self.root), _WRITE_WAIT), self._refusing(what):
+            make_folder(self._layout.staging)
+        with locked(self._layout.own / "lock", str(self.root), _WRITE_WAIT), self._refusing(what):
             yield
 
     @contextlib.contextmanager
@@ -486,26 +379,10 @@ class AdapterStore:
     def _recover(self) -> None:
         """Empty the staging folder, unless somebody is writing at this moment."""
         with contextlib.suppress(StoreError, OSError):
-            if self._staging.is_dir() and any(self._staging.iterdir()):
-                with locked(self._own / "lock", str(self.root)):
-                    for path in self._staging.iterdir():
+            if self._layout.staging.is_dir() and any(self._layout.staging.iterdir()):
+                with locked(self._layout.own / "lock", str(self.root)):
+                    for path in self._layout.staging.iterdir():
                         remove_tree(path)
-
-
-def _version_folder(folder: Path, number: int) -> Path:
-    return folder / "versions" / f"{number:06d}"
-
-
-def _versions(folder: Path) -> list[int]:
-    """The numbers of the published versions, in order."""
-    try:
-        names = [path.name for path in (folder / "versions").iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise StoreError(f"{folder / 'versions'}: cannot be read ({error.strerror or error})") from error
-    numbers = sorted(int(name) for name in names if name.isascii() and _NUMBER.fullmatch(name))
-    return [n for n in numbers if n and _version_folder(folder, n).is_dir()]
 
 
 def purpose(name: str, number: int) -> str:
