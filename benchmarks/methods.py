@@ -76,11 +76,11 @@ LOW_RANK = ("--rank", "8", "--lora-alpha", "16")
 METHODS: dict[str, Entry] = {
     "head": Entry("head alone", ATTENTION, (), ("--target-modules", "none"), (5e-3, 1e-2, 2e-2), places="none"),
     "lora": Entry("LoRA", ATTENTION, (), LOW_RANK, (5e-3, 2e-3, 1e-2), peft=True),
-    "rslora": Entry("rsLoRA", ATTENTION, (), (*LOW_RANK, "--rslora"), (2e-3, 1e-3, 4e-3)),
-    "loraplus": Entry("LoRA+, ratio 4", ATTENTION, (), (*LOW_RANK, "--loraplus-lr-ratio", "4"), (1e-3, 5e-4, 2e-3)),
-    "lora-fa": Entry("LoRA-FA", ATTENTION, (), (*LOW_RANK, "--lora-fa"), (2e-3, 1e-3, 4e-3)),
+    "rslora": Entry("rsLoRA", ATTENTION, (), (*LOW_RANK, "--rslora"), (3e-3, 2e-3, 5e-3)),
+    "loraplus": Entry("LoRA+, ratio 4", ATTENTION, (), (*LOW_RANK, "--loraplus-lr-ratio", "4"), (3e-3, 2e-3, 5e-3)),
+    "lora-fa": Entry("LoRA-FA", ATTENTION, (), (*LOW_RANK, "--lora-fa"), (5e-3, 2e-3, 1e-2)),
     "pissa": Entry("PiSSA", ATTENTION, (), (*LOW_RANK, "--init", "pissa"), (2e-3, 1e-3, 5e-3)),
-    "dora": Entry("DoRA", ATTENTION, ("dora",), ("--method", "dora", *LOW_RANK), (2e-3, 1e-3, 4e-3)),
+    "dora": Entry("DoRA", ATTENTION, ("dora",), ("--method", "dora", *LOW_RANK), (5e-3, 2e-3, 1e-2)),
     "vera": Entry("VeRA, rank 256", ATTENTION, (), ("--method", "vera"), (1e-2, 5e-3, 2e-2)),
     "ia3": Entry(
         "IA³",
@@ -95,10 +95,10 @@ METHODS: dict[str, Entry] = {
         ATTENTION,
         ("layer-norm",),
         ("--method", "layer-norm"),
-        (1e-2, 5e-3, 2e-2),
+        (5e-3, 1e-2, 2e-3),
         places="all normalizations",
     ),
-    "bitfit": Entry("BitFit", "all-linear", ("bitfit",), ("--method", "bitfit"), (1e-2, 5e-3, 2e-2)),
+    "bitfit": Entry("BitFit", "all-linear", ("bitfit",), ("--method", "bitfit"), (5e-3, 1e-2, 3e-3)),
     "bottleneck": Entry(
         "bottlenecks of 24",
         BOTTLENECKS,
@@ -124,7 +124,7 @@ METHODS: dict[str, Entry] = {
         peft=True,
         places="keys and values",
     ),
-    "full": Entry("full fine-tuning", ATTENTION, ("full",), ("--method", "full"), (1e-3, 5e-4, 2e-3)),
+    "full": Entry("full fine-tuning", ATTENTION, ("full",), ("--method", "full"), (2e-3, 1e-3, 4e-3)),
 }
 
 
@@ -184,6 +184,9 @@ def _run_seed(seed: Seed, names: Sequence[str], kept: KeptRuns) -> None:
     for turn in range(seed.options.rates):
         for name in names if turn % 2 == 0 else reversed(names):
             rate = METHODS[name].rates[turn % len(METHODS[name].rates)]
+            known = [run for run in kept.runs.values() if run["method"] == name and run.get("held_out_accuracy")]
+            if seed.options.rates == 1 and known:
+                rate = best_rate(known, name)
             kept.get(f"{name} {OURS} {seed.number} {rate:g}", partial(seed.ours, name, rate))
     for name in names:
         if METHODS[name].peft and seed.options.peft:

@@ -17,8 +17,14 @@ Run = Mapping[str, Any]
 
 
 def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row for each method and side, in the order of `runs`; ours is at the rate that held out best."""
-    chosen = {key: _of_best_rate(found) for key, found in _grouped(runs).items()}
+    """A row for each method and side, in the order of `runs`, at the rate at which ours held out best."""
+    chosen: dict[tuple[str, str], list[Run]] = {}
+    for (name, side), found in _grouped(runs).items():
+        if side == PEFT:
+            rate = chosen[name, OURS][0]["learning_rate"]
+            found = [run for run in found if run["learning_rate"] == rate]
+        if found:
+            chosen[name, side] = found if side == PEFT else _of_best_rate(found)
     return [_row(found, chosen) for found in chosen.values()]
 
 
@@ -35,10 +41,12 @@ def _grouped(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
 
 
 def _of_best_rate(runs: Sequence[Run]) -> list[Run]:
-    rates = dict.fromkeys(run["learning_rate"] for run in runs)
-    if len(rates) == 1:
-        return list(runs)
-    best = max(rates, key=lambda rate: np.mean([r["held_out_accuracy"] for r in runs if r["learning_rate"] == rate]))
+    """Those at the rate that is best on what was held out, of the rates that were tried so; else of the first."""
+    tried: dict[float, list[float]] = {}
+    for run in runs:
+        if run["held_out_accuracy"] is not None:
+            tried.setdefault(run["learning_rate"], []).append(run["held_out_accuracy"])
+    best = max(tried, key=lambda rate: np.mean(tried[rate])) if tried else runs[0]["learning_rate"]
     return [run for run in runs if run["learning_rate"] == best]
 
 
@@ -56,7 +64,7 @@ def _row(runs: Sequence[Run], chosen: Mapping[tuple[str, str], Sequence[Run]]) -
         "seeds": sorted(run["seed"] for run in runs),
         "test_accuracy": float(np.mean(accuracies)),
         "spread": [min(accuracies), max(accuracies)],
-        "ours_above": float(np.mean(gaps)) if first["side"] == PEFT else None,
+        "ours_above": float(np.mean(gaps)) if first["side"] == PEFT and gaps else None,
         "step_seconds": float(np.median([run["step_seconds"] for run in runs])),
         "step_ratio": float(np.median(ratios)) if ratios else None,
         "peak_memory_mb": float(np.median([run["peak_memory_mb"] for run in runs])),

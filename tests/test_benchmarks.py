@@ -255,7 +255,9 @@ def test_the_rate_is_that_which_held_out_best() -> None:
         for seed, rate, held_out in ((0, 1.0, 0.5), (1, 1.0, 0.9), (0, 2.0, 0.8), (1, 2.0, 0.8))
     ]
     assert methods_report.best_rate(runs, "lora") == 2.0
-    (row,) = methods_report.rows(runs)
+    runs += [{**_method_run("lora", 2, rate, 0.0), "held_out_accuracy": None, "side": "peft"} for rate in (1.0, 2.0)]
+    row, theirs = methods_report.rows(runs)
+    assert (theirs["learning_rate"], theirs["seeds"]) == (2.0, [2])
     assert (row["learning_rate"], row["seeds"], row["test_accuracy"]) == (2.0, [0, 1], pytest.approx(0.25))
 
 
