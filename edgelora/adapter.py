@@ -22,7 +22,7 @@ from safetensors.numpy import save
 from edgelora.config import AdapterConfig, LoraConfig
 from edgelora.errors import AdapterError, ConfigError
 from edgelora.files import write_atomic
-from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest
+from edgelora.manifest import BIAS_OP, LORA_GRAPHS, InsertionPoint, Manifest
 from edgelora.methods import (
     LORA,
     PISSA,
@@ -37,7 +37,7 @@ from edgelora.methods import (
     no_graphs,
     split_name,
 )
-from edgelora.peft_names import named_inside, placed, what_is
+from edgelora.peft_names import named_inside, named_modules, placed, what_is
 from edgelora.targets import select_points
 
 CONFIG_FILE, TENSORS_FILE, RECORD_FILE = "adapter_config.json", "adapter_model.safetensors", "edgelora.json"
@@ -89,10 +89,18 @@ class Adapter:
     def joined(self, manifest: Manifest) -> tuple[InsertionPoint, ...]:
         """The places that the adapter joins, of those of its method's graphs, in the bundle's order.
 
-        All of them, if it has no tensors of single places.
+        All of them, if it has no tensors of single places. Where it has a bias alone, the place is one of a bias (`op`
+        "Bias").
         """
-        places, ids = manifest.points_in(self.method.graphs), set(self.points)
-        return tuple(point for point in places if point.id in ids) if self.method.disk else places
+        places, ids, named = manifest.points_in(self.method.graphs), set(self.points), set(self.targets)
+        if not self.method.disk:
+            return places
+        return tuple(p if p.id in named else replace(p, op=BIAS_OP) for p in places if p.id in ids)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The ids of `points` but for those where a bias of the base learns and nothing else."""
+        return named_modules(self.method, self.tensors)
 
     @property
     def parameters(self) -> int:
@@ -286,7 +294,7 @@ def is_unicode(text: str) -> bool:
 def to_files(adapter: Adapter) -> dict[str, bytes]:
     """The adapter's files by name; equal adapters give equal bytes."""
     adapter = adapter.saved()
-    method, config = adapter.method, adapter.config.without_order(adapter.points)
+    method, config = adapter.method, adapter.config.without_order(adapter.targets)
     tensors = {
         _disk_name(method, name): np.ascontiguousarray(method.to_disk(config, name, adapter.tensors[name]), np.float32)
         if _is_methods(method, name)
@@ -294,7 +302,7 @@ def to_files(adapter: Adapter) -> dict[str, bytes]:
         for name in sorted(adapter.tensors)
     }
     content = save(tensors, {"format": "pt"})
-    body = config.to_peft(_TASK_TYPES.get(adapter.task), adapter.points)
+    body = config.to_peft(_TASK_TYPES.get(adapter.task), adapter.targets)
     record = {
         "format": FORMAT,
         "format_version": "1.0" if adapter.method is LORA else ".".join(map(str, FORMAT_VERSION)),
@@ -438,7 +446,7 @@ def _with_record(
         raise AdapterError(f"{path}: a field is missing or malformed")
     named = config.from_peft({"peft_type": config.peft_type, **record[settings_field(config)]}, str(path))
     method = method_of(config)
-    points = [point for point, suffix in map(split_name, tensors) if suffix in method.disk]
+    points = named_modules(method, tensors)
     if method.decisive(named, points) != method.decisive(config, points):
         raise AdapterError(f"{path}: disagrees with {CONFIG_FILE} on what the adapter computes, as on rank or alpha")
     return Adapter(

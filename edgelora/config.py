@@ -16,6 +16,7 @@ Patterns = tuple[str, ...] | str | None
 
 MAX_RANK = 1 << 16
 MOST_NAMES = 10_000
+BIASES = ("none", "lora_only", "all")
 
 # What enters no adapter's arithmetic, in PEFT's settings of any method. fan_in_fan_out says how the base stores its
 # weight (GPT-2's Conv1D); an adapter's tensors have the same orientation either way.
@@ -93,6 +94,11 @@ class AdapterConfig:
     def virtual_tokens(self) -> int:
         """How many tokens the adapter puts before the caller's."""
         return 0
+
+    @property
+    def all_biases(self) -> bool:
+        """Whether every bias of the base learns, beside what stands at the chosen modules."""
+        return False
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping of these settings."""
@@ -173,10 +179,11 @@ class LoraConfig(AdapterConfig):
 
     `r` is the rank, 1 to 65,536; the low-rank product is multiplied by `lora_alpha`/r, or by `lora_alpha`/√r with
     `use_rslora`. With `use_dora` the columns of W and the product together have lengths of their own
-    (edgelora/methods/dora.py). `init_lora_weights` is True, or "pissa" (edgelora/methods/pissa.py), exactly or with
-    "pissa_niter_N" nearly and faster, N iterations, 1 to 999. `rank_pattern` and `alpha_pattern` map patterns of ids to
-    other values. `lora_dropout` is the probability, in [0, 1), that an element of an adapter's input is dropped in
-    training. See `AdapterConfig` for the rest.
+    (edgelora/methods/dora.py). `bias` says which biases of the base learn too: "none", "lora_only" those of the modules,
+    or "all" (edgelora/methods/lora_bias.py). `init_lora_weights` is True, or "pissa" (edgelora/methods/pissa.py),
+    exactly or with "pissa_niter_N" nearly and faster, N iterations, 1 to 999. `rank_pattern` and `alpha_pattern` map
+    patterns of ids to other values. `lora_dropout` is the probability, in [0, 1), that an element of an adapter's input
+    is dropped in training. See `AdapterConfig` for the rest.
 
     Raises:
         ConfigError: values out of range or of another type; all are named.
@@ -184,7 +191,6 @@ class LoraConfig(AdapterConfig):
 
     peft_type: ClassVar[str] = "LORA"
     neutral: ClassVar[Mapping[str, Any]] = {
-        "bias": "none",
         "lora_bias": False,
         "use_qalora": False,
         "layer_replication": None,
@@ -219,6 +225,7 @@ class LoraConfig(AdapterConfig):
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: bool | str = True
+    bias: str = "none"
 
     def problems(self) -> list[str]:
         problems = [
@@ -234,6 +241,10 @@ class LoraConfig(AdapterConfig):
             for name, value in (("use_rslora", self.use_rslora), ("use_dora", self.use_dora))
             if not isinstance(cast(object, value), bool)
         ]
+        if self.bias not in BIASES:
+            problems.append(f"bias must be {', '.join(BIASES[:-1])} or {BIASES[-1]}, not {_short(self.bias)}")
+        elif self.bias != "none" and (self.use_dora or self.is_pissa):
+            problems.append(f"bias {self.bias!r} is for LoRA without use_dora and without PiSSA")
         if self.init_lora_weights is not True and not self.is_pissa:
             known = "true, 'pissa' or 'pissa_niter_N'"
             problems.append(f"init_lora_weights must be {known}, not {_short(self.init_lora_weights)}")
@@ -273,6 +284,10 @@ class LoraConfig(AdapterConfig):
             rank_pattern={pattern: 2 * rank for pattern, rank in self.rank_pattern.items()},
             alpha_pattern={pattern: factor * alpha for pattern, alpha in self.alpha_pattern.items()},
         )
+
+    @property
+    def all_biases(self) -> bool:
+        return self.bias == "all"
 
     @property
     def dropout(self) -> float:
@@ -316,7 +331,7 @@ class LoraConfig(AdapterConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Without what was not known once where it says nothing: what was written before stays as it is."""
-        usual = {"use_dora": False, "init_lora_weights": True}
+        usual = {"use_dora": False, "init_lora_weights": True, "bias": "none"}
         return {k: v for k, v in super().to_dict().items() if k not in usual or v != usual[k]}
 
     def to_peft(self, task_type: str | None, points: Sequence[str] | None = None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgelora.active import ActiveAdapter
 from edgelora.adapter import absent_adapter
 from edgelora.bundle import Bundle
-from edgelora.gradient_checks import against_differences, loss_slope_error, rounds_activations
+from edgelora.gradient_checks import PointVerdict, against_differences, loss_slope_error, rounds_activations
 from edgelora.manifest import ATTENTION_OP, EMBEDDING_OP, LORA_GRAPHS, Prefix, TrainingGraph
 from edgelora.mixing import AdapterStack
 from edgelora.probes import CHANGE, OUTPUTS, RANK, Feeds, loss_feeds, random_head, random_pair, whole_adapter
@@ -28,6 +28,7 @@ SAME_TOLERANCE = 1e-3
 MIXED_TOLERANCE = 1e-4
 _MIXED_RANKS, _MIXED_MEMORY = (0, 4, 2), 1 << 28
 _NEAR = 0.1
+_ROUNDING = 1e-4  # of the largest slope: what is less is none
 _ALONG = "loss along a direction"
 
 
@@ -87,10 +88,16 @@ def check_method(
         off, base = forward.run({**inputs, **absent, **head}), {**inputs, **absent_adapter(manifest), **head}
         same = ROUNDED_TOLERANCE if rounds_activations(bundle) else SAME_TOLERANCE
         errors = {name: _gap(off[name], y) / same for name, y in bundle.forward.run(base).items()}
+        verdicts: list[PointVerdict] = []
         for point in manifest.trainable_in(graphs):
             own = {name: x for name, x in values.items() if name.rpartition(".")[0] == point.id}
-            verdict = against_differences(bundle, point.id, {**inputs, **absent, **head}, own, rng, graphs)
-            errors[point.id] = verdict.error / (ROUNDED_TOLERANCE if rounds_activations(bundle) else GRADIENT_TOLERANCE)
+            there = {**inputs, **absent, **head, **own}
+            verdicts += [against_differences(bundle, point.id, there, {n: x}, rng, graphs) for n, x in own.items()]
+        tolerance = ROUNDED_TOLERANCE if rounds_activations(bundle) else GRADIENT_TOLERANCE
+        rounding = _ROUNDING * max((abs(v.analytic) for v in verdicts), default=0.0)
+        for verdict in verdicts:
+            if max(abs(verdict.analytic), abs(verdict.numeric)) > rounding:  # a key's bias moves no output
+                errors[verdict.id] = max(errors.get(verdict.id, 0.0), verdict.error / tolerance)
         tolerance = GRADIENT_TOLERANCE
     else:
         made = forward.run({**inputs, **values, **head})

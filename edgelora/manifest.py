@@ -16,6 +16,7 @@ FORMAT = "edgelora-bundle"
 FORMAT_VERSION = (1, 5)
 MIXED_INDEX = "adapter_index"  # the input of a graph for mixed batches that numbers each row's adapter
 LORA_GRAPHS = "lora"  # the name of the set of graphs that every bundle has
+BIAS_OP = "Bias"  # the `op` of a place that has a bias of the base and nothing else
 NORMALIZATIONS = ("LayerNormalization", "RMSNormalization")  # the `op` of a point that scales features
 TRANSPOSED = ".T"  # ends the name of a value of the base that lies in the file the other way round
 SKIP_OP = "Skip"  # the `op` of a point that stands at no product, but leads past layers

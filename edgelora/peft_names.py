@@ -15,6 +15,7 @@ from edgelora.config import AdapterConfig
 from edgelora.errors import AdapterError
 from edgelora.manifest import Manifest
 from edgelora.methods import Floats, Method, no_graphs, split_name
+from edgelora.methods.base import OTHER_BIAS
 
 # What PEFT may keep beside a method's tensors, and the head that it gives a decoder, which has no bias.
 _UNKNOWN_PARTS = {
@@ -42,7 +43,7 @@ def placed(
     paths = match_paths(_modules(method, tensors), [point.id for point in manifest.points_in(method.graphs)])
     named = _with_names(method, tensors, paths)
     if any(old != new for old, new in paths.items()):
-        config = config.renamed(paths)
+        config = config.renamed({old: paths[old] for old in named_modules(method, tensors)})
     head = manifest.head
     heads = [name for name in _PEFT_HEADS if f"{name}.weight" in tensors]
     if head is None or head.weight in tensors or len(heads) != 1:
@@ -71,13 +72,20 @@ def named_inside(
     paths = {module: f"{prefix}.{module}" if prefix else module for module in _modules(method, tensors)}
     own = {} if head is None else {n: f"{head}.{split_name(n)[1]}" for n in head_of(method, tensors)}
     named = {own.get(name, name): tensor for name, tensor in _with_names(method, tensors, paths).items()}
-    config = config.renamed(paths) if prefix else config
+    if prefix:
+        config = config.renamed({old: paths[old] for old in named_modules(method, tensors)})
     return (replace(config, modules_to_save=(head,)) if own and head is not None else config), named
 
 
 def head_of(method: Method, tensors: Mapping[str, Floats]) -> dict[str, Floats]:
     """The tensors that are not the method's."""
     return {n: t for n, t in tensors.items() if n not in method.shared and split_name(n)[1] not in method.disk}
+
+
+def named_modules(method: Method, tensors: Mapping[str, Floats]) -> tuple[str, ...]:
+    """The modules that the settings name: those that have more than a bias of the base's."""
+    found = [m for m, suffix in map(split_name, tensors) if suffix in method.disk and suffix != OTHER_BIAS]
+    return tuple(dict.fromkeys(found))
 
 
 def _modules(method: Method, tensors: Mapping[str, Floats]) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from edgelora.config import AdapterConfig, Patterns
 from edgelora.errors import ConfigError
-from edgelora.manifest import InsertionPoint
+from edgelora.manifest import BIAS_OP, InsertionPoint
 from edgelora.patterns import fullmatch
 
 ALL_LINEAR = "all-linear"
@@ -18,11 +19,14 @@ _NEAREST, _HINTED = 3, 20
 def select_points(points: Sequence[InsertionPoint], config: AdapterConfig) -> tuple[InsertionPoint, ...]:
     """The points that the settings name, in their order: all where `target_modules` is None, none where it is empty.
 
+    Where all biases learn, every other place that has one follows, as one for a bias alone (`op` "Bias").
+
     "all-linear" leaves convolutions out, as PEFT does. Unlike PEFT, `layers_to_transform` also restricts "all-linear".
 
     Raises:
         ConfigError: a pattern that matches nothing (each with the nearest names), or nothing left at all.
     """
+    places, points = points, [point for point in points if point.op != BIAS_OP]
     ids = [point.id for point in points]
     targets = config.target_modules
     problems = [
@@ -40,7 +44,9 @@ def select_points(points: Sequence[InsertionPoint], config: AdapterConfig) -> tu
             f"target_modules names {len(named)} insertion points and exclude_modules, layers_to_transform and "
             "modules_to_save leave none of them"
         )
-    return chosen
+    taken = {point.id for point in chosen}
+    others = [p for p in places if p.bias and p.id not in taken] if config.all_biases else []
+    return (*chosen, *(replace(p, op=BIAS_OP) for p in others))
 
 
 def matches(patterns: Patterns, point_id: str) -> bool:

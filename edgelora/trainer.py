@@ -21,7 +21,7 @@ from edgelora.config import LoraConfig
 from edgelora.dimensions import evaluate_dimension
 from edgelora.dropout import dropout_masks
 from edgelora.errors import ConfigError, DataError, TrainingError
-from edgelora.manifest import LORA_GRAPHS, Manifest, Prefix, TrainingGraph
+from edgelora.manifest import BIAS_OP, LORA_GRAPHS, Manifest, Prefix, TrainingGraph
 from edgelora.methods.lora_fa import project
 from edgelora.objectives import Array, Feeds, Floats, Objective, OwnLoss, Regression
 from edgelora.optimizers import SGD, AdamW, Optimizer, clip_by_global_norm
@@ -295,7 +295,8 @@ class Trainer:
         for name, grad in zip(self.names, self._grad_views, strict=True):
             grad[...] = made[name]
         if isinstance(config, LoraConfig) and self.config.lora_fa:
-            project(config, self._fixed, self._points, dict(zip(self.names, self._grad_views, strict=True)))
+            products = [point for point in self._points if point.op != BIAS_OP]
+            project(config, self._fixed, products, dict(zip(self.names, self._grad_views, strict=True)))
 
     def run_once(self, rows: NDArray[np.int64]) -> None:
         """Run what a step and an evaluation run, on these samples, and leave everything as it was: nothing is kept."""

@@ -17,7 +17,7 @@ from edgelora.data import Sample, digest, labels_of
 from edgelora.errors import AdapterError, ConfigError
 from edgelora.files import remove_tree
 from edgelora.gate import Gate, Verdict, judge
-from edgelora.manifest import Manifest, Prefix
+from edgelora.manifest import BIAS_OP, Manifest, Prefix
 from edgelora.memory import resident_memory
 from edgelora.memory_plan import MemoryPlan, follow, plan_memory, read_layout, write_layout
 from edgelora.methods import UNKNOWN, BaseValues, method_of
@@ -256,8 +256,9 @@ def chosen_lora(
     if current is None:
         wanted = asked or LoraConfig(r=8, lora_alpha=16)
         graphs = method_of(wanted).graphs
-        reached = tuple(point.id for point in manifest.trainable_in(graphs))
-        all_reached = len(reached) == len(manifest.points_in(graphs))
+        places = [point for point in manifest.points_in(graphs) if point.op != BIAS_OP]
+        reached = tuple(point.id for point in manifest.trainable_in(graphs) if point.op != BIAS_OP)
+        all_reached = len(reached) == len(places)
         if wanted.target_modules is None and config.gradient == "backward" and not all_reached:
             wanted = replace(wanted, target_modules=reached)
         return wanted if prefix is None else in_last_layers(manifest, wanted, prefix)

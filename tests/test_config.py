@@ -92,7 +92,7 @@ def test_what_peft_writes_is_read(tmp_path, kind: str):
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("bias", "all"),
+        ("bias", "vera_only"),
         ("lora_bias", True),
         ("use_qalora", True),
         ("layer_replication", [[0, 2]]),
@@ -110,8 +110,8 @@ def test_what_cannot_be_represented_is_refused_by_name(setting: str, value: obje
 
 
 def test_all_that_is_refused_is_named_at_once():
-    with pytest.raises(AdapterError, match=r"bias='all', use_qalora=True"):
-        LoraConfig.from_peft({"peft_type": "LORA", "use_qalora": True, "bias": "all"}, "x")
+    with pytest.raises(AdapterError, match=r"lora_bias=True, use_qalora=True"):
+        LoraConfig.from_peft({"peft_type": "LORA", "use_qalora": True, "lora_bias": True}, "x")
 
 
 def test_another_method_is_refused():

@@ -245,7 +245,7 @@ def write_raw(folder: Path, tensors: dict[str, np.ndarray], **config: Any) -> No
 # --- what is refused, by name --------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "bias": ({"bias": "all"}, "bias='all'"),
+    "bias": ({"bias": "all"}, "--methods lora-bias"),
     "factor bias": ({"lora_bias": True}, "lora_bias"),
     "tokens": ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
     "parameters": ({"target_parameters": ["encoder.layer.0.output.dense.weight"]}, "target_parameters"),

@@ -22,7 +22,7 @@ from edgelora.cli.common import (
     progress_line,
     table,
 )
-from edgelora.config import AdapterConfig, LoraConfig
+from edgelora.config import BIASES, AdapterConfig, LoraConfig
 from edgelora.data import Sample, read_samples, split
 from edgelora.errors import ConfigError
 from edgelora.gate import Gate
@@ -47,7 +47,7 @@ N = TypeVar("N", int, float)
 _TARGETS = ("target_modules", "exclude_modules", "layers_to_transform")
 _LORA = (*_TARGETS, "rank", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "rslora", "init")
 _OPTIONS = {  # of an adapter method
-    "lora": _LORA,
+    "lora": (*_LORA, "bias"),
     "dora": _LORA,
     "vera": (*_TARGETS, "rank", "lora_dropout"),
     "ia3": (*_TARGETS, "feedforward_modules"),
@@ -120,6 +120,12 @@ def add_verbs(verbs: Verbs) -> None:
     )
     lora.add_argument("--exclude-modules", nargs="+", metavar="PATTERN")
     lora.add_argument("--layers-to-transform", nargs="+", type=int, metavar="LAYER")
+    lora.add_argument(
+        "--bias",
+        choices=BIASES,
+        help="of lora: the base's biases that learn too (none); lora_only, those of the chosen modules, and all need a "
+        "bundle converted with --methods lora-bias",
+    )
     lora.add_argument("--rank-pattern", nargs="+", metavar="PATTERN=R", help="other ranks for some points")
     lora.add_argument("--alpha-pattern", nargs="+", metavar="PATTERN=ALPHA", help="other alphas for some points")
     lora.add_argument(
@@ -354,6 +360,7 @@ def adapter_config(options: argparse.Namespace) -> AdapterConfig | None:
         use_rslora=bool(options.rslora),
         use_dora=method == "dora",
         init_lora_weights=True if options.init is None else options.init,
+        bias=options.bias or "none",
         **targets,
     )
 

@@ -15,6 +15,7 @@ from edgelora.methods.full import FULL, FullConfig
 from edgelora.methods.ia3 import IA3, IA3Config
 from edgelora.methods.layer_norm import LAYER_NORM, LNTuningConfig
 from edgelora.methods.lora import LORA
+from edgelora.methods.lora_bias import LORA_BIAS
 from edgelora.methods.pissa import PISSA, as_lora, beginnings
 from edgelora.methods.prefix import PREFIX_TUNING, PrefixTuningConfig
 from edgelora.methods.prompt import PROMPT_TUNING, PromptTuningConfig
@@ -31,6 +32,7 @@ METHODS: tuple[Method, ...] = (
     FULL,
     PROMPT_TUNING,
     PREFIX_TUNING,
+    LORA_BIAS,
 )
 _BY_CONFIG: Mapping[type[AdapterConfig], Method] = {
     LoraConfig: LORA,
@@ -50,6 +52,8 @@ def method_of(config: AdapterConfig) -> Method:
     """The method whose settings these are."""
     if isinstance(config, LoraConfig) and config.is_pissa:
         return PISSA
+    if isinstance(config, LoraConfig) and config.bias != "none":
+        return LORA_BIAS
     return DORA if isinstance(config, LoraConfig) and config.use_dora else _BY_CONFIG[type(config)]
 
 

@@ -17,6 +17,7 @@ Tensors = Mapping[str, Floats]
 Shape = tuple[int | str, ...]
 NOTHING: Tensors = MappingProxyType({})
 BASE_WEIGHT, BASE_BIAS = "base_weight", "base_bias"  # inputs in the place of the base's own values
+OTHER_BIAS = "other_bias"  # a bias of a module that the settings do not name
 
 
 class BaseValues(Protocol):

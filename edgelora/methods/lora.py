@@ -97,6 +97,7 @@ class Lora:
             config.use_rslora,
             config.use_dora,
             config.init_lora_weights,
+            config.bias,
         )
 
     def is_trained(self, name: str) -> bool:

@@ -77,6 +77,8 @@ CASES = {
             LNTuningConfig(target_modules=("LayerNorm",)),
             InPeft(peft.LNTuningConfig(target_modules=["LayerNorm"])),
         ),
+        Case("lora-only-bias", *_lora(bias="lora_only", rank_pattern={"value": 2})),
+        Case("lora-all-biases", *_lora(bias="all")),
         Case("full", FullConfig(target_modules=ATTENTION), Whole(ATTENTION)),
         Case(
             "prompt",

@@ -24,6 +24,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "full": ("--target-modules", "value"),
     "prompt": ("--num-virtual-tokens", "4"),
     "prefix": ("--num-virtual-tokens", "4", "--micro-batch-size", "4"),
+    "lora-bias": ("--bias", "all", "--target-modules", "value"),
 }
 
 NOT_IN_PEFT = ("bottleneck", "full")
@@ -42,7 +43,8 @@ def test_an_adapter_of_every_method_is_trained_used_and_exchanged(
 ):
     bundle, store = world.classifier.bundle.path, ("--store", tmp_path / "store")
     data = tiny.write_jsonl(tmp_path / "data.jsonl", tiny.commands())
-    train = ("train", bundle, *store, "--adapter", "a", "--data", data, "--json", *QUICK, "--method", method)
+    kind = method.removesuffix("-bias")
+    train = ("train", bundle, *store, "--adapter", "a", "--data", data, "--json", *QUICK, "--method", kind)
     status, report, err = run(capsys, *train, *METHODS[method])
     assert status == 0, err
     assert report["history"][-1]["train_loss"] < report["history"][0]["train_loss"]
@@ -87,7 +89,7 @@ def test_a_bundle_without_the_graphs_says_how_to_get_them(
 def test_info_names_the_methods(world: World, capsys: pytest.CaptureFixture[str]):
     main(["info", str(world.classifier.bundle.path)])
     assert (
-        "methods        lora, dora, ia3, bitfit, layer-norm, bottleneck, full, prompt, prefix"
+        "methods        lora, dora, ia3, bitfit, layer-norm, bottleneck, full, prompt, prefix, lora-bias"
         in capsys.readouterr().out
     )
 

@@ -4,8 +4,8 @@ The model begins as LoRA's inference graph, which computes y + (x·A)·B' at eac
 with a weight W of real numbers, W and the bias become what the adapter's method makes of them, and the sum goes away.
 Elsewhere LoRA's sum stays, A and B' are constants: where W is codes, where there is no W (a skip), where it has no
 place for A·B' (a convolution in groups, whose adapter reads all channels), and where y has other readers too. A method
-that moves the bias alone adds it there. Where a method's tensors are values of the base, the model begins as the
-method's own inference graph, and they are its constants. Adapters of other methods are refused.
+that moves the bias alone adds it there. Where tensors of a method are values of the base, the model begins as that
+method's inference graph, and they are its constants. Adapters of other methods are refused.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from edgelora.adapter import Adapter, head_names
 from edgelora.bundle import Bundle
 from edgelora.errors import AdapterError
 from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest
+from edgelora.methods.lora_bias import LORA_BIAS
 from edgelora_tools.interop.plain_onnx import forget_origins
 from edgelora_tools.interop.products import Product, Slot, Sum, Use, find_product, find_uses
 from edgelora_tools.methods import METHODS
@@ -50,17 +51,18 @@ def merge(bundle: Bundle, adapter: Adapter | None) -> Merged:
     manifest = bundle.manifest
     if adapter is not None:
         adapter.validate(manifest)
-    merging = None if adapter is None or _is_in_place(manifest, adapter) else merging_of(adapter)
+    own, file = ([], manifest.forward) if adapter is None else _own_values(manifest, adapter)
+    merging = None if adapter is None else merging_of(adapter)
     if manifest.head is not None and (adapter is None or manifest.head.weight not in adapter.tensors):
         raise AdapterError(f"{manifest.task} needs a head, which comes with an adapter: name one that has a head")
-    if adapter is not None and merging is None:
-        return _merge_in_place(bundle, adapter)
     feeds = {} if adapter is None else bundle.feeds(adapter)
-    joined = set() if adapter is None else set(adapter.points)
-    model = ir.load(bundle.verified().path / manifest.forward)
+    joined = set() if adapter is None else set(adapter.targets)
+    model = ir.load(bundle.verified().path / file)
     graph = model.graph
+    _make_constant(graph, feeds, set(own), gone=set())
+    inputs = {value.name for value in graph.inputs}
     parts: list[_Part] = []
-    for point in manifest.points:
+    for point in (p for p in manifest.points if p.input_a in inputs):
         uses = tuple(find_uses(graph, point))
         if merging is not None and point.id in joined:
             parts.append(_merge_point(graph, point, uses, merging(point, feeds)))
@@ -69,7 +71,7 @@ def merge(bundle: Bundle, adapter: Adapter | None) -> Merged:
                 _pass_over(use)
     low_rank = [use for part in parts for use in part.sums if isinstance(use, Use)]
     beside = tuple(part.point.id for part in parts if part.beside)
-    if low_rank and adapter is not None and adapter.method.graphs != LORA_GRAPHS:
+    if low_rank and adapter is not None and adapter.method.graphs not in (LORA_GRAPHS, LORA_BIAS.graphs):
         raise AdapterError(
             f"the weights at {', '.join(beside)} cannot take the {adapter.method.graphs} adapter: they are codes, or "
             "others read what they give; leave these points out of target_modules, or export it to peft and merge there"
@@ -79,6 +81,7 @@ def merge(bundle: Bundle, adapter: Adapter | None) -> Merged:
     _make_constant(graph, feeds, {*factors, *head_names(manifest)}, gone)
     _tidy(model)
     originals = {name: tensor for part in parts for name, tensor in part.originals.items()}
+    originals |= {name: ir.tensor(value, name=name) for name, value in bundle.values(own).items()}
     return Merged(model, originals, tuple(one for part in parts for one in part.sums), beside)
 
 
@@ -97,20 +100,12 @@ def merging_of(adapter: Adapter) -> Merging:
     return merging
 
 
-def _is_in_place(manifest: Manifest, adapter: Adapter) -> bool:
-    """Whether the method's tensors are values of the base, and nothing else."""
+def _own_values(manifest: Manifest, adapter: Adapter) -> tuple[list[str], str]:
+    """The inputs of the method's graphs that stand for values of the base; the inference graph to begin with."""
     found = manifest.graph_set(adapter.method.graphs)
-    return found is not None and all(x.neutral is None for x in found.inputs)
-
-
-def _merge_in_place(bundle: Bundle, adapter: Adapter) -> Merged:
-    """The method's inference graph, in which the adapter's values are constants, and the base's where it has none."""
-    manifest, found = bundle.manifest, bundle.manifest.graph_set(adapter.method.graphs)
-    assert found is not None
-    model, names = ir.load(bundle.path / found.forward), [x.name for x in found.inputs]
-    _make_constant(model.graph, bundle.feeds(adapter), {*names, *head_names(manifest)}, set())
-    _tidy(model)
-    return Merged(model, {n: ir.tensor(own, name=n) for n, own in bundle.values(names).items()}, (), ())
+    assert found is not None, "the adapter is valid"
+    own = [x.name for x in found.inputs if x.neutral is None]
+    return own, found.forward if own else manifest.forward
 
 
 def unmerge(merged: Merged) -> ir.Model:

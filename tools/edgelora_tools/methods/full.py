@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
@@ -12,14 +12,13 @@ from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora.methods.base import BASE_BIAS, BASE_WEIGHT
 from edgelora_tools.insertion import Site, Use
 from edgelora_tools.methods.at_sites import AtSites
-from edgelora_tools.methods.base import AdapterMethod, sites_at
+from edgelora_tools.methods.base import AdapterMethod, Change, Floats, sites_at
 
 
 class Full(AtSites):
     """The weight and the bias of every linear point; convolutions are left out."""
 
     graphs = "full"
-    merging = None
 
     def sites(self, model: ir.Model, points: Sequence[InsertionPoint]) -> list[Site]:
         linear = [site for site in sites_at(model, points) if not site.point.kernel]
@@ -45,6 +44,10 @@ class Full(AtSites):
             use.product.attributes["transB"] = ir.AttrInt64("transB", 0)
         use.product.replace_input_with(1, weight)
         return y
+
+    def merging(self, point: InsertionPoint, feeds: Mapping[str, Floats]) -> Change:
+        """Nothing beside the values themselves."""
+        return Change()
 
     def norms(self, sites: Sequence[Site], opset: int) -> None:
         return None

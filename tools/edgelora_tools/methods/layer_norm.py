@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
@@ -12,14 +12,13 @@ from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora.methods.base import BASE_BIAS, BASE_WEIGHT
 from edgelora_tools.insertion import Site, Use, find_normalizations
 from edgelora_tools.methods.at_sites import AtSites
-from edgelora_tools.methods.base import AdapterMethod
+from edgelora_tools.methods.base import AdapterMethod, Change, Floats
 
 
 class LayerNormTuning(AtSites):
     """The scale and the bias of every normalization of the last axis, layer or RMS."""
 
     graphs = "layer-norm"
-    merging = None
 
     def sites(self, model: ir.Model, points: Sequence[InsertionPoint]) -> list[Site]:
         found = find_normalizations(model)
@@ -37,6 +36,10 @@ class LayerNormTuning(AtSites):
         for position, value in enumerate(inputs, 1):
             use.product.replace_input_with(position, value)
         return y
+
+    def merging(self, point: InsertionPoint, feeds: Mapping[str, Floats]) -> Change:
+        """Nothing beside the values themselves."""
+        return Change()
 
     def norms(self, sites: Sequence[Site], opset: int) -> None:
         return None
