@@ -179,8 +179,8 @@ class LoraConfig(AdapterConfig):
 
     `r` is the rank, 1 to 65,536; the low-rank product is multiplied by `lora_alpha`/r, or by `lora_alpha`/√r with
     `use_rslora`. With `use_dora` the columns of W and the product together have lengths of their own
-    (edgelora/methods/dora.py). `bias` says which biases of the base learn too: "none", "lora_only" those of the modules,
-    or "all" (edgelora/methods/lora_bias.py). `init_lora_weights` is True, or "pissa" (edgelora/methods/pissa.py),
+    (edgelora/methods/dora.py). `bias` says which biases of the base learn: "none", "lora_only" those of the modules, or
+    "all" (edgelora/methods/lora_bias.py). `init_lora_weights` is True, or "pissa" (edgelora/methods/pissa.py),
     exactly or with "pissa_niter_N" nearly and faster, N iterations, 1 to 999. `rank_pattern` and `alpha_pattern` map
     patterns of ids to other values. `lora_dropout` is the probability, in [0, 1), that an element of an adapter's input
     is dropped in training. See `AdapterConfig` for the rest.

@@ -28,7 +28,7 @@ SAME_TOLERANCE = 1e-3
 MIXED_TOLERANCE = 1e-4
 _MIXED_RANKS, _MIXED_MEMORY = (0, 4, 2), 1 << 28
 _NEAR = 0.1
-_ROUNDING = 1e-4  # of the largest slope: what is less is none
+_LEAST = 1e-4  # of the largest gradient: one that is less is rounding, as of a key's bias, which moves no output
 _ALONG = "loss along a direction"
 
 
@@ -94,9 +94,9 @@ def check_method(
             there = {**inputs, **absent, **head, **own}
             verdicts += [against_differences(bundle, point.id, there, {n: x}, rng, graphs) for n, x in own.items()]
         tolerance = ROUNDED_TOLERANCE if rounds_activations(bundle) else GRADIENT_TOLERANCE
-        rounding = _ROUNDING * max((abs(v.analytic) for v in verdicts), default=0.0)
+        least = _LEAST * max((abs(v.analytic) for v in verdicts), default=0.0)
         for verdict in verdicts:
-            if max(abs(verdict.analytic), abs(verdict.numeric)) > rounding:  # a key's bias moves no output
+            if abs(verdict.analytic) > least or abs(verdict.numeric) > 10 * least:  # differences are less exact
                 errors[verdict.id] = max(errors.get(verdict.id, 0.0), verdict.error / tolerance)
         tolerance = GRADIENT_TOLERANCE
     else:
@@ -104,7 +104,8 @@ def check_method(
         feeds: Feeds = {**inputs, **values, **head, **loss_feeds(manifest, record, inputs, made, rng)}
         got, expected = bundle.graph(record.file).run(feeds), _expected(bundle, record, feeds, made, graphs)
         tolerance = ROUNDED_TOLERANCE if rounds_activations(bundle) else SAME_TOLERANCE
-        errors = {name: _gap(got[name], y) / tolerance if name in got else LARGEST for name, y in expected.items()}
+        least = _LEAST * max((float(np.linalg.norm(y)) for name, y in expected.items() if name != "loss"), default=0.0)
+        errors = {n: _gap(got[n], y, least) / tolerance if n in got else LARGEST for n, y in expected.items()}
         if not expected:
             moved = [name for name in values if f"grad.{name}" in got]
             errors[_ALONG] = loss_slope_error(bundle, record, feeds, moved, rng) / GRADIENT_TOLERANCE
@@ -196,9 +197,9 @@ def _expected(bundle: Bundle, record: TrainingGraph, feeds: Feeds, made: Feeds, 
     return {"loss": np.asarray(loss), **twin.run({**feeds, f"cotangent.{name}": dy.astype(np.float32)})}
 
 
-def _gap(got: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """The norm of the difference relative to the norm of what is wanted."""
+def _gap(got: NDArray[Any], wanted: NDArray[Any], least: float = 1e-6) -> float:
+    """The norm of the difference relative to the norm of what is wanted, or to `least`."""
     if got.shape != wanted.shape:
         return LARGEST
     gap = float(np.linalg.norm(np.asarray(got, np.float64) - wanted))
-    return bounded(gap / max(float(np.linalg.norm(np.asarray(wanted, np.float64))), 1e-6))
+    return bounded(gap / max(float(np.linalg.norm(np.asarray(wanted, np.float64))), least, 1e-6))

@@ -62,7 +62,7 @@ def test_any_setting_is_read_or_refused(world: World, name: str, tmp_path: Path)
 @pytest.mark.parametrize("change", ["transposed", "longer", "flat", "left out", "renamed", "infinite"])
 def test_tensors_that_do_not_fit_are_refused(world: World, name: str, change: str, tmp_path: Path):
     adapter, manifest = world.adapter(CASES[name].ours), world.features.bundle.manifest
-    if change == "left out" and len(adapter.method.disk) == 1:
+    if change == "left out" and (len(adapter.method.disk) == 1 or adapter.config.all_biases):
         return  # the adapter does not join the point then
     write_adapter(adapter, tmp_path)
     (tmp_path / "edgelora.json").unlink()
