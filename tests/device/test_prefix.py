@@ -277,6 +277,9 @@ def test_padding_is_tried_on_the_samples(model: Model):
         def run(self, feeds: Any, outputs: Any = None) -> Any:
             return self.graph.run({**feeds, "attention_mask": np.ones_like(feeds["attention_mask"])}, outputs)
 
+        def give_back_pages(self) -> None:
+            self.graph.give_back_pages()
+
     graphs = model.bundle._graphs
     for file in (cache.prefix.file, cache.prefix.forward):
         graphs[file, model.bundle.settings] = NoMask(model.bundle.graph(file))  # pyright: ignore[reportArgumentType]
