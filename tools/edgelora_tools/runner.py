@@ -44,8 +44,9 @@ def session_on(path: Path, optimize: bool = True) -> ort.InferenceSession:
 def sample_inputs(model: ir.Model, sizes: Mapping[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Inputs of the model for these sizes of its named dimensions.
 
-    Floats are standard normal; integers that index a table stay inside it; masks and lengths keep all of
-    the first row and, as padding on the right would, ever less of the next ones.
+    Floats are standard normal, or fill the range of the codes that the graph makes of them at once; integers that
+    index a table stay inside it; masks and lengths keep all of the first row and, as padding on the right would,
+    ever less of the next ones.
     """
     feeds = {}
     for value in model.graph.inputs:
@@ -57,10 +58,24 @@ def sample_inputs(model: ir.Model, sizes: Mapping[str, int], rng: np.random.Gene
         elif _LENGTHS.search(value.name) and value.dtype.is_integer() and len(shape) <= 1:
             feeds[value.name] = _lengths(shape, _longest(value, model, sizes)).astype(dtype)
         elif value.dtype.is_floating_point():
-            feeds[value.name] = rng.standard_normal(shape).astype(dtype)
+            codes = _range_of_codes(value)
+            drawn = rng.standard_normal(shape) if codes is None else rng.uniform(*codes, shape)
+            feeds[value.name] = drawn.astype(dtype)
         else:
             feeds[value.name] = rng.integers(0, _index_bound(value), shape).astype(dtype)
     return feeds
+
+
+def _range_of_codes(value: ir.Value) -> tuple[float, float] | None:
+    """What the codes can stand for if the input is quantized, whole and once; None if it is not."""
+    users = [node for node, _ in value.uses()]
+    if len(users) != 1 or users[0].op_type != "QuantizeLinear" or len(users[0].inputs) < 3:
+        return None
+    scale, zero = (x.const_value if x is not None else None for x in users[0].inputs[1:3])
+    if scale is None or zero is None or scale.size != 1 or not zero.dtype.is_integer() or zero.dtype.bitwidth != 8:
+        return None
+    s, z, info = float(scale.numpy().reshape(())), int(zero.numpy().reshape(())), np.iinfo(zero.dtype.numpy())
+    return s * (int(info.min) - z), s * (int(info.max) - z)
 
 
 def _mask(shape: list[int]) -> np.ndarray:

@@ -104,6 +104,13 @@ def totals_text(outcomes: Sequence[Outcome]) -> str:
     return f"{counts['passed']} of {total} node tests pass{share}; {counts['excluded']} ask for no gradient"
 
 
+def tflite_text() -> str:
+    """The operators of TFLite that have a translation (needs the extra `tflite`)."""
+    from edgelora_tools.sources.tflite.operators import TRANSLATIONS
+
+    return ", ".join(f"`{kind}`" for kind in sorted(TRANSLATIONS))
+
+
 def markdown(operators: Sequence[Operator], outcomes: Sequence[Outcome]) -> str:
     """docs/operators.md."""
     lines = [_INTRODUCTION, totals_text(outcomes) + ".", "", "## Differentiable", ""]
@@ -112,6 +119,7 @@ def markdown(operators: Sequence[Operator], outcomes: Sequence[Outcome]) -> str:
     lines += ["", "## Not differentiable", "", "Outputs that carry no gradient: integers, truth values, steps.", ""]
     lines += [_names([o for o in others if o.how == NOTHING])]
     lines += ["", "## Without a rule", "", _names([o for o in others if o.how != NOTHING])]
+    lines += ["", "## Read from TFLite", "", f"{tflite_text()}"]
     lines += ["", "## Node tests of other operators", "", "Function bodies of operators that are not above, too.", ""]
     listed = {(o.domain, o.op) for o in operators if o.differentiable}
     lines += ["| operator | node tests |", "|---|---:|"]

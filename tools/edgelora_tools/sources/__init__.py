@@ -10,7 +10,7 @@ from edgelora_tools.sources.fixed import fixed
 
 
 def open_source(spec: str, exporter: str = "dynamo", tokenizer: Path | None = None) -> Source:
-    """SOURCE: an `.onnx` file, a Hugging Face directory, or `module:factory`.
+    """SOURCE: an `.onnx` or `.tflite` file, a Hugging Face directory, or `module:factory`.
 
     Raises:
         ConversionError: it is none of these, or cannot be read.
@@ -24,8 +24,12 @@ def open_source(spec: str, exporter: str = "dynamo", tokenizer: Path | None = No
         from edgelora_tools.sources.onnx_file import onnx_source
 
         return onnx_source(path, tokenizer)
+    if path.suffix == ".tflite":
+        from edgelora_tools.sources.tflite import tflite_source
+
+        return tflite_source(path, tokenizer)
     if path.exists():
-        raise ConversionError(f"{spec}: EdgeLoRA converts .onnx files, Hugging Face directories and module:factory")
+        raise ConversionError(f"{spec}: EdgeLoRA converts .onnx and .tflite files, Hugging Face directories and module:factory")
     if ":" in spec:
         from edgelora_tools.sources.torch_export import factory_source
 

@@ -1,0 +1,100 @@
+"""From a TFLite graph to an ONNX model: every operator by its translation, the batch open where the graph allows it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import GraphBuilder
+
+from edgelora.errors import ConversionError
+from edgelora_tools.normalize import OPSET, onnx_errors
+from edgelora_tools.passes.unsigned_codes import unsigned_codes
+from edgelora_tools.runner import open_session, sample_inputs
+from edgelora_tools.sources.tflite.model import Graph
+from edgelora_tools.sources.tflite.operators import TRANSLATIONS
+from edgelora_tools.sources.tflite.translation import Translation
+
+BATCH = "batch"
+_CLOSE = 1e-3
+
+
+def translate(graph: Graph) -> ir.Model:
+    """The ONNX model of `graph`, inputs and outputs in TFLite's layout and names; codes among them are real numbers.
+
+    Raises:
+        ConversionError: operators that have no translation, all of them by name, or a form that has none.
+    """
+    unknown = Counter(node.kind for node in graph.operators if node.kind not in TRANSLATIONS)
+    if unknown:
+        listed = ", ".join(f"{kind} ({count})" for kind, count in sorted(unknown.items()))
+        raise ConversionError(
+            f"no translation for {listed}; docs/operators.md lists what is read: convert the part before them, or an "
+            "ONNX file of the model"
+        )
+    alone = _translated(graph, None)
+    if all(graph.tensors[i].shape[:1] == (1,) for i in (*graph.inputs, *graph.outputs)):
+        try:
+            together = _translated(graph, BATCH)
+        except ConversionError:
+            return alone
+        if _rows_alike(together):
+            return together
+    return alone
+
+
+def _translated(graph: Graph, batch: str | None) -> ir.Model:
+    made = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="tflite")
+    builder = GraphBuilder(made)
+    state = Translation(graph, builder.op, batch)
+    names = tensor_names(graph, graph.inputs)
+    for index in graph.inputs:
+        tensor = graph.tensors[index]
+        dtype = ir.DataType.FLOAT if tensor.holds_codes else ir.DataType.from_numpy(tensor.dtype)
+        x = ir.Value(name=names[index], shape=state.shape(index), type=ir.TensorType(dtype))
+        made.inputs.append(x)
+        state.put(index, builder.op.Cast(x, to=ir.DataType.INT64) if tensor.dtype == np.int32 else x)
+    for position, node in enumerate(graph.operators):
+        with onnx_errors(f"operator {position}, {node.kind}, is not one that its options and inputs allow"):
+            TRANSLATIONS[node.kind](state, node)
+    names = tensor_names(graph, graph.outputs, names.values())
+    for index in graph.outputs:
+        tensor, value = graph.tensors[index], state.last(index)
+        y = builder.op.Cast(value, to=ir.DataType.INT32) if tensor.dtype == np.int32 else builder.op.Identity(value)
+        y.name, y.shape = names[index], state.shape(index)
+        y.dtype = ir.DataType.FLOAT if tensor.holds_codes else ir.DataType.from_numpy(tensor.dtype)
+        made.outputs.append(y)
+    return unsigned_codes(ir.Model(made, ir_version=10, producer_name="edgelora"))
+
+
+def tensor_names(graph: Graph, indices: Iterable[int], taken: Iterable[str] = ()) -> dict[int, str]:
+    """The names of inputs or outputs, told apart where the file has one twice."""
+    used, names = set(taken), {}
+    for index in indices:
+        name = unique = graph.tensors[index].name or f"tensor_{index}"
+        n = 1
+        while unique in used:
+            n += 1
+            unique = f"{name}_{n}"
+        used.add(unique)
+        names[index] = unique
+    return names
+
+
+def _rows_alike(model: ir.Model) -> bool:
+    """Whether a batch of two gives what its rows give alone, by trial on ONNX Runtime."""
+    feeds = sample_inputs(model, {BATCH: 2}, np.random.default_rng(0))
+    try:
+        with open_session(model) as session:
+            together = session.run(None, feeds)
+            rows = [session.run(None, {name: x[i : i + 1] for name, x in feeds.items()}) for i in range(2)]
+    except Exception:  # ONNX Runtime raises a class of its own per status
+        return False
+    for y, *parts in zip(together, *rows, strict=True):
+        y, alone = np.asarray(y), np.concatenate(parts)
+        largest = float(np.abs(alone.astype(np.float64)).max(initial=0.0))
+        if y.shape != alone.shape or float(np.abs(y - alone).max(initial=0.0)) > _CLOSE * largest:
+            return False
+    return True
