@@ -46,7 +46,10 @@ def add_verbs(verbs: Verbs) -> None:
         "edgelora convert model.onnx -o home.edgelora --task sequence-classification --pooling mean",
     )
     parser.add_argument(
-        "source", metavar="SOURCE", help="an .onnx or .tflite file, a Hugging Face directory, module:factory, or recipe:NAME"
+        "source",
+        metavar="SOURCE",
+        
+        help="an .onnx or .tflite file, a Hugging Face directory, module:factory, or recipe:NAME",,
     )
     parser.add_argument("-o", "--output", required=True, metavar="BUNDLE", help="where to write the bundle")
     parser.add_argument(

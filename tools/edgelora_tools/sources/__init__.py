@@ -29,7 +29,9 @@ def open_source(spec: str, exporter: str = "dynamo", tokenizer: Path | None = No
 
         return tflite_source(path, tokenizer)
     if path.exists():
-        raise ConversionError(f"{spec}: EdgeLoRA converts .onnx and .tflite files, Hugging Face directories and module:factory")
+        raise ConversionError(
+            f"{spec}: EdgeLoRA converts .onnx and .tflite files, Hugging Face directories and module:factory"
+        )
     if ":" in spec:
         from edgelora_tools.sources.torch_export import factory_source
 

@@ -34,7 +34,7 @@ def interpreter_class() -> Any:
 
 
 def run_interpreter(path: Path, graph: Graph, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The file's outputs for a batch, a row at a time where the file takes one; codes are made of `feeds`, and real again.
+    """The file's outputs for a batch, a row at a time where it takes one; codes are made of `feeds`, and real again.
 
     Raises:
         ConversionError: the interpreter is missing or refuses the file.

@@ -114,7 +114,7 @@ def read_model(content: bytes, where: str) -> Graph:
 
 
 class _Reader:
-    """Reads one file. It reads as many elements as the file has bytes, in all: vectors that overlap cannot ask for more."""
+    """Reads one file: as many elements as it has bytes, in all, so that vectors that overlap cannot ask for more."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -226,9 +226,9 @@ class _Reader:
         if found.Format() == tflite.DimensionType.DENSE:
             return int(found.DenseSize())
         kinds = (found.ArraySegmentsType(), found.ArrayIndicesType())
-        segments, indices = (
-            self._numbers(_vector(kind, table)) for kind, table in zip(kinds, (found.ArraySegments(), found.ArrayIndices()), strict=True)
-        )
+        tables = (found.ArraySegments(), found.ArrayIndices())
+        vectors = [_vector(kind, table) for kind, table in zip(kinds, tables, strict=True)]
+        segments, indices = map(self._numbers, vectors)
         return 0, segments.astype(np.int64), indices.astype(np.int64)
 
 

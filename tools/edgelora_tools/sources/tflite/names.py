@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 
-_PRODUCTS = re.compile(r"/(Conv2D|depthwise|separable_conv2d|MatMul|BiasAdd|Kernel|kernel|conv2d_transpose|Conv1D)\d*(/|$)")
+_PRODUCTS = re.compile(
+    r"/(Conv2D|depthwise|separable_conv2d|MatMul|BiasAdd|Kernel|kernel|conv2d_transpose|Conv1D)\d*(/|$)"
+)
 _SUFFIXES = re.compile(r"(_dequantize\d*|_densify\d*|:\d+)+$")
 _DECODED = re.compile(r"/(ReadVariableOp|resource|Squeeze|ExpandDims|transpose)\d*(?=/|$)")
 

@@ -60,7 +60,12 @@ def _places(axes, order: tuple[int, ...], sizes: list[int], count: int) -> tuple
         else:
             _, segments, index = told
             times = np.diff(segments)
-            if segments.size != parents + 1 or (times < 0).any() or int(times.sum()) != index.size or index.size > count:
+            if (
+                segments.size != parents + 1
+                or (times < 0).any()
+                or int(times.sum()) != index.size
+                or index.size > count
+            ):
                 raise ValueError("a compressed axis")
             if index.size and not 0 <= int(index.min()) <= int(index.max()) < sizes[axis]:
                 raise ValueError("an index")

@@ -217,4 +217,3 @@ def quantized(real: np.ndarray, found: Quantization, dtype: np.dtype) -> np.ndar
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     scale, zero = float(found.scale[0]), int(found.zero[0])
     return np.clip(np.rint(real.astype(np.float32) / np.float32(scale)) + zero, low, high).astype(dtype)
-

