@@ -48,8 +48,7 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        
-        help="an .onnx or .tflite file, a Hugging Face directory, module:factory, or recipe:NAME",,
+        help="an .onnx or .tflite file, a Hugging Face directory, module:factory, or recipe:NAME",
     )
     parser.add_argument("-o", "--output", required=True, metavar="BUNDLE", help="where to write the bundle")
     parser.add_argument(

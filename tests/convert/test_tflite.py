@@ -121,10 +121,11 @@ def test_the_document_lists_what_is_read():
 
 @pytest.mark.parametrize("name", ["pretrainedResnet", "pretrainedResnet_quant"])
 def test_resnet_has_right_gradients_and_trains(name, tiny, tmp_path):
-    """To the logits: behind an int8 softmax few codes change."""
+    """The int8 one to its logits: behind a softmax in int8 few codes change."""
     path = tiny / f"{name}.tflite"
     graph = read_model(path.read_bytes(), name)
-    graph = replace(graph, outputs=graph.operators[-1].inputs, operators=graph.operators[:-1])
+    if name.endswith("quant"):
+        graph = replace(graph, outputs=graph.operators[-1].inputs, operators=graph.operators[:-1])
     chosen = ("model.conv2d_6", "model.dense")
     options = ConvertOptions(task="feature-extraction", target_modules=chosen)
     manifest = convert(graph_source(path, graph), tmp_path / "out.edgelora", options)
@@ -133,7 +134,7 @@ def test_resnet_has_right_gradients_and_trains(name, tiny, tmp_path):
     verdict = check(bundle)
     assert verdict.passed, verdict
     first, last = trained(bundle)
-    assert last < 0.7 * first
+    assert last < 0.9 * first
 
 
 def trained(bundle: Bundle) -> tuple[float, float]:
@@ -147,7 +148,7 @@ def trained(bundle: Bundle) -> tuple[float, float]:
         a, b = random_pair(point, rng)
         values[point.input_a], values[point.input_b] = a, np.zeros_like(b)
     base = bundle.forward.run({**inputs, **values})[y]
-    wanted = base + rng.standard_normal(base.shape).astype(np.float32)
+    wanted = np.roll(base, 1, -1)
     slopes, losses = {n: np.float32(0) for n in values}, []
     for _ in range(30):
         gap = bundle.forward.run({**inputs, **values})[y] - wanted
@@ -156,7 +157,7 @@ def trained(bundle: Bundle) -> tuple[float, float]:
         for n in values:
             g = grads[f"grad.{n}"]
             slopes[n] = 0.9 * slopes[n] + 0.1 * float(np.mean(g**2))
-            values[n] = (values[n] - 0.02 * g / (np.sqrt(slopes[n]) + 1e-8)).astype(np.float32)
+            values[n] = (values[n] - 5e-4 * g / (np.sqrt(slopes[n]) + 1e-8)).astype(np.float32)
     return losses[0], min(losses)
 
 

@@ -125,7 +125,7 @@ class _Reader:
         if not self._many(self.model.SubgraphsLength()):
             raise ConversionError("the file has no subgraph")
         kinds = list(map(self._kind, self._each(self.model.OperatorCodesLength(), self.model.OperatorCodes)))
-        main = self.model.Subgraphs(0)
+        main: Any = self.model.Subgraphs(0)
         tensors = tuple(map(self._tensor, self._each(main.TensorsLength(), main.Tensors)))
         count = len(tensors)
         operators = [self._operator(o, kinds, count) for o in self._each(main.OperatorsLength(), main.Operators)]
@@ -192,7 +192,8 @@ class _Reader:
             raise ConversionError(f"tensor {name!r} has the shape {list(shape)[:_MOST_AXES]}: the file is damaged")
         dtype, sparsity = np.dtype(_TYPES[kind]), self._sparsity(found.Sparsity())
         buffer = self.model.Buffers(found.Buffer()) if found.Buffer() < self.model.BuffersLength() else None
-        raw = b"" if buffer is None or isinstance(buffer.DataAsNumpy(), int) else buffer.DataAsNumpy().tobytes()
+        held: Any = 0 if buffer is None else buffer.DataAsNumpy()
+        raw = b"" if isinstance(held, int) else held.tobytes()
         data = np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype) if raw else None
         if data is not None and sparsity is None:
             if data.size != math.prod(shape):

@@ -163,7 +163,7 @@ class Translation:
         made = tuple(made[i] for i in TO_LAST) if first and len(made) == 4 else made
         if made != tensor.shape:
             raise ConversionError(
-                f"tensor {tensor.name!r} has the shape {list(tensor.shape)} in the file, and its operator makes {list(made)}"
+                f"tensor {tensor.name!r} has the shape {list(tensor.shape)}, and its operator makes {list(made)}"
             )
 
     def rounded(self, value: ir.Value, tensor: Tensor) -> ir.Value:

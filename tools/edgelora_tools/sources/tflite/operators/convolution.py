@@ -74,7 +74,7 @@ def bias(state: Translation, rest: list[int], module: str) -> list[ir.Value]:
 
 @translation(TRANSPOSED_WITH_BIAS)
 def transposed_with_bias(state: Translation, node: Operator) -> None:
-    """MediaPipe's own: three int32 (padding, stride along the width, along the height), the shape of Y as they give it."""
+    """MediaPipe's own: three int32 (padding, stride along the width, along the height)."""
     x, w, *rest = node.inputs
     if len(node.custom) < 12:
         raise ConversionError(f"{node.kind} has no options: the file is damaged")

@@ -29,9 +29,8 @@ def elementwise(state: Translation, node: Operator) -> None:
     op = state.op
     operands, first = aligned(state, node.inputs)
     if node.kind == "SQUARE":
-        y = op.Mul(operands[0], operands[0])
-    else:
-        y = getattr(op, _DIRECT[node.kind])(*operands)
+        operands = [operands[0], operands[0]]
+    y = getattr(op, _DIRECT.get(node.kind, "Mul"))(*operands)
     state.put(node.outputs[0], activated(state, node, y), first)
 
 

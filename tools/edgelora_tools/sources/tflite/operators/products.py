@@ -21,7 +21,7 @@ def fully_connected(state: Translation, node: Operator) -> None:
     (y,) = node.outputs
     if node.options.get("WeightsFormat", 0) or state.rank(w) != 2:
         raise uncovered(node, "with weights in another order")
-    out, inner = state.tensor(w).shape
+    inner = state.tensor(w).shape[1]
     if not state.tensor(x).shape or not inner or np.prod(state.tensor(x).shape) % inner:
         raise ConversionError(f"{node.kind}: {list(state.tensor(x).shape)} are no rows of {inner} numbers")
     module = module_id(state.tensor(w).name, state.tensor(y).name)

@@ -12,7 +12,7 @@ from edgelora_tools.sources.tflite.translation import Translation
 
 @translation("RESIZE_BILINEAR")
 def resize(state: Translation, node: Operator) -> None:
-    """Y = X at another height and width; corners aligned, centres of pixels, or their upper left corners (asymmetric)."""
+    """Y = X at another height and width; corners aligned, centres of pixels, or their corners."""
     x, y = node.inputs[0], node.outputs[0]
     if state.rank(x) != 4 or state.rank(y) != 4:
         raise ConversionError(f"{node.kind} is of four axes, and this one has {state.rank(x)}")

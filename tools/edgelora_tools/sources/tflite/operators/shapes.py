@@ -46,9 +46,7 @@ def pad(state: Translation, node: Operator) -> None:
     reflects = node.kind == "MIRROR_PAD"
     if len(told) != state.rank(x) or (told < 0).any():
         raise ConversionError(f"{node.kind} has the paddings {told.tolist()} of {state.rank(x)} axes")
-    if [n + b + e for n, (b, e) in zip(state.tensor(x).shape, told.tolist(), strict=True)] != list(
-        state.tensor(y).shape
-    ):
+    if tuple(int(n) for n in np.array(state.tensor(x).shape) + told.sum(1)) != state.tensor(y).shape:
         raise ConversionError(f"{node.kind}: {state.tensor(y).name!r} has another shape in the file")
     if reflects and node.options.get("Mode", 0) != tflite.MirrorPadMode.REFLECT:
         raise uncovered(node, "that repeats the edge")
