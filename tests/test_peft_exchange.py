@@ -268,7 +268,7 @@ def test_what_has_no_place_is_refused_by_name(tmp_path: Path, extra: dict[str, A
 OTHERS = {
     "LOHA": peft.LoHaConfig(target_modules=["query"]),
     "LOKR": peft.LoKrConfig(target_modules=["query"]),
-    "PREFIX_TUNING": peft.PrefixTuningConfig(task_type=peft.TaskType.FEATURE_EXTRACTION, num_virtual_tokens=3),
+    "OFT": peft.OFTConfig(target_modules=["query"], oft_block_size=0, r=4),
 }
 
 

