@@ -45,9 +45,9 @@ from edgelora.training_state import Progress
 
 N = TypeVar("N", int, float)
 _TARGETS = ("target_modules", "exclude_modules", "layers_to_transform")
-_LORA = (*_TARGETS, "rank", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "rslora", "init")
+_LORA = (*_TARGETS, "rank", "lora_alpha", "lora_dropout", "rank_pattern", "alpha_pattern", "rslora")
 _OPTIONS = {  # of an adapter method
-    "lora": (*_LORA, "bias"),
+    "lora": (*_LORA, "init", "bias"),
     "dora": _LORA,
     "vera": (*_TARGETS, "rank", "lora_dropout"),
     "ia3": (*_TARGETS, "feedforward_modules"),
