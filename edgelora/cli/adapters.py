@@ -69,8 +69,11 @@ def whole(text: str) -> int | None:
 
 
 def run_adapters(options: argparse.Namespace) -> None:
-    """One of the store's actions."""
-    _ACTIONS[options.action](options, open_model(options).store)
+    """One of the store's actions; those that change it are refused for a damaged bundle."""
+    model = open_model(options)
+    if options.action not in _READING:
+        model.bundle.verified()
+    _ACTIONS[options.action](options, model.store)
 
 
 def _list(options: argparse.Namespace, store: AdapterStore) -> None:
@@ -139,6 +142,7 @@ _ACTIONS = {
     "export": _export,
     "limits": _limits,
 }
+_READING = frozenset({"list", "show", "export"})
 
 
 def _name(options: argparse.Namespace) -> str:

@@ -123,6 +123,7 @@ def run_import(options: argparse.Namespace) -> None:
     _explain_head(adapter, manifest, recorded=(options.source / RECORD_FILE).exists())
     if options.labels is not None:
         adapter = _with_labels(adapter, tuple(options.labels), manifest)
+    model.bundle.verified()
     version = model.store.save(options.adapter, adapter)
     emit(options, {"adapter": options.adapter, "version": version}, f"{options.adapter}: version {version} saved")
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from edgelora import Bundle, BundleError, Model, TrainingConfig, check, train
+from edgelora import Bundle, BundleError, LoraConfig, Model, TrainingConfig, check, train
+from edgelora.adapter import new_adapter, write_adapter
 from edgelora.data import TextSample
 from edgelora.file_check import LARGE
 from edgelora.training_state import STATE_FILE
 from tests.device import tiny
+from tests.device.test_cli import Command
 
 SAMPLES = [TextSample(row["text"], row["label"]) for row in tiny.commands(6)]
 WEIGHTS = "weights.bin"
@@ -35,6 +39,10 @@ def flip(path: Path, place: int) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
+
+
+def content_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_large_bundle_is_used(large: Path, tmp_path: Path):
@@ -61,11 +69,41 @@ def test_training_is_refused_before_it_changes_anything(large: Path, tmp_path: P
     state = Model.open(large, store).store.state_path("ann")
     state.mkdir(parents=True, exist_ok=True)
     (state / STATE_FILE).write_bytes(b"of another run")
-    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    before = content_of(store)
     flip(large / WEIGHTS, -1)
     with pytest.raises(BundleError, match=ALTERED):
         train(Model.open(large, store), "ann", SAMPLES[:4], config=few, discard=True)
-    assert before == {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    assert before == content_of(store)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("import", "--adapter", "c"),
+        ("adapters", "combine", "c", "--from", "ann", "ben", "--head-from", "ann"),
+        ("adapters", "rollback", "ann", "--to", "1"),
+        ("adapters", "remove", "ann"),
+        ("adapters", "limits", "--keep-versions", "3"),
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_commands_that_change_the_store_are_refused(
+    large: Path, tmp_path: Path, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+):
+    model, run = Model.open(large, tmp_path / "store"), Command(capsys)
+    for seed, name in enumerate(("ann", "ann", "ben")):
+        made = new_adapter(model.bundle.manifest, LoraConfig(r=2), ("a", "b"), rng=np.random.default_rng(seed))
+        model.store.save(name, made)
+    write_adapter(model.store.load("ann"), tmp_path / "files")
+    verb, *arguments = [*command, *([tmp_path / "files"] if command[0] == "import" else [])]
+    before = content_of(tmp_path / "store")
+    flip(large / WEIGHTS, LARGE // 2)
+    message = run.refused(verb, large, *arguments, "--store", tmp_path / "store")
+    assert re.search(ALTERED, message), message
+    assert before == content_of(tmp_path / "store")
+    flip(large / WEIGHTS, LARGE // 2)
+    run.json(verb, large, *arguments, "--store", tmp_path / "store")
+    assert before != content_of(tmp_path / "store")
 
 
 def test_what_is_found_at_once_is_told_with_the_rest(large: Path):
