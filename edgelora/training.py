@@ -125,6 +125,7 @@ def train(
         raise ConfigError(
             'a store with a key keeps no cache on the disk, where it would not be encrypted: take "memory"'
         )
+    model.bundle.verified()
     with model.store.lock(name):
         current = None if restart or not model.store.exists(name) else model.store.load(name)
         labels = merged_labels(manifest, current, samples)
@@ -152,7 +153,6 @@ def train(
         judged = objective_for(model, gate.samples, start.labels, config) if gate is not None else None
         if judged is not None:
             check_targets(manifest, start, judged)
-        model.bundle.verified()
         model.store.make_room()
         folder = model.store.state_path(name)
         trainer = Trainer(model.bundle, start, objective, config, folder)

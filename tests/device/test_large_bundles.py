@@ -76,6 +76,13 @@ def test_training_is_refused_before_it_changes_anything(large: Path, tmp_path: P
     assert before == content_of(store)
 
 
+def test_training_of_a_new_name_leaves_nothing_of_it(large: Path, tmp_path: Path):
+    flip(large / WEIGHTS, -1)
+    with pytest.raises(BundleError, match=ALTERED):
+        train(Model.open(large, tmp_path / "store"), "ann", SAMPLES, config=TrainingConfig(max_steps=1))
+    assert not (tmp_path / "store").exists()
+
+
 @pytest.mark.parametrize(
     "command",
     [
