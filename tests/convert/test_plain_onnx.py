@@ -20,9 +20,11 @@ from edgelora.errors import AdapterError, ConversionError
 from edgelora.methods import BeftConfig, IA3Config
 from edgelora.onnx_adapter import write_onnx_adapter
 from edgelora.runtime import Model
+from edgelora_tools import ladders
 from edgelora_tools.interop import plain_onnx
 from edgelora_tools.interop.merging import Merged, merge, unmerge
 from edgelora_tools.interop.plain_onnx import save_plain, with_adapter_inputs
+from edgelora_tools.passes.quantize import Rung
 from tests.convert.bundles import to_bundle
 from tests.convert.networks import FLOAT, WIDTH, Net, tokens_of
 
@@ -244,6 +246,41 @@ def test_an_int8_base_keeps_its_codes_and_the_adapter_stays_beside(tmp_path: Pat
     feeds = {"x": np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)}
     assert_same(run(tmp_path / "plain.onnx", feeds), bundle.forward.run({**feeds, **adapter.feeds(bundle.manifest)}))
     assert {str(t.dtype) for t in initializers(tmp_path / "plain.onnx").values()} & {"int8", "uint8"}
+
+
+def test_codes_of_8_bits_become_unsigned_which_are_exact_on_every_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A program that runs a plain model does not know that signed ones need a session entry on some processors."""
+    net = Net(21)
+    hidden = net("Tanh", net("MatMul", "x", net.weight("first.weight", 32, 32)))
+    net.output(net("MatMul", hidden, net.weight("second.weight", 32, 8)), "y")
+    source = net.model([("x", FLOAT, ["batch", 32])], [("y", FLOAT, None)], check=False)
+    monkeypatch.setitem(ladders.RUNGS, "int8", (Rung.ROWS_8,))
+    bundle = to_bundle(source, tmp_path, quantize="int8")
+    assert largest_signed(bundle.path / "forward.onnx") == 127
+    adapter = adapter_of(bundle)
+    merged = merge(bundle, adapter)
+    save_plain(merged.model, tmp_path / "plain.onnx")
+    save_plain(unmerge(merged), tmp_path / "back.onnx")
+    save_plain(merge(bundle, None).model, tmp_path / "base.onnx")
+    save_plain(with_adapter_inputs(bundle), tmp_path / "open.onnx")
+    assert all(largest_signed(tmp_path / f"{name}.onnx") <= 64 for name in ("plain", "back", "base", "open"))
+    assert (tmp_path / "back.onnx").read_bytes() == (tmp_path / "base.onnx").read_bytes()
+    feeds = {"x": np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)}
+    base = bundle.forward.run({**feeds, **absent_adapter(bundle.manifest)})
+    for name in ("base", "open"):
+        np.testing.assert_array_equal(run(tmp_path / f"{name}.onnx", feeds)["y"], base["y"])
+    assert_same(run(tmp_path / "plain.onnx", feeds), bundle.forward.run({**feeds, **adapter.feeds(bundle.manifest)}))
+
+
+def largest_signed(path: Path) -> int:
+    """The largest code of the weights that products of bytes take signed."""
+    values = initializers(path)
+    nodes = [n for n in onnx.load(path, load_external_data=False).graph.node if n.op_type == "MatMulIntegerToFloat"]
+    assert nodes
+    weights = [values[n.input[1]].astype(int) for n in nodes if values[n.input[1]].dtype == np.int8]
+    return max((int(np.abs(w).max()) for w in weights), default=0)
 
 
 def test_a_large_models_weights_lie_beside_it(task_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

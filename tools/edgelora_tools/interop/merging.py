@@ -5,7 +5,8 @@ with a weight W of real numbers, W and the bias become what the adapter's method
 Elsewhere LoRA's sum stays, A and B' are constants: where W is codes, where there is no W (a skip), where it has no
 place for A·B' (a convolution in groups, whose adapter reads all channels), and where y has other readers too. A method
 that moves the bias alone adds it there. Where tensors of a method are values of the base, the model begins as that
-method's inference graph, and they are its constants. Adapters of other methods are refused.
+method's inference graph, and they are its constants. Adapters of other methods are refused. Codes of 8 bits
+become unsigned, and stay so on the way back: they stand for the same integers.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest
 from edgelora.methods.lora_bias import LORA_BIAS
 from edgelora_tools.interop.plain_onnx import forget_origins
 from edgelora_tools.interop.products import Product, Slot, Sum, Use, find_product, find_uses
+from edgelora_tools.interop.unsigned_weights import unsigned_weights
 from edgelora_tools.methods import METHODS
 from edgelora_tools.methods.base import Change, Doubles, Merging, per_channel
 
@@ -79,6 +81,7 @@ def merge(bundle: Bundle, adapter: Adapter | None) -> Merged:
     factors = {n for p in manifest.points for n in (p.input_a, p.input_b)}
     gone = factors - {n for use in low_rank for n in (use.point.input_a, use.point.input_b)}
     _make_constant(graph, feeds, {*factors, *head_names(manifest)}, gone)
+    unsigned_weights(graph)
     _tidy(model)
     originals = {name: tensor for part in parts for name, tensor in part.originals.items()}
     originals |= {name: ir.tensor(value, name=name) for name, value in bundle.values(own).items()}

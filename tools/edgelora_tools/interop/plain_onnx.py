@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from edgelora.bundle import Bundle
 from edgelora.errors import ConversionError
+from edgelora_tools.interop.unsigned_weights import unsigned_weights
 
 INLINE_LIMIT = 3 << 29  # bytes of weights; a file of protocol buffers holds 2 GiB
 EXTERNAL_FROM = 1024
@@ -29,6 +30,7 @@ def with_adapter_inputs(bundle: Bundle) -> ir.Model:
         if value.name in shapes:
             value.const_value = ir.tensor(np.zeros(shapes[value.name], np.float32), name=value.name)
             model.graph.initializers[value.name] = value
+    unsigned_weights(model.graph)
     forget_origins(model)
     return model
 
