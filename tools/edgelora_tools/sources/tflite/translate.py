@@ -93,8 +93,14 @@ def _rows_alike(model: ir.Model) -> bool:
     except Exception:  # ONNX Runtime raises a class of its own per status
         return False
     for y, *parts in zip(together, *rows, strict=True):
-        y, alone = np.asarray(y), np.concatenate(parts)
-        largest = float(np.abs(alone.astype(np.float64)).max(initial=0.0))
-        if y.shape != alone.shape or float(np.abs(y - alone).max(initial=0.0)) > _CLOSE * largest:
+        if not _close(np.asarray(y, np.float64), np.concatenate(parts).astype(np.float64)):
             return False
     return True
+
+
+def _close(y: np.ndarray, alone: np.ndarray) -> bool:
+    """Whether some numbers of `alone` are finite, those of `y` are near them, and the others are the same."""
+    finite = np.isfinite(alone)
+    if y.shape != alone.shape or not finite.any() or not np.array_equal(y[~finite], alone[~finite], equal_nan=True):
+        return False
+    return bool(np.abs(y[finite] - alone[finite]).max() <= _CLOSE * np.abs(alone[finite]).max())
