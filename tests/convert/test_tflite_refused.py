@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgelora.errors import ConversionError
+
 pytest.importorskip("tflite", reason="needs the TFLite schema: edgelora[tflite]")
 
-from edgelora_tools.sources.tflite.model import Graph, Operator, Tensor
+from edgelora_tools.sources.tflite.model import Graph, Operator, Quantization, Tensor
 from edgelora_tools.sources.tflite.translate import translate
 
 
@@ -35,3 +37,25 @@ def test_the_batch_is_open_only_if_something_finite_was_tried(divisor, axis):
     steps = (Operator("MUL", (0, 1), (2,)), Operator("DIV", (2, 1), (3,)))
     graph = Graph((tensor("x", (1, 3)), held, tensor("m", (1, 3)), tensor("y", (1, 3))), steps, (0,), (3,))
     assert first_axis(graph) == axis
+
+
+def test_an_absent_input_is_refused():
+    """The last tensor, at the index of an absent one, would fit."""
+    tensors = (tensor("x", (1, 3)), tensor("y", (1, 3)), tensor("w", (1, 3), np.ones((1, 3), np.float32)))
+    graph = Graph(tensors, (Operator("ADD", (0, -1), (1,)),), (0,), (1,))
+    with pytest.raises(ConversionError, match="absent"):
+        translate(graph)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_scales_along_an_axis_that_is_not_the_outputs_are_refused(axis):
+    told = Quantization(np.array([0.5, 2.0], np.float32), np.zeros(2, np.int64), axis)
+    weight = tensor("w", (2, 2), np.array([[1, 2], [3, 4]], np.int8), np.int8, told)
+    graph = Graph(
+        (tensor("x", (1, 2)), weight, tensor("y", (1, 2))), (Operator("FULLY_CONNECTED", (0, 1), (2,)),), (0,), (2,)
+    )
+    if axis == 0:
+        assert first_axis(graph) == "batch"
+        return
+    with pytest.raises(ConversionError, match="along the axis 1"):
+        translate(graph)

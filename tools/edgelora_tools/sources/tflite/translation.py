@@ -41,6 +41,13 @@ class Translation:
         self._frozen: dict[tuple[int, str], ir.Value] = {}
 
     def tensor(self, index: int) -> Tensor:
+        """What the file tells of a tensor.
+
+        Raises:
+            ConversionError: the index is that of an absent input.
+        """
+        if index < 0:
+            raise ConversionError("an input is absent that the operator cannot do without: the file is damaged")
         return self.graph.tensors[index]
 
     def rank(self, index: int) -> int:
@@ -67,11 +74,13 @@ class Translation:
             raise ConversionError(f"{what} ({self.tensor(index).name!r}) are computed; they must be a constant")
         return [int(i) for i in found.reshape(-1)]
 
-    def frozen(self, index: int, name: str, array_of=lambda array: array, axis: int | None = None) -> ir.Value:
-        """A frozen weight under `name`, its axes changed by `array_of`; codes stay codes, with scales along `axis`.
+    def frozen(self, index: int, name: str, perm: tuple[int, ...] | None = None, axis: int = 0) -> ir.Value:
+        """A frozen weight under `name`, its axes in the order `perm`; codes stay codes.
+
+        Scales, if there are several, lie along `axis`, as the file counts axes.
 
         Raises:
-            ConversionError: it is computed.
+            ConversionError: it is computed, or has its scales along another axis.
         """
         if (index, name) in self._frozen:
             return self._frozen[index, name]
@@ -81,12 +90,16 @@ class Translation:
         unique = self._free(name)
         if tensor.holds_codes and index not in self.constants:
             assert tensor.data is not None and tensor.quantization is not None
-            codes = np.ascontiguousarray(array_of(tensor.data))
+            found = tensor.quantization
+            if found.scale.size != 1 and found.axis != axis:
+                raise ConversionError(f"weight {tensor.name!r} has scales along the axis {found.axis}, not {axis}")
+            codes = np.ascontiguousarray(tensor.data if perm is None else tensor.data.transpose(perm))
             q = self.op.builder.initializer(ir.tensor(codes, name=unique), qualify=False)
-            made = self._decode(q, tensor.quantization, tensor.dtype, (axis or 0) - codes.ndim)
+            place = axis if perm is None else perm.index(axis)
+            made = self._decode(q, found, tensor.dtype, place - codes.ndim)
             made.shape, made.dtype = ir.Shape(codes.shape), ir.DataType.FLOAT
         else:
-            real = np.ascontiguousarray(array_of(array))
+            real = np.ascontiguousarray(array if perm is None else array.transpose(perm))
             made = self.op.builder.initializer(ir.tensor(real, name=unique), qualify=False)
         self._frozen[index, name] = made
         return made

@@ -57,7 +57,7 @@ def convolution(state: Translation, node: Operator) -> None:
     perm = (3, 0, 1, 2) if depthwise else (0, 3, 1, 2)
     dilations = [int(node.options["DilationHFactor"]), int(node.options["DilationWFactor"])]
     module = module_id(state.tensor(w).name, state.tensor(y).name)
-    kernel = state.frozen(w, f"{module}.weight", lambda a: a.transpose(perm), 0)
+    kernel = state.frozen(w, f"{module}.weight", perm, perm[0])
     attributes = window_attributes(node, (height, width), window, dilations)
     made = state.op.Conv(
         state.first(x), kernel, *bias(state, rest, module), kernel_shape=window, dilations=dilations, group=groups,
@@ -100,7 +100,7 @@ def _transposed(
     if any(not 0 <= m < s for m, s in zip(more, strides, strict=True)):
         raise ConversionError(f"{node.kind}: its output {list(outputs)} does not follow from its input {list(inputs)}")
     module = module_id(state.tensor(w).name, state.tensor(y).name)
-    kernel = state.frozen(w, f"{module}.weight", lambda a: a.transpose(3, 0, 1, 2), 1)
+    kernel = state.frozen(w, f"{module}.weight", (3, 0, 1, 2))
     made = state.op.ConvTranspose(
         state.first(x), kernel, *bias(state, rest, module), kernel_shape=window, strides=strides,
         pads=begins + ends, output_padding=more,

@@ -26,7 +26,7 @@ def fully_connected(state: Translation, node: Operator) -> None:
         raise ConversionError(f"{node.kind}: {list(state.tensor(x).shape)} are no rows of {inner} numbers")
     module = module_id(state.tensor(w).name, state.tensor(y).name)
     if node.options.get("KeepNumDims") and state.rank(x) != 2:
-        weight = state.frozen(w, f"{module}.weight", lambda a: a.T, 1)
+        weight = state.frozen(w, f"{module}.weight", (1, 0))
         made = state.op.MatMul(state.last(x), weight)
         for b in bias(state, rest, module):
             made = state.op.Add(made, b)
@@ -34,7 +34,7 @@ def fully_connected(state: Translation, node: Operator) -> None:
         rows = state.last(x)
         if state.rank(x) != 2 or state.tensor(x).shape[-1] != inner:
             rows = state.op.Reshape(rows, state.op.Constant(value_ints=[-1, inner]))
-        weight = state.frozen(w, f"{module}.weight", axis=0)
+        weight = state.frozen(w, f"{module}.weight")
         made = state.op.Gemm(rows, weight, *bias(state, rest, module), transB=1)
         if state.rank(y) != 2:
             made = state.op.Reshape(made, state.target(y))
