@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -9,8 +12,9 @@ from edgelora.errors import ConversionError
 
 pytest.importorskip("tflite", reason="needs the TFLite schema: edgelora[tflite]")
 
-from edgelora_tools.sources.tflite.model import Graph, Operator, Quantization, Tensor
+from edgelora_tools.sources.tflite.model import Graph, Operator, Quantization, Tensor, read_model
 from edgelora_tools.sources.tflite.translate import translate
+from tests.convert.tflite_files import shared
 
 
 def tensor(name, shape, data=None, dtype: type = np.float32, quantization=None, sparsity=None) -> Tensor:
@@ -59,3 +63,26 @@ def test_scales_along_an_axis_that_is_not_the_outputs_are_refused(axis):
         return
     with pytest.raises(ConversionError, match="along the axis 1"):
         translate(graph)
+
+
+def peak(act: Callable[[], object]) -> int:
+    """The bytes that Python and numpy had at once during `act`, whether it is refused or not."""
+    tracemalloc.start()
+    try:
+        act()
+    except ConversionError:
+        pass
+    finally:
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return most
+
+
+@pytest.mark.parametrize(
+    ("tables", "entries", "name", "held"),
+    [(1, 1000, "x", 1 << 20), (1000, 1, "x", 1 << 20), (1000, 1, "x" * (1 << 20), 1)],
+    ids=["one table", "one buffer", "one name"],
+)
+def test_what_a_file_tells_many_times_is_held_once(tables, entries, name, held):
+    content = shared(tables, entries, name, held)
+    assert peak(lambda: read_model(content, "x")) < 4 * len(content)

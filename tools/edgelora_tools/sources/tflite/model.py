@@ -1,14 +1,14 @@
 """What a TFLite file holds, as plain data: tensors, their quantization, operators and their options.
 
 The file is untrusted: nothing is read past its end, a vector's length is believed only as far as the file could
-hold it, and whatever else is wrong becomes one ConversionError.
+hold it, constants are views of it, and whatever else is wrong becomes one ConversionError.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -114,7 +114,10 @@ def read_model(content: bytes, where: str) -> Graph:
 
 
 class _Reader:
-    """Reads one file: as many elements as it has bytes, in all, so that vectors that overlap cannot ask for more."""
+    """Reads one file: as many elements as it has bytes, in all, so that vectors that overlap cannot ask for more.
+
+    A table that the file tells several times is read once.
+    """
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -124,11 +127,11 @@ class _Reader:
     def graph(self) -> Graph:
         if not self._many(self.model.SubgraphsLength()):
             raise ConversionError("the file has no subgraph")
-        kinds = list(map(self._kind, self._each(self.model.OperatorCodesLength(), self.model.OperatorCodes)))
+        kinds = self._each(self.model.OperatorCodesLength(), self.model.OperatorCodes, self._kind)
         main: Any = self.model.Subgraphs(0)
-        tensors = tuple(map(self._tensor, self._each(main.TensorsLength(), main.Tensors)))
+        tensors = tuple(self._each(main.TensorsLength(), main.Tensors, self._tensor))
         count = len(tensors)
-        operators = [self._operator(o, kinds, count) for o in self._each(main.OperatorsLength(), main.Operators)]
+        operators = self._each(main.OperatorsLength(), main.Operators, lambda o: self._operator(o, kinds, count))
         inputs, outputs = (self._indices(v, 0, count) for v in (main.InputsAsNumpy(), main.OutputsAsNumpy()))
         if not inputs or not outputs:
             raise ConversionError("the graph has no inputs or no outputs")
@@ -140,14 +143,26 @@ class _Reader:
             raise ConversionError("a damaged TFLite file (a vector is longer than the file); copy or convert it again")
         return count
 
-    def _each(self, count: int, get: Callable[[int], Any]) -> Iterator[Any]:
-        return (get(i) for i in range(self._many(count)))
+    def _each(self, count: int, get: Callable[[int], Any], read: Callable[[Any], Any]) -> list[Any]:
+        known: dict[int, Any] = {}
+        found: list[Any] = []
+        for table in map(get, range(self._many(count))):
+            place = table._tab.Pos
+            if place not in known:
+                known[place] = read(table)
+            found.append(known[place])
+        return found
 
     def _numbers(self, vector: Any) -> np.ndarray:
         """A vector of numbers; flatbuffers has 0 for one that is absent."""
         found = np.zeros(0, np.int64) if isinstance(vector, int) else vector
         self._many(found.size)
         return found
+
+    def _text(self, raw: bytes | None) -> str:
+        found = raw or b""
+        self._many(len(found))
+        return found.decode("utf-8", errors="replace")
 
     def _indices(self, vector: Any, low: int, count: int) -> tuple[int, ...]:
         found = tuple(int(i) for i in self._numbers(vector))
@@ -158,7 +173,7 @@ class _Reader:
     def _kind(self, code: Any) -> str:
         builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
         name = _names(tflite.BuiltinOperator).get(builtin, f"operator {builtin}")
-        return f"{CUSTOM}:{_text(code.CustomCode())}" if name == CUSTOM else name
+        return f"{CUSTOM}:{self._text(code.CustomCode())}" if name == CUSTOM else name
 
     def _operator(self, found: Any, kinds: list[str], count: int) -> Operator:
         inputs = self._indices(found.InputsAsNumpy(), -1, count)
@@ -183,7 +198,7 @@ class _Reader:
         return made
 
     def _tensor(self, found: Any) -> Tensor:
-        name, shape = _text(found.Name()), tuple(int(d) for d in self._numbers(found.ShapeAsNumpy()))
+        name, shape = self._text(found.Name()), tuple(int(d) for d in self._numbers(found.ShapeAsNumpy()))
         signature = self._numbers(found.ShapeSignatureAsNumpy())
         kind = _names(tflite.TensorType).get(found.Type(), str(found.Type()))
         if kind not in _TYPES:
@@ -193,8 +208,8 @@ class _Reader:
         dtype, sparsity = np.dtype(_TYPES[kind]), self._sparsity(found.Sparsity())
         buffer = self.model.Buffers(found.Buffer()) if found.Buffer() < self.model.BuffersLength() else None
         held: Any = 0 if buffer is None else buffer.DataAsNumpy()
-        raw = b"" if isinstance(held, int) else held.tobytes()
-        data = np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype) if raw else None
+        raw = np.zeros(0, np.uint8) if isinstance(held, int) else held
+        data = np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype, copy=False) if raw.size else None
         if data is not None and sparsity is None:
             if data.size != math.prod(shape):
                 raise ConversionError(f"tensor {name!r} holds {data.size} numbers and has the shape {list(shape)}")
@@ -220,7 +235,7 @@ class _Reader:
             return None
         order = tuple(self._numbers(found.TraversalOrderAsNumpy()).tolist())
         blocks = tuple(self._numbers(found.BlockMapAsNumpy()).tolist())
-        axes = tuple(self._axis(a) for a in self._each(found.DimMetadataLength(), found.DimMetadata))
+        axes = tuple(self._each(found.DimMetadataLength(), found.DimMetadata, self._axis))
         return Sparsity(order, blocks, axes)
 
     def _axis(self, found: Any) -> tuple[int, np.ndarray, np.ndarray] | int:
@@ -244,10 +259,6 @@ def _is_field(name: str, method: Any) -> bool:
     code = getattr(method, "__code__", None)
     hidden = name.startswith(_NOT_OPTIONS) or name.endswith(("Length", "IsNone", "BufferHasIdentifier")) or "_" in name
     return code is not None and code.co_argcount == 1 and not hidden
-
-
-def _text(raw: bytes | None) -> str:
-    return (raw or b"").decode("utf-8", errors="replace")
 
 
 @cache
