@@ -446,6 +446,11 @@ def _with_record(
         raise AdapterError(f"{path}: a field is missing or malformed")
     named = config.from_peft({"peft_type": config.peft_type, **record[settings_field(config)]}, str(path))
     method = method_of(config)
+    if method is PISSA:
+        raise AdapterError(
+            f"{path}: the settings say init_lora_weights={cast(LoraConfig, config).init_lora_weights!r}, where what "
+            "PiSSA learned is saved as LoRA: they are altered, copy the adapter again"
+        )
     points = named_modules(method, tensors)
     if method.decisive(named, points) != method.decisive(config, points):
         raise AdapterError(f"{path}: disagrees with {CONFIG_FILE} on what the adapter computes, as on rank or alpha")

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgelora import LoraConfig, TrainingConfig
-from edgelora.adapter import new_adapter, read_adapter, to_files, write_adapter
+from edgelora.adapter import CONFIG_FILE, RECORD_FILE, new_adapter, read_adapter, to_files, write_adapter
 from edgelora.errors import AdapterError, ConfigError
 from edgelora.manifest import InsertionPoint
 from edgelora.methods import PISSA, Tensors
@@ -180,6 +180,18 @@ def test_pefts_own_is_imported(world: World, tmp_path: Path, capsys: pytest.Capt
     assert status == 0, err
     with pytest.raises(AdapterError, match=r"init_lora_weights='pissa' has changed the base .* give base=bundle"):
         read_adapter(tmp_path / "peft", world.features.bundle.manifest, accept_base=True)
+
+
+def test_files_with_a_record_that_are_still_pissas_are_refused(world: World, tmp_path: Path):
+    """What is written is LoRA: such files are altered, and the beginning is not in them."""
+    write_adapter(world.adapter(LoraConfig(target_modules=WHOLE, r=2)), tmp_path)
+    read_adapter(tmp_path)
+    for name in (CONFIG_FILE, RECORD_FILE):
+        body = json.loads((tmp_path / name).read_text())
+        (body if name == CONFIG_FILE else body["lora"])["init_lora_weights"] = "pissa"
+        (tmp_path / name).write_text(json.dumps(body))
+    with pytest.raises(AdapterError, match=rf"{RECORD_FILE}: .*init_lora_weights='pissa'.* LoRA"):
+        read_adapter(tmp_path)
 
 
 def test_what_it_cannot_be_is_refused(world: World):
