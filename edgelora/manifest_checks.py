@@ -92,6 +92,9 @@ def _task_problems(manifest: Manifest) -> Iterator[str]:
         yield f"the task {manifest.task} needs the output {needed!r}"
     if not manifest.inputs or not all(spec.shape for spec in manifest.inputs):
         yield "an input without a batch dimension, or none"
+    longest = manifest.preprocessing.get("max_length", 1)
+    if not isinstance(longest, int) or isinstance(longest, bool) or longest < 1:
+        yield f"preprocessing.max_length must be a whole number from 1, not {longest!r}"
     if manifest.preprocessing.get("kind") == "text":
         for spec in manifest.inputs:
             if spec.name in _TEXT_INPUTS and (len(spec.shape) != 2 or not spec.dtype.startswith("int")):

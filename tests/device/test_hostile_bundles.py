@@ -34,6 +34,10 @@ NONSENSE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no loss": lambda b: [graph.update(outputs=[]) for graph in b["training"]],
     "no logits": lambda b: b["outputs"][0].update(name="x"),
     "head": lambda b: b["head"].update(features=0),
+    **{
+        f"length {length!r}": lambda b, length=length: b.update(preprocessing={"kind": "arrays", "max_length": length})
+        for length in ("x", None, float("inf"), 4.5, True, 0)
+    },
 }
 OTHER: dict[str, Callable[[dict[str, Any]], Any]] = {
     "other features": lambda b: b["points"][0].update(in_features=33),
