@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from edgelora.bundle import Bundle
 from edgelora.errors import ConfigError
 from edgelora.files import write_atomic
-from edgelora.manifest import GatheredTable, MemoryTable
+from edgelora.manifest import MEASURED_SIZE, GatheredTable, MemoryTable
 from edgelora.mapped_pages import can_give_back
 from edgelora.memory import resident_memory, trim_heap
 from edgelora.memory_moments import ARENA, Kept, Moment, kept_of, moment_of, moments_after
+from edgelora.methods.prompt import PromptTuningConfig
 from edgelora.objectives import Feeds, Objective, OwnLoss
 from edgelora.prefix_cache import CHUNK
 from edgelora.trainer import Trainer, length_sorted_batches
@@ -182,7 +183,7 @@ def _moments(
 
     def part(objective: Objective) -> tuple[dict[str, int], int]:
         longest = _longest(objective, size)
-        return _sizes(trainer.bundle, longest), sum(x.nbytes for x in longest.values())
+        return _sizes_at_most(trainer, longest), sum(x.nbytes for x in longest.values())
 
     sizes, fed = part(trainer.objective)
     other = part(validation) if validation is not None else None
@@ -279,7 +280,7 @@ def _measure_resident(trainer: Trainer, tables: Mapping[str, MemoryTable]) -> in
             "micro_batch_size and low_memory yourself"
         )
     ran = [next(iter(tables)), *([] if trainer.prefix is None else [trainer.prefix.file])]
-    sizes = _sizes(bundle, trainer.objective.inputs(shortest))
+    sizes = _sizes_at_least(trainer, trainer.objective.inputs(shortest))
     return resident - round(ARENA * sum(tables[name].peak(sizes) for name in ran))
 
 
@@ -307,6 +308,38 @@ def _sizes(bundle: Bundle, feeds: Mapping[str, NDArray[Any]]) -> dict[str, int]:
         for dimension, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
         if isinstance(dimension, str)
     }
+
+
+def _sizes_at_most(trainer: Trainer, feeds: Feeds) -> dict[str, int]:
+    """Sizes at which the tables tell no less than a run with the adapter's virtual tokens holds.
+
+    Those of a prompt lengthen the text. Of a prefix only attention sees them, which a longer text outweighs.
+    """
+    more = _further_tokens(trainer)
+    return _lengthened(trainer, feeds, more if _is_prompt(trainer) else max(more, 0))
+
+
+def _sizes_at_least(trainer: Trainer, feeds: Feeds) -> dict[str, int]:
+    """Sizes at which the tables tell no more than that."""
+    more = _further_tokens(trainer)
+    return _lengthened(trainer, feeds, more if _is_prompt(trainer) else min(more, 0))
+
+
+def _further_tokens(trainer: Trainer) -> int:
+    """The adapter's virtual tokens beyond those that the tables were measured with."""
+    count = trainer.adapter.config.virtual_tokens
+    return count - MEASURED_SIZE if count else 0
+
+
+def _is_prompt(trainer: Trainer) -> bool:
+    return isinstance(trainer.adapter.config, PromptTuningConfig)
+
+
+def _lengthened(trainer: Trainer, feeds: Feeds, more: int) -> dict[str, int]:
+    """The sizes with so many tokens more in every sample."""
+    batch = trainer.bundle.manifest.inputs[0].shape[0]
+    sizes = _sizes(trainer.bundle, feeds)
+    return {name: size if name == batch else max(size + more, 1) for name, size in sizes.items()}
 
 
 def _work(trainer: Trainer, size: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from edgelora.adapter import new_adapter
@@ -21,12 +22,15 @@ from edgelora.manifest import Budget, Manifest, MemoryTable
 from edgelora.mapped_pages import added
 from edgelora.memory import parse_size
 from edgelora.memory_forecast import forecast
+from edgelora.memory_moments import ARENA
 from edgelora.memory_plan import LAYOUT_FILE, MemoryPlan, candidate_plans, plan_memory
+from edgelora.methods import PrefixTuningConfig, PromptTuningConfig
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for
 from edgelora.trainer import Trainer
 from edgelora.training import default_budget, train
 from edgelora.training_config import TrainingConfig
+from edgelora_tools import memory_table
 from tests.convert.bundles import to_bundle
 from tests.convert.networks import Net, perceptron
 from tests.device.tiny import MAX_LENGTH, commands, start_python, write_bundle
@@ -297,6 +301,34 @@ def test_smaller_parts_and_no_packing_hold_less(open_model):
     assert results[1] < results[2] < results[4] < results[8]
     assert all((plan.packed > 0) == plan.prepacked for plan in plans)
     assert all(plan.predicted == plan.resident + plan.packed + plan.results + plan.pages for plan in plans)
+
+
+@pytest.fixture(scope="module")
+def virtual_bundle(base: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("virtual") / "b.edgelora"
+    return write_bundle(base, "sequence-classification", path, methods=("prompt", "prefix"))
+
+
+@LINUX
+@pytest.mark.parametrize(("config", "most"), [(PromptTuningConfig, 1.1), (PrefixTuningConfig, 4.0)])
+@pytest.mark.parametrize("count", [2, 45])
+def test_virtual_tokens_are_counted(
+    virtual_bundle: Path, config: type[PromptTuningConfig | PrefixTuningConfig], most: float, count: int
+):
+    """Of a prompt nearly exactly, of a prefix no less than what ONNX Runtime's profile says of this very run."""
+    model = Model.open(virtual_bundle, virtual_bundle.with_name("store"))
+    bundle, labels = model.bundle, tuple(dict.fromkeys(s.label for s in SAMPLES))
+    adapter = new_adapter(bundle.manifest, config(num_virtual_tokens=count), labels)
+    objective = objective_for(model, SAMPLES, labels, TrainingConfig())
+    trainer = Trainer(bundle, adapter, objective, TrainingConfig(batch_size=8))
+    plan = max(candidate_plans(trainer, None, 1), key=lambda plan: plan.part_size)
+    longest = objective.inputs(np.argsort(objective.lengths(), kind="stable")[-8:])
+    graph = ir.load(bundle.path / plan.file)
+    sizes = {name: count for name in memory_table._dimensions(graph) if name.endswith("virtual_tokens")}
+    sizes |= dict(zip(map(str, bundle.manifest.inputs[0].shape), longest["input_ids"].shape, strict=True))
+    (run,) = memory_table._profile(bundle.path / plan.file, graph, [sizes], prepack=True)
+    held = max(run.in_use.values()) * ARENA + sum(x.nbytes for x in longest.values())
+    assert 0.98 < plan.results / held < most
 
 
 @LINUX

@@ -23,12 +23,11 @@ import onnxruntime as ort
 from edgelora.byte_products import keep_exact
 from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConfigError
-from edgelora.manifest import GatheredTable, MemoryTable, MemoryTerm
+from edgelora.manifest import MEASURED_SIZE, GatheredTable, MemoryTable, MemoryTerm
 from edgelora_tools.measure_shapes import Sizes
 from edgelora_tools.passes.rows import MASK
 from edgelora_tools.runner import sample_inputs
 
-_RANK = 8  # of every size that no model input has: ranks and classes
 _MOST_RUNS, _MOST_CELLS = 16, 1 << 22
 _GRID = (1, 4, 16, 64, 256)
 _PRODUCTS = {"MatMul", "Gemm", "Conv", "MatMulNBits"}
@@ -111,7 +110,7 @@ def _profile(path: Path, model: ir.Model, points: Sequence[Sizes], prepack: bool
 
 def _feeds(model: ir.Model, point: Sizes) -> dict[str, np.ndarray]:
     """Inputs at these sizes, without padding; sizes that are computed from others, as masks have them, follow."""
-    sizes = dict.fromkeys(_dimensions(model), _RANK) | point
+    sizes = dict.fromkeys(_dimensions(model), MEASURED_SIZE) | point
     for dimension in sizes:
         with contextlib.suppress(ConfigError):
             sizes[dimension] = evaluate_dimension(dimension, point)
