@@ -89,12 +89,13 @@ class Operator:
 
 @dataclass(frozen=True)
 class Graph:
-    """The main subgraph."""
+    """The main subgraph of a file of `size` bytes."""
 
     tensors: tuple[Tensor, ...]
     operators: tuple[Operator, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    size: int
 
 
 def read_model(content: bytes, where: str) -> Graph:
@@ -135,7 +136,7 @@ class _Reader:
         inputs, outputs = (self._indices(v, 0, count) for v in (main.InputsAsNumpy(), main.OutputsAsNumpy()))
         if not inputs or not outputs:
             raise ConversionError("the graph has no inputs or no outputs")
-        return Graph(tensors, tuple(operators), inputs, outputs)
+        return Graph(tensors, tuple(operators), inputs, outputs, len(self.content))
 
     def _many(self, count: int) -> int:
         self.left -= count

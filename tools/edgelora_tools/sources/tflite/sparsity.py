@@ -29,6 +29,8 @@ def dense(tensor: Tensor) -> np.ndarray:
     try:
         if sorted(sparsity.order) != list(range(len(axes))) or len(sparsity.axes) != len(axes) or rank == 0:
             raise ValueError("the order of its axes")
+        if any(not 0 <= axis < rank for axis in blocks):
+            raise ValueError("the axis of a block")
         for position, axis in enumerate(sparsity.order):
             if axis >= rank:
                 told = sparsity.axes[position]
@@ -40,8 +42,9 @@ def dense(tensor: Tensor) -> np.ndarray:
             if size % block:
                 raise ValueError("a block")
             sizes[axis] = size // block
+        places = _places(sparsity.axes, sparsity.order, sizes, values.size)
         made = np.zeros(sizes, values.dtype)
-        made[_places(sparsity.axes, sparsity.order, sizes, values.size)] = values
+        made[places] = values
     except (ValueError, IndexError, TypeError) as error:
         raise ConversionError(f"tensor {tensor.name!r}: its sparse values do not fit its shape ({error})") from error
     order = [i for axis in range(rank) for i in (axis, *(rank + n for n, a in enumerate(blocks) if a == axis))]
@@ -54,7 +57,7 @@ def _places(axes, order: tuple[int, ...], sizes: list[int], count: int) -> tuple
     parents = 1
     for told, axis in zip(axes, order, strict=True):
         if isinstance(told, int):
-            if told != sizes[axis] or parents * told > count:
+            if told != sizes[axis] or not 1 <= parents * told <= count:
                 raise ValueError("a dense axis")
             index, times = np.tile(np.arange(told), parents), np.full(parents, told)
         else:

@@ -9,6 +9,8 @@ int64 throughout, as ONNX has its shapes.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +21,7 @@ from edgelora.errors import ConversionError
 from edgelora_tools.sources.tflite.model import Graph, Quantization, Tensor
 
 TO_FIRST, TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
+_TIMES, _FLOOR = 64, 1 << 26  # sparse half precision, nine of ten zero, grows 40 times until it is a kernel in float32
 _AS_IN_ONNX = {np.dtype(np.int32): np.int64, np.dtype(np.float16): np.float32, np.dtype(np.float64): np.float32}
 
 
@@ -36,6 +39,7 @@ class Translation:
     def __init__(self, graph: Graph, op: OpBuilder, batch: str | None) -> None:
         self.graph, self.op, self.batch = graph, op, batch
         self.constants: dict[int, np.ndarray] = {}
+        self._left = _TIMES * graph.size + _FLOOR
         self._held: dict[int, Held] = {}
         self._turned: dict[int, ir.Value] = {}
         self._frozen: dict[tuple[int, str], ir.Value] = {}
@@ -94,15 +98,29 @@ class Translation:
             if found.scale.size != 1 and found.axis != axis:
                 raise ConversionError(f"weight {tensor.name!r} has scales along the axis {found.axis}, not {axis}")
             codes = np.ascontiguousarray(tensor.data if perm is None else tensor.data.transpose(perm))
-            q = self.op.builder.initializer(ir.tensor(codes, name=unique), qualify=False)
+            q = self.initializer(codes, unique)
             place = axis if perm is None else perm.index(axis)
             made = self._decode(q, found, tensor.dtype, place - codes.ndim)
             made.shape, made.dtype = ir.Shape(codes.shape), ir.DataType.FLOAT
         else:
             real = np.ascontiguousarray(array if perm is None else array.transpose(perm))
-            made = self.op.builder.initializer(ir.tensor(real, name=unique), qualify=False)
+            made = self.initializer(real, unique)
         self._frozen[index, name] = made
         return made
+
+    def initializer(self, array: np.ndarray, name: str) -> ir.Value:
+        """A constant of the ONNX graph.
+
+        Raises:
+            ConversionError: the constants of the translation outgrow the file.
+        """
+        self._spend(array.nbytes)
+        return self.op.builder.initializer(ir.tensor(array, name=name), qualify=False)
+
+    def _spend(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise ConversionError(f"its constants would be {_TIMES} times as large as the file: it is damaged")
 
     def _free(self, name: str) -> str:
         stem, dot, end = name.rpartition(".")
@@ -122,7 +140,7 @@ class Translation:
         """The tensor in TFLite's layout."""
         array = None if index in self._held else self.constant(index)
         if array is not None:
-            return self.op.builder.initializer(ir.tensor(array, name=self._free(f"constant.{index}")), qualify=False)
+            return self.initializer(array, self._free(f"constant.{index}"))
         held = self._find(index)
         return self._transposed(index, held.value, TO_LAST) if held.first else held.value
 
@@ -163,11 +181,16 @@ class Translation:
             rounds = not tensor.quantization.same_as(self.tensor(moved).quantization)
         self._held[index] = Held(self.rounded(value, tensor) if rounds else value, first)
 
-    def put_constant(self, index: int, array: np.ndarray) -> None:
-        """`array` is the tensor `index`, which the file computes from constants alone."""
-        if array.shape != self.tensor(index).shape:
-            raise ConversionError(f"tensor {self.tensor(index).name!r} is {list(array.shape)}, not what the file says")
-        self.constants[index] = array
+    def put_constant(self, index: int, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> None:
+        """What `make` makes, float32 of `shape`, is the tensor `index`, which the file computes from constants alone.
+
+        Raises:
+            ConversionError: the file tells another shape, or the constants of the translation outgrow it.
+        """
+        if shape != self.tensor(index).shape:
+            raise ConversionError(f"tensor {self.tensor(index).name!r} is {list(shape)}, not what the file says")
+        self._spend(math.prod(shape) * np.dtype(np.float32).itemsize)
+        self.constants[index] = make()
 
     def _compare(self, tensor: Tensor, value: ir.Value, first: bool) -> None:
         if value.shape is None or not value.shape.is_static() or self.batch is not None:

@@ -61,7 +61,7 @@ def prelu(state: Translation, node: Operator) -> None:
     first = state.is_first(x) and slope.ndim <= 3
     if first:
         slope = slope.reshape([1] * (3 - slope.ndim) + list(slope.shape)).transpose(2, 0, 1)
-    kept = state.op.builder.initializer(ir.tensor(np.ascontiguousarray(slope), name=f"slope.{alpha}.{first}"))
+    kept = state.initializer(np.ascontiguousarray(slope), f"slope.{alpha}.{first}")
     state.put(node.outputs[0], state.op.PRelu(state.first(x) if first else state.last(x), kept), first)
 
 

@@ -16,7 +16,7 @@ def dequantize(state: Translation, node: Operator) -> None:
     x, y = node.inputs[0], node.outputs[0]
     known = state.constant(x)
     if known is not None and not state.tensor(y).holds_codes:
-        state.put_constant(y, known.astype(np.float32))
+        state.put_constant(y, known.shape, lambda: known.astype(np.float32, copy=False))
         return
     first = state.is_first(x)
     state.put(y, state.first(x) if first else state.last(x), first)
@@ -28,4 +28,4 @@ def densify(state: Translation, node: Operator) -> None:
     x = state.tensor(node.inputs[0])
     if x.data is None or x.sparsity is None or x.holds_codes:
         raise uncovered(node, "of what is no sparse constant of real numbers")
-    state.put_constant(node.outputs[0], dense(x).astype(np.float32))
+    state.put_constant(node.outputs[0], x.shape, lambda: dense(x).astype(np.float32, copy=False))

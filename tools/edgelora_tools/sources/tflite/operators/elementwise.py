@@ -52,4 +52,4 @@ def _constant_first(state: Translation, index: int, array: np.ndarray) -> ir.Val
     if array.ndim:
         array = array.reshape([1] * (4 - array.ndim) + list(array.shape)).transpose(0, 3, 1, 2)
     name = f"constant.{index}.first.{len(state.op.builder.graph.initializers)}"
-    return state.op.builder.initializer(ir.tensor(np.ascontiguousarray(array), name=name))
+    return state.initializer(np.ascontiguousarray(array), name)
