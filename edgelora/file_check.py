@@ -28,11 +28,11 @@ class FileCheck:
         self._folder, self._files = folder, files
         sizes = {name: _problem_of_size(folder, name, entry) for name, entry in files.items()}
         read = [name for name, problem in sizes.items() if contents and problem is None]
-        large = [name for name in read if files[name].size > LARGE]
-        self._late: dict[str, str | None] = {name: f"{name} could not be read to its end" for name in large}
-        self._thread = threading.Thread(target=lambda: self._late.update(self._read(large)), daemon=True)
+        self._large = [name for name in read if files[name].size > LARGE]
+        self._late: dict[str, str | None] = {}
+        self._thread = threading.Thread(target=self._read_large, daemon=True)
         self._thread.start()
-        self._at_once = sizes | self._read([name for name in read if name not in large])
+        self._at_once = sizes | self._read([name for name in read if name not in self._large])
         if any(self._at_once.values()):
             self.wait()
 
@@ -43,11 +43,16 @@ class FileCheck:
             BundleError: some are not; it names them all.
         """
         self._thread.join()
+        if len(self._late) < len(self._large):  # a fork has no thread of its parent's: nothing has read to the end
+            self._read_large()
         problems = [f"  {problem}" for problem in (self._at_once | self._late).values() if problem is not None]
         if problems:
             raise BundleError(
                 "\n".join([f"{self._folder}: damaged", *problems, "copy the bundle again or convert the model again"])
             )
+
+    def _read_large(self) -> None:
+        self._late.update(self._read(self._large))
 
     def _read(self, names: list[str]) -> dict[str, str | None]:
         return {name: _problem_of_content(self._folder / name, self._files[name]) for name in names}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgelora import Bundle, BundleError, LoraConfig, Model, TrainingConfig, check, train
+from edgelora import Bundle, BundleError, LoraConfig, Model, TrainingConfig, check, file_check, train
 from edgelora.adapter import new_adapter, write_adapter
 from edgelora.data import TextSample
 from edgelora.file_check import LARGE
+from edgelora.manifest import FileEntry
 from edgelora.training_state import STATE_FILE
 from tests.device import tiny
 from tests.device.test_cli import Command
@@ -125,6 +128,35 @@ def test_a_weights_file_that_cannot_be_loaded_is_told_as_altered(large: Path):
     (large / WEIGHTS).write_bytes(bytes((large / WEIGHTS).stat().st_size))
     with pytest.raises(BundleError, match=ALTERED):
         Bundle.open(large).graph("train-cross-entropy.onnx")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("altered", [False, True])
+def test_a_forked_process_compares_for_itself(large: Path, monkeypatch: pytest.MonkeyPatch, altered: bool):
+    """The thread that reads is not in the child, and had not come to its end."""
+    if altered:
+        flip(large / WEIGHTS, -1)
+    forked, read = threading.Event(), file_check._problem_of_content
+
+    def late(path: Path, entry: FileEntry) -> str | None:
+        if threading.current_thread() is not threading.main_thread():
+            forked.wait()
+        return read(path, entry)
+
+    monkeypatch.setattr(file_check, "_problem_of_content", late)
+    bundle = Bundle.open(large)
+    child = os.fork()
+    if not child:
+        status = 2
+        try:
+            bundle.verified()
+            status = 0
+        except BundleError as error:
+            status = 1 if re.search(ALTERED, str(error)) else 2
+        finally:
+            os._exit(status)
+    forked.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == altered
 
 
 def test_without_verification_only_sizes_are_compared(large: Path):
