@@ -18,7 +18,7 @@ from edgelora.files import write_atomic
 from edgelora.gradient_checks import PointVerdict, check_head, check_point
 from edgelora.graph_checks import GraphVerdict, check_graph, check_method, check_mixed, check_prefix, check_recomputed
 from edgelora.manifest import Manifest
-from edgelora.parity import PARITY_TOLERANCE, parity_error, parity_samples
+from edgelora.parity import parity_error, parity_samples, parity_tolerance
 from edgelora.probes import Feeds
 from edgelora.quantization import QuantizedVerdict, check_quantization
 from edgelora.session import ENGINE_VERSION
@@ -87,8 +87,7 @@ def check(
     for prefix in manifest.prefixes:
         progress(prefix.file)
         graphs += check_prefix(bundle, prefix, inputs, rng)
-    tolerance = PARITY_TOLERANCE[manifest.source.get("precision", "float32")]
-    passed = parity <= tolerance and all(v.passed for v in (*points, *graphs, *quantized))
+    passed = parity <= parity_tolerance(manifest) and all(v.passed for v in (*points, *graphs, *quantized))
     return Verdict(passed, parity, len(samples), tuple(points), tuple(graphs), ENGINE_VERSION, quantized)
 
 

@@ -20,6 +20,13 @@ PARITY_FILE = "parity.safetensors"
 PARITY_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 1e-1, "int4": 2e-1}
 
 
+def parity_tolerance(manifest: Manifest) -> float:
+    """How far from its source a bundle may be, relative to the largest value: by the coarser arithmetic of the two."""
+    source = manifest.source
+    ours = PARITY_TOLERANCE[source.get("precision", "float32")]
+    return max(ours, PARITY_TOLERANCE[source.get("source_precision", "float32")])
+
+
 def parity_samples(bundle: Bundle) -> list[tuple[Feeds, Feeds]]:
     """Inputs and the source's outputs for them, recorded at conversion."""
     path = bundle.path / PARITY_FILE

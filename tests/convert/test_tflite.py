@@ -16,6 +16,8 @@ from edgelora.adapter import absent_adapter
 from edgelora.bundle import Bundle
 from edgelora.check import check
 from edgelora.errors import ConversionError
+from edgelora.gradient_checks import rounds_activations
+from edgelora.parity import PARITY_TOLERANCE, parity_tolerance
 from edgelora.probes import random_pair
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.measure_shapes import batch_name
@@ -135,6 +137,20 @@ def test_resnet_has_right_gradients_and_trains(name, tiny, tmp_path):
     assert verdict.passed, verdict
     first, last = trained(bundle)
     assert last < 0.9 * first
+
+
+def test_weights_alone_in_int8_are_computed_in_float32(tiny, tmp_path):
+    """The interpreter rounds activations there and the bundle does not: parity alone is loose."""
+    options = ConvertOptions(task="feature-extraction", target_modules=("functional_1.dense",))
+    convert(open_source(str(tiny / "kws_ref_model_float32.tflite")), tmp_path / "out.edgelora", options)
+    bundle = Bundle.open(tmp_path / "out.edgelora")
+    assert bundle.manifest.source["precision"] == "float32"
+    assert not rounds_activations(bundle)
+    assert parity_tolerance(bundle.manifest) == PARITY_TOLERANCE["int8"]
+    verdict = check(bundle)
+    assert verdict.passed, verdict
+    assert PARITY_TOLERANCE["float32"] < verdict.parity
+    assert max(p.error for p in verdict.points) < 1e-2
 
 
 def trained(bundle: Bundle) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from edgelora.bundle import Bundle
 from edgelora.errors import EdgeLoraError
 from edgelora.gradient_checks import check_point
 from edgelora.manifest import InsertionPoint
-from edgelora.parity import PARITY_TOLERANCE, parity_error, parity_samples
+from edgelora.parity import parity_error, parity_samples, parity_tolerance
 from edgelora.session import SessionSettings
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.runner import sample_inputs
@@ -105,7 +105,7 @@ def _certify(found: Certificate, path: Path) -> Certificate:
     lost = tuple(f"{p.id}: {p.blocked_by}" for p in manifest.lost)
     parity = max(parity_error(bundle, inputs, outputs, rng) for inputs, outputs in samples)
     found = replace(found, points=len(manifest.points), trained=len(trained), lost=lost, parity=parity)
-    if parity > PARITY_TOLERANCE[manifest.source.get("precision", "float32")]:
+    if parity > parity_tolerance(manifest):
         return replace(found, verdict=WRONG, reason=f"differs from its source by {parity:.1e} of the largest value")
     if not trained:
         return replace(found, verdict=REFUSED, reason=_why_lost(found))

@@ -51,7 +51,7 @@ def graph_source(path: Path, graph: Graph, tokenizer: Path | None = None) -> Sou
     files, facts = tokenizer_files(tokenizer, required=True) if tokenizer is not None else ({}, {})
     known: dict[str, Any] = dict(facts)
     if _computes_in_codes(graph):
-        known["precision"] = "int8"
+        known["source_precision"] = "int8"
     return Source("tflite", path.stem, model, lambda feeds: run_interpreter(path, graph, feeds), files, known)
 
 
