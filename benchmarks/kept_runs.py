@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,10 @@ class KeptRuns:
             raise BenchmarkError(f"{path}: holds runs under other settings ({told}); name another file, or delete it")
         return runs
 
-    def get(self, key: str, measure: Callable[[], Run]) -> Run:
-        """The run of this key, measured if it is not there."""
-        if key not in self.runs:
+    def get(self, key: str, measure: Callable[[], Run], needed: Sequence[str] = ()) -> Run:
+        """The run of this key, measured if it is not there, or has not all that is `needed` of it."""
+        known = self.runs.get(key)
+        if known is None or any(known.get(name) is None for name in needed):
             self.runs[key] = measure()
             if self.path is not None:
                 write_atomic(self.path, self.to_bytes())

@@ -181,13 +181,14 @@ def run(options: MethodsOptions, progress: Callable[[str], None]) -> dict[str, A
 
 def _run_seed(seed: Seed, names: Sequence[str], kept: KeptRuns) -> None:
     """Ours, the methods in turn, rate after rate; then PEFT, at the rate that is best for ours."""
+    needed = ("held_out_accuracy",) if seed.options.rates > 1 else ()
     for turn in range(seed.options.rates):
         for name in names if turn % 2 == 0 else reversed(names):
             rate = METHODS[name].rates[turn % len(METHODS[name].rates)]
             known = [run for run in kept.runs.values() if run["method"] == name and run.get("held_out_accuracy")]
             if seed.options.rates == 1 and known:
                 rate = best_rate(known, name)
-            kept.get(f"{name} {OURS} {seed.number} {rate:g}", partial(seed.ours, name, rate))
+            kept.get(f"{name} {OURS} {seed.number} {rate:g}", partial(seed.ours, name, rate), needed)
     for name in names:
         if METHODS[name].peft and seed.options.peft:
             rate = best_rate(list(kept.runs.values()), name)

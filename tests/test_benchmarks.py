@@ -21,7 +21,19 @@ import pytest
 pytest.importorskip("peft", reason="PEFT is not installed")
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 
-from benchmarks import clinc, conversion, duration, figures, gemm, methods_report, report, speed, speed_report, stages
+from benchmarks import (
+    clinc,
+    conversion,
+    duration,
+    figures,
+    gemm,
+    methods,
+    methods_report,
+    report,
+    speed,
+    speed_report,
+    stages,
+)
 from benchmarks.job import Job, Settings, Texts
 from benchmarks.kept_runs import KeptRuns
 from benchmarks.limited import run_limited
@@ -259,6 +271,33 @@ def test_the_rate_is_that_which_held_out_best() -> None:
     row, theirs = methods_report.rows(runs)
     assert (theirs["learning_rate"], theirs["seeds"]) == (2.0, [2])
     assert (row["learning_rate"], row["seeds"], row["test_accuracy"]) == (2.0, [0, 1], pytest.approx(0.25))
+
+
+class Untrained(methods.Seed):
+    """A seed whose runs are not measured: which are asked for is what matters."""
+
+    def ours(self, name: str, rate: float) -> dict[str, Any]:
+        self.progress(f"{name} {rate:g}")
+        run = _method_run(name, self.number, rate, rate)
+        return run if self.options.rates > 1 else run | {"held_out_accuracy": None}
+
+
+def test_rates_that_are_tried_later_are_compared_to_what_was_kept(tmp_path: Path) -> None:
+    """A run of one rate alone is not held out; to try rates it runs again, and is there to be chosen."""
+
+    def asked(rates: int) -> list[str]:
+        said: list[str] = []
+        options = methods.MethodsOptions(rates=rates, peft=False)
+        nothing = clinc.Utterances((), ())
+        seed = Untrained(0, options, tmp_path, tmp_path, (), nothing, nothing, said.append)
+        methods._run_seed(seed, ["lora"], KeptRuns({}, tmp_path / "runs.json"))
+        return said
+
+    assert asked(1) == ["lora 0.005"] and asked(1) == []
+    assert asked(3) == ["lora 0.005", "lora 0.002", "lora 0.01"] and asked(3) == []
+    runs = KeptRuns({}, tmp_path / "runs.json").runs
+    assert len(runs) == 3 and all(run["held_out_accuracy"] is not None for run in runs.values())
+    assert asked(1) == []
 
 
 def _method_run(name: str, seed: int, rate: float, held_out: float) -> dict[str, Any]:
