@@ -141,7 +141,7 @@ class Adapter:
                 f"this bundle's is {manifest.base_digest[:12]}…): open the bundle that it belongs to"
             )
         if manifest.graph_set(self.method.graphs) is None:
-            raise AdapterError(no_graphs(self.config.peft_type, self.method))
+            raise AdapterError(no_graphs(self.method))
         joined = self.joined(manifest)
         try:
             problems = [
@@ -247,7 +247,7 @@ def new_adapter(
         raise ConfigError("; ".join(problems))
     method = method_of(config)
     if manifest.graph_set(method.graphs) is None:
-        raise ConfigError(no_graphs(config.peft_type, method))
+        raise ConfigError(no_graphs(method))
     points = select_points(manifest.points_in(method.graphs), config)
     if problems := [*method.problems(config, {}, points), *_length_problems(manifest, config, points)]:
         raise ConfigError("\n".join(problems))

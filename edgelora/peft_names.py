@@ -39,7 +39,7 @@ def placed(
         AdapterError: the bundle has no graphs for the method; see `match_paths`.
     """
     if manifest.graph_set(method.graphs) is None:
-        raise AdapterError(no_graphs(config.peft_type, method))
+        raise AdapterError(no_graphs(method))
     paths = match_paths(_modules(method, tensors), [point.id for point in manifest.points_in(method.graphs)])
     named = _with_names(method, tensors, paths)
     if any(old != new for old, new in paths.items()):

@@ -22,6 +22,7 @@ from edgelora.dimensions import evaluate_dimension
 from edgelora.dropout import dropout_masks
 from edgelora.errors import ConfigError, DataError, TrainingError
 from edgelora.manifest import BIAS_OP, LORA_GRAPHS, Manifest, Prefix, TrainingGraph
+from edgelora.methods import no_prefix
 from edgelora.methods.lora_fa import project
 from edgelora.objectives import Array, Feeds, Floats, Objective, OwnLoss, Regression
 from edgelora.optimizers import SGD, AdamW, Optimizer, clip_by_global_norm
@@ -183,9 +184,7 @@ class Trainer:
 
     def _check_prefix(self, prefix: Prefix) -> None:
         if self._graphs != LORA_GRAPHS:
-            raise ConfigError(
-                f"a prefix has no graphs for {self.adapter.config.peft_type} adapters: leave train_last out"
-            )
+            raise ConfigError(no_prefix(self.adapter.method))
         outside = [p for p in self.adapter.points if p not in prefix.points]
         if outside:
             raise ConfigError(

@@ -17,10 +17,10 @@ from edgelora.data import Sample, digest, labels_of
 from edgelora.errors import AdapterError, ConfigError
 from edgelora.files import remove_tree
 from edgelora.gate import Gate, Verdict, judge
-from edgelora.manifest import BIAS_OP, Manifest, Prefix
+from edgelora.manifest import BIAS_OP, LORA_GRAPHS, Manifest, Prefix
 from edgelora.memory import resident_memory
 from edgelora.memory_plan import MemoryPlan, follow, plan_memory, read_layout, write_layout
-from edgelora.methods import UNKNOWN, BaseValues, method_of
+from edgelora.methods import UNKNOWN, BaseValues, method_of, no_prefix
 from edgelora.prefix_cache import chosen_prefix
 from edgelora.runtime import Model
 from edgelora.targets import select_points
@@ -277,9 +277,12 @@ def in_last_layers(manifest: Manifest, lora: AdapterConfig, prefix: Prefix) -> A
     """The settings, narrowed to the points behind the prefix: by PEFT's `layers_to_transform` where that says it.
 
     Raises:
-        ConfigError: none of the points that they name stands there.
+        ConfigError: none of the points that they name stands there, or the method has no graphs after a prefix.
     """
-    points = manifest.points_in(method_of(lora).graphs)
+    method = method_of(lora)
+    if method.graphs != LORA_GRAPHS:
+        raise ConfigError(no_prefix(method))
+    points = manifest.points_in(method.graphs)
     named = select_points(points, lora)
     kept = tuple(point for point in named if point.id in prefix.points)
     if len(kept) == len(named):

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgelora.config import AdapterConfig, LoraConfig
 from edgelora.errors import AdapterError
-from edgelora.methods.base import UNKNOWN, BaseValues, Floats, Method, Shape, Tensors, no_graphs, split_name
+from edgelora.methods.base import UNKNOWN, BaseValues, Floats, Method, Shape, Tensors, no_graphs, no_prefix, split_name
 from edgelora.methods.bitfit import BITFIT, BeftConfig
 from edgelora.methods.bottleneck import BOTTLENECK, BottleneckConfig
 from edgelora.methods.dora import DORA
@@ -92,5 +92,6 @@ __all__ = [
     "config_from_peft",
     "method_of",
     "no_graphs",
+    "no_prefix",
     "split_name",
 ]

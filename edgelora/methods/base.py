@@ -116,9 +116,14 @@ def split_name(name: str) -> tuple[str, str]:
     return point, suffix
 
 
-def no_graphs(kind: str, method: Method) -> str:
-    """What to do about a bundle in which adapters of a method (`kind`) cannot run."""
-    return f"the bundle has no graphs for {kind} adapters: convert with --methods {method.graphs}"
+def no_graphs(method: Method) -> str:
+    """What to do about a bundle in which adapters of a method cannot run."""
+    return f"the bundle has no graphs for {method.graphs} adapters: convert with --methods {method.graphs}"
+
+
+def no_prefix(method: Method) -> str:
+    """What to do about adapters of a method whose graphs do not go on from a prefix."""
+    return f"a prefix has no graphs for {method.graphs} adapters: leave train_last out"
 
 
 def linear_only(kind: str, points: Sequence[InsertionPoint]) -> list[str]:

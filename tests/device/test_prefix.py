@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgelora import LoraConfig, TrainingConfig, train
+from edgelora import LNTuningConfig, LoraConfig, PromptTuningConfig, TrainingConfig, train
 from edgelora.adapter import new_adapter
+from edgelora.config import AdapterConfig
 from edgelora.data import PairSample, TextSample, TokenSample
 from edgelora.errors import ConfigError, StoreError
 from edgelora.prefix_cache import CacheSettings, PrefixCache
@@ -391,6 +392,18 @@ def test_refusals(model: Model, bundles: Callable[[str], Path], open_model: Call
     for setting in wrong:
         with pytest.raises(ConfigError, match=next(iter(setting))):
             TrainingConfig(**setting)
+
+
+def test_methods_that_a_prefix_has_no_graphs_for_are_named(base: Any, tmp_path: Path):
+    methods: dict[str, AdapterConfig] = {
+        "prompt": PromptTuningConfig(num_virtual_tokens=2),
+        "layer-norm": LNTuningConfig(),
+        "dora": LoraConfig(use_dora=True),
+    }
+    path = tiny.write_bundle(base, CLASSIFICATION, tmp_path / "b.edgelora", train_last=(1,), methods=tuple(methods))
+    for name, asked in methods.items():
+        with pytest.raises(ConfigError, match=f"a prefix has no graphs for {name} adapters: leave train_last out"):
+            train(Model.open(path, tmp_path / "store"), "a", samples(), None, asked, settings())
 
 
 def test_samples_of_two_sizes_without_a_mask_are_refused(model: Model):

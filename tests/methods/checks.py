@@ -184,9 +184,13 @@ def another_base_is_refused(world: World, case: Case, folder: Path) -> None:
     with pytest.raises(AdapterError, match="another base"):
         world.features.outputs(list(TEXTS), replace(adapter, base_digest="ab" * 32))
     if adapter.method.graphs != "lora":
-        with pytest.raises(AdapterError, match=f"--methods {adapter.method.graphs}"):
+        with pytest.raises(
+            AdapterError, match=f"for {adapter.method.graphs} adapters: .*--methods {adapter.method.graphs}"
+        ):
             adapter.validate(replace(manifest, methods={}))
-        with pytest.raises(ConfigError, match=f"--methods {adapter.method.graphs}"):
+        with pytest.raises(
+            ConfigError, match=f"for {adapter.method.graphs} adapters: .*--methods {adapter.method.graphs}"
+        ):
             new_adapter(replace(manifest, methods={}), case.ours)
 
 
