@@ -41,6 +41,9 @@ def module(name: str, **more: Any) -> Any:
     elif name == "roberta":
         sizes = {**SMALL, "intermediate_size": 24, "max_position_embeddings": 34}
         model = transformers.RobertaModel(transformers.RobertaConfig(**sizes, **more), add_pooling_layer=False)
+    elif name == "albert":
+        sizes = {**SMALL, "num_hidden_layers": 3, "intermediate_size": 24, "embedding_size": 8}
+        model = transformers.AlbertModel(transformers.AlbertConfig(**sizes, **more), add_pooling_layer=False)
     else:
         sizes = {**SMALL, "intermediate_size": 24, "max_position_embeddings": 32}
         model = transformers.BertModel(transformers.BertConfig(**sizes, **more))
@@ -89,6 +92,20 @@ def test_other_models_compute_what_pefts_do(method: str, name: str, exporter: st
     assert np.abs(expected - base)[kept].max() > 1e-2
     np.testing.assert_allclose(got[kept], expected[kept], rtol=0, atol=1e-5)
     assert check(bundle).passed
+
+
+def test_a_layer_that_is_called_several_times_has_a_prefix_for_every_call(tmp_path: Path):
+    """One exporter says that all calls are of one module, the other counts them: the same places, the same outputs."""
+    made: list[np.ndarray] = []
+    for exporter in ("torchscript", "dynamo"):
+        bundle = to_bundle(module("albert"), tmp_path / exporter, ["hidden"], exporter, methods=("prefix",))
+        assert len({p.id for p in bundle.manifest.points_in("prefix")}) == 3
+        adapter = new_adapter(bundle.manifest, PrefixTuningConfig(num_virtual_tokens=4), rng=np.random.default_rng(0))
+        made.append(bundle.forward_in("prefix").run({**samples(), **bundle.feeds(adapter)})["hidden"])
+        off = bundle.forward.run({**samples(), **absent_adapter(bundle.manifest)})["hidden"]
+        assert np.abs(made[-1] - off).max() > 1e-2
+        assert check(bundle).passed
+    np.testing.assert_allclose(made[0], made[1], rtol=0, atol=1e-5)
 
 
 @BOTH

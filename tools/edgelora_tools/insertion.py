@@ -99,11 +99,7 @@ def _sites(model: ir.Model, weight_of: Callable[[ir.Node], ir.Value | None], tak
             calls.append(use)
     sites: list[Site] = []
     for path, weight, node, uses in found:
-        unique, n = path, 1
-        while unique in taken:
-            n += 1
-            unique = f"{path}_{n}"
-        taken.add(unique)
+        unique = numbered(path, taken)
         layer = _LAYER.match(unique + ".")
         point = _point(unique, node, weight, int(layer[1]) if layer else None)
         has_bias = uses[0].bias is not None and all(same_frozen(use.bias, uses[0].bias) for use in uses)
@@ -234,6 +230,16 @@ def module_path(node: ir.Node, weight: ir.Value, output: ir.Value) -> str:
         if value is not None and value.const_value is not None and str(value.name).endswith(".bias"):
             return str(value.name).removesuffix(".bias")
     return _dotted(node.name or name)
+
+
+def numbered(path: str, taken: set[str]) -> str:
+    """The path, with the first number from 2 that is free if it is taken; it is taken then."""
+    unique, n = path, 1
+    while unique in taken:
+        n += 1
+        unique = f"{path}_{n}"
+    taken.add(unique)
+    return unique
 
 
 def scope_of(node: ir.Node) -> str | None:

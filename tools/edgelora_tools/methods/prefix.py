@@ -17,7 +17,7 @@ from edgelora.manifest import ATTENTION_OP, AdapterInput, InsertionPoint
 from edgelora.methods.prefix import KEY, VALUE
 from edgelora_tools.attention import Attention, find_attentions, scaled
 from edgelora_tools.gradients.shapes import dims, shaped
-from edgelora_tools.insertion import Site, Use, scope_of
+from edgelora_tools.insertion import Site, Use, numbered, scope_of
 from edgelora_tools.methods.base import AdapterMethod, Placed
 from edgelora_tools.positions import position_tables
 
@@ -45,11 +45,13 @@ class Prefix:
             raise ConversionError(
                 f"prefix tuning moves every token's position, and the model has no table of them: {_LEAVE_OUT}"
             )
-        most, sites = min(table.positions for table in tables), []
+        most, sites = min(table.positions for table in tables), list[Site]()
+        taken: set[str] = set()
         for layer, one in enumerate(found):
             (y, *_) = one.node.outputs
             path = scope_of(one.node) or f"attention.{layer}"
-            point = InsertionPoint(path, ATTENTION_OP, most, one.heads * one.size, layer)
+            unique = numbered(path, taken)  # a layer may be called several times
+            point = InsertionPoint(unique, ATTENTION_OP, most, one.heads * one.size, layer)
             sites.append(Site(point, (Use(one.product, one.node, y),)))
         return sites
 
