@@ -340,10 +340,14 @@ class LoraConfig(AdapterConfig):
 
     @classmethod
     def from_peft(cls, body: Mapping[str, Any], where: str) -> Self:
-        """An initialisation that leaves the base as it is says nothing of the tensors that there are."""
+        """An initialisation that leaves the base as it is says nothing of the tensors that there are, nor does the
+        dropout that PiSSA learned with.
+        """
         initialisation = body.get("init_lora_weights")
         if not isinstance(initialisation, str) or initialisation.lower() in _INITIALISATIONS:
             body = {key: value for key, value in body.items() if key != "init_lora_weights"}
+        elif _PISSA.fullmatch(initialisation) and not dropout_problems("lora_dropout", body.get("lora_dropout")):
+            body = {key: value for key, value in body.items() if key != "lora_dropout"}
         return super().from_peft(body, where)
 
     @classmethod

@@ -182,6 +182,20 @@ def test_pefts_own_is_imported(world: World, tmp_path: Path, capsys: pytest.Capt
         read_adapter(tmp_path / "peft", world.features.bundle.manifest, accept_base=True)
 
 
+def test_pefts_dropout_says_nothing_of_a_finished_adapter(world: World, tmp_path: Path):
+    bundle, read = world.features.bundle, []
+    for dropout in (0.0, 0.1):
+        made = peft.LoraConfig(target_modules=list(WHOLE), lora_dropout=dropout, **SETTINGS)
+        twin, folder = InPeft(made), tmp_path / str(dropout)
+        twin.save(twin.attach(tiny.module()), folder)
+        read.append(read_adapter(folder, bundle.manifest, accept_base=True, base=bundle))
+    assert to_files(read[0]) == to_files(read[1])
+    body = json.loads((tmp_path / "0.1" / CONFIG_FILE).read_text())
+    (tmp_path / "0.1" / CONFIG_FILE).write_text(json.dumps({**body, "lora_dropout": 2}))
+    with pytest.raises(AdapterError, match="lora_dropout must"):
+        read_adapter(tmp_path / "0.1", bundle.manifest, accept_base=True, base=bundle)
+
+
 def test_files_with_a_record_that_are_still_pissas_are_refused(world: World, tmp_path: Path):
     """What is written is LoRA: such files are altered, and the beginning is not in them."""
     write_adapter(world.adapter(LoraConfig(target_modules=WHOLE, r=2)), tmp_path)
