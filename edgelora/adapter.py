@@ -411,18 +411,17 @@ def _beside_whole_base(adapter: Adapter, folder: Path, manifest: Manifest, base:
     Raises:
         AdapterError: the adapter does not fit, or W is not known.
     """
-    points = adapter.joined(manifest)
+    config, points = cast(LoraConfig, adapter.config), adapter.joined(manifest)
+    replace(adapter, config=replace(config, init_lora_weights=True)).validate(manifest)  # A and B are as LoRA's
     try:
-        if problems := adapter.method.problems(adapter.config, adapter.tensors, points):
+        if problems := adapter.method.problems(config, adapter.tensors, points):
             raise ConfigError("\n".join(problems))
-        first = beginnings(cast(LoraConfig, adapter.config), points, np.random.default_rng(0), base)
+        first = beginnings(config, points, np.random.default_rng(0), base)
     except ConfigError as error:
         raise AdapterError(
             f"{folder}: init_lora_weights='pissa' has changed the base that the adapter is for: {error}"
         ) from error
-    whole = adapter.with_tensors({**adapter.tensors, **first})
-    whole.validate(manifest)
-    return whole.saved()
+    return adapter.with_tensors({**adapter.tensors, **first}).saved()
 
 
 def _with_record(

@@ -13,9 +13,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from edgelora import LoraConfig, TrainingConfig
-from edgelora.adapter import CONFIG_FILE, RECORD_FILE, new_adapter, read_adapter, to_files, write_adapter
+from edgelora.adapter import CONFIG_FILE, RECORD_FILE, TENSORS_FILE, new_adapter, read_adapter, to_files, write_adapter
 from edgelora.errors import AdapterError, ConfigError
 from edgelora.manifest import InsertionPoint
 from edgelora.methods import PISSA, Tensors
@@ -194,6 +195,15 @@ def test_pefts_dropout_says_nothing_of_a_finished_adapter(world: World, tmp_path
     (tmp_path / "0.1" / CONFIG_FILE).write_text(json.dumps({**body, "lora_dropout": 2}))
     with pytest.raises(AdapterError, match="lora_dropout must"):
         read_adapter(tmp_path / "0.1", bundle.manifest, accept_base=True, base=bundle)
+
+
+def test_what_does_not_fit_is_refused_before_the_base_is_asked(world: World, tmp_path: Path):
+    CASE.twin.save(CASE.twin.attach(tiny.module()), tmp_path)
+    tensors = load_file(tmp_path / TENSORS_FILE)
+    name = next(name for name in tensors if "lora_B" in name)
+    save_file({**tensors, name: np.concatenate([tensors[name]] * 2)}, tmp_path / TENSORS_FILE)
+    with pytest.raises(AdapterError, match=r"lora_B has shape .* is expected"):
+        read_adapter(tmp_path, world.features.bundle.manifest, accept_base=True)
 
 
 def test_files_with_a_record_that_are_still_pissas_are_refused(world: World, tmp_path: Path):
