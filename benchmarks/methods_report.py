@@ -83,7 +83,6 @@ def markdown(body: Mapping[str, Any]) -> str:
             ABSENT if row["ours_above"] is None else f"{100 * row['ours_above']:+.1f}",
             f"{row['learning_rate']:g}",
             f"{row['parameters']:,}",
-            f"{1000 * row['step_seconds']:.0f}",
             ABSENT if row["step_ratio"] is None else f"{row['step_ratio']:.2f}",
             f"{row['peak_memory_mb']:.0f}",
             ABSENT if row["file_bytes"] is None else f"{row['file_bytes'] / 1000:.0f}",
@@ -91,14 +90,15 @@ def markdown(body: Mapping[str, Any]) -> str:
         for row in body["rows"]
     ]
     header = (
-        "method", "modules", "accuracy %", "ours above", "rate", "parameters", "step ms", "to LoRA", "peak MB", "kB",
+        "method", "modules", "accuracy %", "ours above", "rate", "parameters", "step", "peak MB", "kB",
     )  # fmt: skip
     told = (
         f"all-MiniLM-L6 on CLINC150: {settings['per_intent']} training texts for each of 150 intents, "
         f"{settings['epochs']} epochs, batches of {settings['batch_size']}, AdamW with the rate falling linearly, "
         f"gradients clipped at 1, {settings['test_texts']:,} test texts, {settings['threads']} threads; "
         f"{'means and ranges over seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}. "
-        "Parameters and the adapter's kB are without the head. In PEFT's rows: how many points ours has more."
+        "Parameters and the adapter's kB are without the head; a step's time is to our LoRA's. In PEFT's rows: how "
+        "many points ours has more."
     )
     return f"{told}\n\n{table(header, cells)}"
 
@@ -124,37 +124,40 @@ def put_into_page(body: Mapping[str, Any], page: Path) -> None:
 
 
 def plot(body: Mapping[str, Any], path: Path) -> None:
-    """Accuracy against the parameters that learn, the step's time as the size of the mark; PEFT's are hollow."""
+    """A line a method, those with fewer parameters above: accuracy, parameters, a step to LoRA's, peak memory."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    ours = sorted((row for row in body["rows"] if row["side"] == OURS), key=lambda row: -row["parameters"])
+    places = {row["method"]: place for place, row in enumerate(ours)}
+    figure, panels = plt.subplots(
+        1, 4, sharey=True, figsize=(11, 1.2 + 0.32 * len(ours)), layout="constrained", width_ratios=(3, 2, 2, 2)
+    )
     for row in body["rows"]:
-        accuracy = 100 * row["test_accuracy"]
-        if not row["parameters"]:
-            axes.axhline(accuracy, color="0.7", linestyle="--", linewidth=1)
-            axes.annotate(row["title"], (0.01, accuracy), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                          textcoords="offset points", color="0.4")  # fmt: skip
-            continue
-        is_ours = row["side"] == OURS
+        values = (100 * row["test_accuracy"], row["parameters"], row["step_ratio"], row["peak_memory_mb"])
+        is_ours, place = row["side"] == OURS, places[row["method"]]
+        style = {"facecolors": "C0", "edgecolors": "C0"} if is_ours else {"facecolors": "none", "edgecolors": "C1"}
         low, high = (100 * x for x in row["spread"])
-        axes.vlines(row["parameters"], low, high, color="C0" if is_ours else "C1", linewidth=1)
-        axes.scatter(
-            row["parameters"],
-            accuracy,
-            s=60 * (row["step_ratio"] or 1.0),
-            facecolors="C0" if is_ours else "none",
-            edgecolors="C0" if is_ours else "C1",
-            label=None,
-        )
-        if is_ours:
-            place = (row["parameters"], accuracy)
-            axes.annotate(row["title"], place, textcoords="offset points", xytext=(6, 5), fontsize=8)
-    axes.set(xscale="log", xlabel="trained parameters, without the head", ylabel="test accuracy, %")
-    axes.scatter([], [], facecolors="C0", edgecolors="C0", label="EdgeLoRA")
-    axes.scatter([], [], facecolors="none", edgecolors="C1", label="PEFT; area: a step's time")
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=120)
+        panels[0].hlines(place, low, high, color=style["edgecolors"], linewidth=1)
+        for panel, value in zip(panels, values, strict=True):
+            if value:
+                panel.scatter(value, place, s=40 if is_ours else 90, **style)
+    floor = next((100 * row["test_accuracy"] for row in ours if row["method"] == FLOOR), None)
+    if floor is not None:
+        panels[0].axvline(floor, color="0.7", linestyle="--", linewidth=1)
+    panels[0].set_yticks(range(len(ours)), [row["title"] for row in ours])
+    titles = ("test accuracy, %", "trained parameters", "step, LoRA's = 1", "peak memory, MB")
+    for panel, title in zip(panels, titles, strict=True):
+        panel.set_title(title, fontsize=10)
+        panel.grid(axis="y", color="0.92")
+        panel.set_axisbelow(True)
+    panels[1].set_xscale("log")
+    for panel in panels[2:]:
+        panel.set_xlim(left=0)
+    panels[0].scatter([], [], facecolors="C0", edgecolors="C0", label="EdgeLoRA")
+    panels[0].scatter([], [], facecolors="none", edgecolors="C1", label="PEFT")
+    panels[0].legend(loc="upper left", fontsize=8)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
