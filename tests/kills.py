@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from edgelora import LoraConfig, Model, SessionSettings, TrainingConfig, train
 from edgelora.adapter import to_files
@@ -206,15 +207,15 @@ def same_as_undisturbed(folder: Path, bundle: Path, runs: int) -> None:
         )
 
 
-def make_bundle(path: Path) -> None:
-    """The tiny bundle, made by a process of its own: this one must stay free of threads to fork."""
+def make_bundle(path: Path, **options: Any) -> None:
+    """The tiny bundle, converted with these options in another process: this one must be free of threads to fork."""
     child = os.fork()
     if not child:
         status = 1
         try:
             from tests.device import tiny
 
-            tiny.write_bundle(tiny.module(), "sequence-classification", path)
+            tiny.write_bundle(tiny.module(), "sequence-classification", path, **options)
             status = 0
         finally:
             os._exit(status)

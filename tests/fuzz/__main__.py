@@ -20,6 +20,7 @@ from tests.fuzz.guard import SECONDS, Finding, Guard
 from tests.fuzz.targets import TARGETS, Case
 
 BATCH = 100
+METHODS = ("dora", "ia3", "bitfit", "layer-norm", "bottleneck", "full", "prompt", "prefix", "lora-bias")
 
 
 def cases(make: Case, folder: Path, seed: int, numbers: range, until: float, report: Path) -> None:
@@ -119,7 +120,7 @@ def main() -> int:
         if options.bundle is None:
             from tests.kills import make_bundle
 
-            make_bundle(bundle)
+            make_bundle(bundle, methods=METHODS)
         found = fuzz(options.target, bundle, options.seconds, options.seed, folder, options.first, options.cases)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

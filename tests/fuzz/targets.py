@@ -12,19 +12,41 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from edgelora import AdapterStore, Gate, Key, LoraConfig, Model, SessionSettings, TrainingConfig, read_samples, train
+from edgelora import (
+    AdapterStore,
+    BeftConfig,
+    BottleneckConfig,
+    FullConfig,
+    Gate,
+    IA3Config,
+    Key,
+    LNTuningConfig,
+    LoraConfig,
+    Model,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    SessionSettings,
+    TrainingConfig,
+    VeraConfig,
+    read_samples,
+    train,
+)
 from edgelora.adapter import (
     CONFIG_FILE,
     RECORD_FILE,
     TENSORS_FILE,
+    Adapter,
     new_adapter,
     read_adapter,
     to_files,
     write_adapter,
 )
-from edgelora.bundle import MANIFEST_FILE
+from edgelora.bundle import MANIFEST_FILE, Bundle
+from edgelora.config import AdapterConfig
 from edgelora.data import TextSample, read_texts
 from edgelora.errors import EdgeLoraError
+from edgelora.manifest import LORA_GRAPHS
+from edgelora.methods import method_of
 from edgelora.person import export_names, names_of, remove_names
 from edgelora.store_settings import StoreSettings
 from edgelora.targets import select_points
@@ -37,19 +59,39 @@ SHORT = TrainingConfig(num_train_epochs=1, batch_size=3)
 
 Case = Callable[[random.Random, Path], Callable[[], object]]
 
+CONFIGS: tuple[AdapterConfig, ...] = (
+    LoraConfig(r=1),
+    LoraConfig(r=2, rank_pattern={"query": 1}, alpha_pattern={r".*\.value": 3.0}, target_modules="all-linear"),
+    LoraConfig(r=1, use_dora=True),
+    LoraConfig(r=1, bias="all"),
+    VeraConfig(r=2),
+    IA3Config(feedforward_modules=("output.dense",)),
+    BottleneckConfig(r=2),
+    BeftConfig(),
+    LNTuningConfig(),
+    FullConfig(target_modules=("query",)),
+    PromptTuningConfig(num_virtual_tokens=2),
+    PrefixTuningConfig(num_virtual_tokens=2),
+)
+"""One of each method; the bundle has graphs for some of them, or all."""
+
+
+def _made(bundle: Bundle) -> list[Adapter]:
+    """An adapter of each method that the bundle has graphs for."""
+    manifest, learned = bundle.manifest, {"steps": 3, "history": [{"epoch": 1}]}
+    graphs = {LORA_GRAPHS, *manifest.methods}
+    return [
+        replace(new_adapter(manifest, config, ("cold", "warm"), base=bundle), training=learned)
+        for config in CONFIGS
+        if method_of(config).graphs in graphs
+    ]
+
 
 def adapters(bundle: Path) -> Case:
     """Adapter folders, ours and PEFT's: read, checked, saved, used and trained further."""
     model = Model.open(bundle, bundle.with_name("fuzz.adapters"), ONE_CORE)
     manifest = model.bundle.manifest
-    patterns = LoraConfig(
-        r=2, rank_pattern={"query": 1}, alpha_pattern={r".*\.value": 3.0}, target_modules="all-linear"
-    )
-    made = [
-        replace(new_adapter(manifest, config, ("cold", "warm")), training={"steps": 3, "history": [{"epoch": 1}]})
-        for config in (LoraConfig(r=1), patterns)
-    ]
-    sources = [to_files(adapter) for adapter in made]
+    sources = [to_files(adapter) for adapter in _made(model.bundle)]
 
     def case(rng: random.Random, folder: Path) -> Callable[[], object]:
         files = dict(rng.choice(sources))
@@ -81,7 +123,7 @@ def adapters(bundle: Path) -> Case:
 
 def bundles(bundle: Path) -> Case:
     """Bundles whose files were altered, with digests that fit: opened, used, trained and checked."""
-    adapter = new_adapter(Model.open(bundle, settings=ONE_CORE).bundle.manifest, LoraConfig(r=1), ("cold", "warm"))
+    made = _made(Model.open(bundle, settings=ONE_CORE).bundle)
 
     def case(rng: random.Random, folder: Path) -> Callable[[], object]:
         copy = folder / "copy.edgelora"
@@ -96,12 +138,13 @@ def bundles(bundle: Path) -> Case:
         if rng.random() < 0.8:
             _with_digests(copy)
         _swap_one(copy / rng.choice(names), rng)
+        adapter = rng.choice(made)
 
         def use() -> None:
             model = Model.open(copy, folder / "store", ONE_CORE)
             model.outputs(TEXTS, adapter)
             model.predict(TEXTS, adapters=[adapter, replace(adapter)])
-            train(model, "ann", SAMPLES, config=SHORT)
+            train(model, "ann", SAMPLES, lora=adapter.config, config=SHORT)
 
         return use
 
