@@ -1,0 +1,1 @@
+"""What tasks on pictures ask of numpy: boxes and masks, what detectors mean, how good they are."""
