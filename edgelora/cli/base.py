@@ -203,14 +203,16 @@ def run_convert(options: argparse.Namespace) -> int:
     if spec.startswith("recipe:"):
         recipes = desktop("recipes")
         recipe = recipes.load_recipe(spec.removeprefix("recipe:"))
-        spec = str(recipes.fetch(recipe, note))
+        source = recipes.open_recipe(recipe, options.exporter, options.tokenizer, note)
         defaults = {
             "task": recipe.task,
             "pooling": recipe.pooling,
             "target_modules": recipe.target_modules,
             "name": recipe.name,
         }
-    source = sources.fixed(sources.open_source(spec, options.exporter, options.tokenizer), numbers(options.fix))
+    else:
+        source = sources.open_source(spec, options.exporter, options.tokenizer)
+    source = sources.fixed(source, numbers(options.fix))
     chosen = compiler.ConvertOptions(
         task=options.task or defaults.get("task", "sequence-classification"),
         pooling=options.pooling or defaults.get("pooling", "mean"),

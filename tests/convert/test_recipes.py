@@ -46,7 +46,7 @@ def write_wheel(wheels, content, member=MEMBER):
         archive.writestr(f"{info}/RECORD", "")
 
 
-def write_recipe(folder, content, **changes):
+def write_recipe(folder, content, source="base.onnx", target_modules=("second",), **changes):
     file = {
         "package": PACKAGE,
         "version": VERSION,
@@ -59,10 +59,10 @@ def write_recipe(folder, content, **changes):
         "name": "Test base",
         "description": "a small network",
         "licence": "Apache-2.0",
-        "source": "base.onnx",
+        "source": source,
         "task": "regression",
         "pooling": "pooler",
-        "target_modules": ["second"],
+        "target_modules": target_modules,
         "files": [file | changes],
     }
     (folder / "test-base").mkdir(exist_ok=True)
@@ -124,6 +124,49 @@ def test_a_version_that_does_not_exist(registry, content, capsys):
     assert f"pip cannot download {PACKAGE}==9.9" in capsys.readouterr().err
 
 
+NETWORK = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, folder):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 4, 3)
+        self.first.load_state_dict(torch.load(folder / "weights.pth", weights_only=True))
+
+    def forward(self, image):
+        places = self.first(image)
+        return {"places": places, "pooled": places.mean((2, 3))}
+
+def pooled(folder):
+    return Net(folder), {"image": torch.zeros(2, 3, 5, 6)}
+"""
+
+
+@needs_pip
+def test_a_recipe_with_a_network_of_its_own(registry, tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    wheels, folder = registry
+    kernel = torch.nn.Conv2d(3, 4, 3)
+    torch.save(kernel.state_dict(), tmp_path / "weights.pth")
+    weights = (tmp_path / "weights.pth").read_bytes()
+    write_wheel(wheels, weights, member="model/weights.pth")
+    changes = {"member": "model/weights.pth", "as": "weights.pth"}
+    write_recipe(folder, weights, source="network.py:pooled", target_modules=None, **changes)
+    command = ["convert", "recipe:test-base", "-o", str(tmp_path / "out.edgelora"), "--json"]
+    assert main(command) == 2
+    assert "recipe test-base has no network.py" in capsys.readouterr().err
+    (folder / "test-base" / "network.py").write_text(NETWORK)
+    assert main(command) == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert [p["id"] for p in manifest["points"]] == ["first"]
+    assert [x["name"] for x in manifest["inputs"]] == ["image"]
+    assert manifest["source"]["outputs"] == ["pooled"]
+    assert manifest["verification"]["passed"]
+    (folder / "test-base" / "network.py").write_text("def pooled(:")
+    assert main([*command, "--overwrite"]) == 2
+    assert "network.py cannot be imported" in capsys.readouterr().err
+
+
 def test_a_damaged_wheel(registry, content, monkeypatch, tmp_path):
     """pip may hand over what is no archive."""
     _, folder = registry
@@ -157,12 +200,15 @@ def test_damaged_recipes_are_named(text, registry, content):
 def test_the_recipes_of_this_project_are_complete():
     """Every file has a package, an exact version, a licence and a digest; the source is among the files."""
     names = [path.parent.name for path in recipes.recipe_folder().glob("*/recipe.json")]
-    assert "minilm-l3" in names
+    assert {"minilm-l3", "mobilenetv2"} <= set(names)
     for name in names:
         recipe = load_recipe(name)
         assert recipe.files
         assert recipe.licence
-        assert recipe.source == "." or recipe.source in {f.name for f in recipe.files}
+        if recipe.factory is None:
+            assert recipe.source == "." or recipe.source in {f.name for f in recipe.files}
+        else:
+            assert callable(getattr(recipes.network(name), recipe.factory))
         for file in recipe.files:
             assert re.fullmatch(r"[0-9a-f]{64}", file.sha256)
             assert re.fullmatch(r"[0-9][0-9a-z.]*", file.version)

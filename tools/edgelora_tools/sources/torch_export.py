@@ -59,15 +59,39 @@ def factory_source(spec: str, exporter: str = "dynamo") -> Source:
     try:
         with onnx_errors(f"{spec}: SOURCE is module:factory, importable from here"):
             factory = getattr(importlib.import_module(module_name), name)
-        if not callable(factory):
-            raise ConversionError(f"{spec}: {name} is not callable")
-        with onnx_errors(f"{spec} failed"):
-            made = factory()
+        return made_source(factory, spec, name, exporter)
     finally:
         sys.path.pop(0)
+
+
+def made_source(factory: Any, what: str, name: str, exporter: str, *arguments: Any) -> Source:
+    """What a factory makes of `arguments`, as a source; `what` tells errors which factory it is.
+
+    Where the module returns a plain dict of tensors, its keys name the outputs.
+
+    Raises:
+        ConversionError: it is none, or fails, or torch cannot export the module.
+    """
+    if not callable(factory):
+        raise ConversionError(f"{what} is not callable")
+    with onnx_errors(f"{what} failed"):
+        made = factory(*arguments)
     if not isinstance(made, tuple) or len(made) not in (2, 3) or not isinstance(made[1], Mapping):
-        raise ConversionError(f"{spec}: must return (module, sample inputs as a dict[, dynamic shapes])")
-    return module_source(made[0], made[1], name=name, exporter=exporter, dynamic=made[2] if len(made) == 3 else None)
+        raise ConversionError(f"{what}: must return (module, sample inputs as a dict[, dynamic shapes])")
+    module, inputs = made[:2]
+    with onnx_errors(f"{what}: the module does not run on its sample inputs"):
+        outputs = _names_of_outputs(module.eval(), inputs)
+    dynamic = made[2] if len(made) == 3 else None
+    return module_source(module, inputs, name=name, exporter=exporter, dynamic=dynamic, outputs=outputs)
+
+
+def _names_of_outputs(module: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[str] | None:
+    import torch
+
+    with torch.no_grad():
+        made = module(**inputs)
+    named = type(made) is dict and all(isinstance(t, torch.Tensor) for t in made.values())
+    return [str(key) for key in made] if named else None
 
 
 def module_source(
