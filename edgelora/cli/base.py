@@ -58,7 +58,12 @@ def add_verbs(verbs: Verbs) -> None:
         "feature-extraction",
     )
     parser.add_argument("--pooling", default=None, help="what the head reads: mean (default), cls or pooler")
-    parser.add_argument("--source-output", metavar="NAME", help="the source's output to use, where several fit")
+    parser.add_argument(
+        "--source-output",
+        metavar="NAME",
+        help="the source's tensor to use: an output, where several fit, or any tensor inside an .onnx or .tflite file, "
+        "as the features before its classifier; '?' lists them",
+    )
     parser.add_argument(
         "--target-modules",
         nargs="+",

@@ -11,6 +11,7 @@ import pytest
 from edgelora.bundle import Bundle
 from tests.convert import networks
 from tests.convert.bundles import to_bundle
+from tests.convert.real_files import unpacked
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +38,9 @@ def bundle_copy(task_bundle, tmp_path):
         return Path(shutil.copytree(task_bundle(task, **options).path, tmp_path / "copy.edgelora"))
 
     return copy
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """The folder of MLPerf Tiny's TFLite files."""
+    return unpacked("mlperf_tiny_tflite.zip", tmp_path_factory.mktemp("tiny"))

@@ -275,6 +275,12 @@ def test_factories_that_fail(function, message, factory, capsys):
     assert "edgelora: " in capsys.readouterr().err
 
 
+def test_a_tensor_that_a_factory_does_not_return(factory, capsys):
+    command = ["convert", f"{factory}:make", "-o", "out.edgelora", "--task", "feature-extraction"]
+    assert main([*command, "--source-output", "layers.1"]) == 2
+    assert "let module:factory return that tensor" in capsys.readouterr().err
+
+
 def test_factory_modules_that_cannot_be_imported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken_syntax.py").write_text("def make(:\n")

@@ -40,6 +40,7 @@ from edgelora_tools.training_graphs import training_graph, training_graphs
 # PEFT's defaults for the encoders and decoders that it knows (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING).
 USUAL_TARGETS = ("query", "value", "q_lin", "v_lin", "q_proj", "v_proj", "c_attn", "query_key_value", "q", "v")
 
+AS_IT_IS = "feature-extraction"  # the task that returns the source's tensors, maps too as they lie there
 MIXED_FILE, VALUES_FILE = "mixed.onnx", "values.onnx"
 
 Feeds = dict[str, np.ndarray]
@@ -65,6 +66,7 @@ def convert(
     methods = chosen_methods(options)
     if min(options.batch_size, options.length) < 1:
         raise ConversionError("the batch size and the length that memory is weighed for must be at least 1")
+    source = source.reading(options.output, options.task != AS_IT_IS)
     progress("normal form")
     half = computes_in_half(source.model)
     model = normalize(source.model.clone())
@@ -269,12 +271,19 @@ def source_outputs(source: Source, manifest: Manifest, feeds: Feeds) -> Feeds:
     Raises:
         ConversionError: the source does not run on them, or is not the one of the bundle.
     """
+    named: list[str] = manifest.source["outputs"]
+    own = {str(v.name) for v in source.model.graph.outputs}
+    inner = next((name for name in named if name not in own), None)
+    try:
+        source = source.reading(inner, manifest.task != AS_IT_IS)
+    except ConversionError as error:
+        raise ConversionError(f"the bundle was made from another source: {error}") from error
     with onnx_errors("the source does not run on these inputs"):
         outputs = fixed(source, manifest.source.get("fixed", {})).run(feeds)
-    missing = [name for name in manifest.source["outputs"] if name not in outputs]
+    missing = [name for name in named if name not in outputs]
     if missing:
         raise ConversionError(f"the source has no output {', '.join(missing)}: the bundle was made from another one")
-    return {name: outputs[name] for name in manifest.source["outputs"]}
+    return {name: outputs[name] for name in named}
 
 
 def _patterns(config: LoraConfig) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from edgelora.errors import ConversionError
+
 if TYPE_CHECKING:
     from edgelora_tools.sources.torch_export import Original
 
@@ -19,7 +21,8 @@ Runner = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 class Source:
     """A model to convert. `run` evaluates the original (never our graph): names in, names out.
 
-    `original` is the torch module behind it, where there is one: it can be differentiated.
+    `original` is the torch module behind it, where there is one: it can be differentiated. `reread` makes what
+    `reading` returns, where the source can tell of tensors inside it.
     """
 
     kind: str
@@ -29,6 +32,25 @@ class Source:
     files: Mapping[str, bytes] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     original: Original | None = None
+    reread: Callable[[str | None, bool], Source] | None = None
+
+    def reading(self, output: str | None, channels_second: bool) -> Source:
+        """The source with the tensor `output` inside it among its outputs; `run` returns that as well.
+
+        With `channels_second` outputs of four axes are `[N, C, h, w]`, as heads read them; else as in the source.
+
+        Raises:
+            ConversionError: the source has no such tensor, or none but its outputs.
+        """
+        if self.reread is not None:
+            return self.reread(output, channels_second)
+        own = [str(v.name) for v in self.model.graph.outputs]
+        if output is not None and output not in own:
+            raise ConversionError(
+                f"the source has no output {output!r}; it has {', '.join(own)}. A torch module returns what its "
+                "factory makes it return: let module:factory return that tensor"
+            )
+        return self
 
     def preprocessing(self, max_length: int | None) -> dict[str, Any]:
         """How raw input becomes graph inputs: by the tokenizer, where the source brings one."""

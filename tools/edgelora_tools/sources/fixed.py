@@ -24,6 +24,7 @@ def fixed(source: Source, settled: Mapping[str, float]) -> Source:
     """
     if not settled:
         return source
+    reread = None if source.reread is None else lambda *asked: fixed(source.reading(*asked), settled)
     model = source.model.clone()
     name_dimensions(model)
     sizes, inputs = dimension_names(model), {str(x.name): x for x in model.graph.inputs}
@@ -49,6 +50,7 @@ def fixed(source: Source, settled: Mapping[str, float]) -> Source:
         model=model,
         run=lambda feeds: source.run({**feeds, **values}),
         facts={**source.facts, "fixed": dict(settled)},
+        reread=reread,
     )
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 import onnxruntime as ort
 
 from edgelora.errors import ConversionError
 from edgelora_tools.normalize import onnx_errors
+from edgelora_tools.passes.expand import learn_types
 from edgelora_tools.passes.rotary_tables import has_shared_tables, repeat_rotary_tables
 from edgelora_tools.runner import open_session, session_on
 from edgelora_tools.sources.base import Source
+from edgelora_tools.sources.inside import no_tensor
 
 _FLOATS = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
 _SMALL = 1024
@@ -39,20 +44,55 @@ def onnx_source(path: Path, tokenizer: Path | None = None) -> Source:
                 if value.const_value.nbytes <= _SMALL:
                     value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
     files, facts = tokenizer_files(tokenizer or path.parent / "tokenizer.json", required=tokenizer is not None)
+    return _reading(path, model, model, files, facts)
+
+
+def _reading(
+    path: Path, file: ir.Model, model: ir.Model, files: Mapping[str, bytes], facts: Mapping[str, Any]
+) -> Source:
+    """The source that is `model`: the `file`, or that with a tensor inside it among its outputs."""
     outputs = [str(v.name) for v in model.graph.outputs]
 
     def run(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        session = _session_of(path, model)
+        session = _session_of(path, model, is_file=model is file)
         wanted = {x.name: x.type for x in session.get_inputs()}
         cast = {name: x.astype(_FLOATS.get(wanted[name], x.dtype)) for name, x in feeds.items() if name in wanted}
         return dict(zip(outputs, map(np.asarray, session.run(outputs, cast)), strict=True))
 
-    return Source("onnx", path.stem, model, run, files, facts)
+    def reread(output: str | None, _: bool) -> Source:
+        if output is None or output in outputs:
+            return source
+        return _reading(path, file, with_tensor(model, output), files, facts)
+
+    source = Source("onnx", path.stem, model, run, files, facts, reread=reread)
+    return source
 
 
-def _session_of(path: Path, model: ir.Model) -> ort.InferenceSession:
-    """The file itself; with tables of a batch of one, which ONNX Runtime would refuse, repeated for every row."""
-    if not has_shared_tables(model):
+def with_tensor(model: ir.Model, name: str) -> ir.Model:
+    """A copy of the model that returns the tensor `name` of its main graph too.
+
+    Raises:
+        ConversionError: there is no such tensor; names that are close to it.
+    """
+    made = model.clone()
+    inner = {str(y.name): y for node in made.graph for y in node.outputs if y.name}
+    if name not in inner:
+        with contextlib.suppress(Exception):  # shapes are only shown here
+            common.ShapeInferencePass()(made)
+        raise no_tensor(name, {n: _told(y) for n, y in inner.items()})
+    if inner[name].dtype is None or inner[name].shape is None:
+        learn_types(made)
+    made.graph.outputs.append(inner[name])
+    return made
+
+
+def _told(value: ir.Value) -> list[int | str | None] | None:
+    return None if value.shape is None else [d if isinstance(d, int) else d.value for d in value.shape]
+
+
+def _session_of(path: Path, model: ir.Model, is_file: bool) -> ort.InferenceSession:
+    """The model; with tables of a batch of one, which ONNX Runtime would refuse, repeated for every row."""
+    if is_file and not has_shared_tables(model):
         return session_on(path)
     with open_session(repeat_rotary_tables(model.clone())) as session:
         return session

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +11,11 @@ import numpy as np
 
 from edgelora.errors import ConversionError
 from edgelora_tools.sources.base import Source
+from edgelora_tools.sources.inside import no_tensor
 from edgelora_tools.sources.onnx_file import tokenizer_files
 
 if TYPE_CHECKING:
+    from edgelora_tools.sources.tflite.interpreter import Original
     from edgelora_tools.sources.tflite.model import Graph
 
 
@@ -35,24 +39,84 @@ def tflite_source(path: Path, tokenizer: Path | None = None) -> Source:
     return graph_source(path, read_model(path.read_bytes(), str(path)), tokenizer)
 
 
-def graph_source(path: Path, graph: Graph, tokenizer: Path | None = None) -> Source:
-    """The source of a graph that was read from `path`; its outputs may be any tensors that the interpreter keeps.
+def graph_source(path: Path, graph: Graph, tokenizer: Path | None = None, channels_second: bool = False) -> Source:
+    """The source of a graph that was read from `path`; its outputs may be any tensors that operators of it make.
+
+    With `channels_second` outputs of four axes are `[N, C, h, w]`; inputs lie as in the file.
 
     Raises:
         ConversionError: operators without a translation, or a form that has none.
     """
-    from edgelora_tools.sources.tflite.interpreter import run_interpreter
-    from edgelora_tools.sources.tflite.translate import translate
+    from edgelora_tools.sources.tflite.interpreter import Original
+    from edgelora_tools.sources.tflite.translate import translate, weight_tensors
 
     try:
-        model = translate(graph)
+        model = translate(graph, channels_second)
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error
     files, facts = tokenizer_files(tokenizer, required=True) if tokenizer is not None else ({}, {})
-    known: dict[str, Any] = dict(facts)
+    known: dict[str, Any] = {**facts, "tflite": {"sha256": graph.sha256, "weights": weight_tensors(model)}}
     if _computes_in_codes(graph):
         known["source_precision"] = "int8"
-    return Source("tflite", path.stem, model, lambda feeds: run_interpreter(path, graph, feeds), files, known)
+
+    def run(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return Original(path, str(path), graph, channels_second).run(feeds)
+
+    def reread(output: str | None, second: bool) -> Source:
+        wanted = graph if output is None else _with_tensor(str(path), graph, output)
+        maps = any(len(wanted.tensors[i].shape) == 4 for i in wanted.outputs)
+        if wanted is graph and (second == channels_second or not maps):
+            return source
+        return graph_source(path, wanted, tokenizer, second)
+
+    source = Source("tflite", path.stem, model, run, files, known, reread=reread)
+    return source
+
+
+def original_of(content: bytes, where: str, outputs: Sequence[str], channels_second: bool) -> Original:
+    """TFLite's interpreter on a file's content, with these tensors as outputs; see `graph_source`.
+
+    Raises:
+        ConversionError: the interpreter is missing, the file is damaged, or has no such tensors.
+    """
+    from edgelora_tools.sources.tflite.interpreter import Original
+    from edgelora_tools.sources.tflite.model import read_model
+
+    graph = read_model(content, where)
+    for name in outputs:
+        graph = _with_tensor(where, graph, name)
+    return Original(content, where, graph, channels_second)
+
+
+def _with_tensor(where: str, graph: Graph, name: str) -> Graph:
+    """The graph with the tensor `name` that an operator makes among its outputs.
+
+    Raises:
+        ConversionError: there is no such tensor (names that are close to it), or several have the name.
+    """
+    from edgelora_tools.sources.tflite.translate import tensor_names
+
+    own = tensor_names(graph, graph.outputs, tensor_names(graph, graph.inputs).values())
+    if name in own.values():
+        return graph
+    made = computed(graph)
+    found = [i for i in made if graph.tensors[i].name == name]
+    if not found:
+        shapes = {graph.tensors[i].name: graph.tensors[i].shape for i in made}
+        raise ConversionError(f"{where}: {no_tensor(name, shapes)}")
+    if len(found) > 1:
+        raise ConversionError(f"{where}: several tensors have the name {name!r}: none can be told from the others")
+    return replace(graph, outputs=(*graph.outputs, found[0]))
+
+
+def computed(graph: Graph) -> list[int]:
+    """The tensors that operators make of inputs, in their order; not those that follow from constants alone."""
+    alive, found = set(graph.inputs), list[int]()
+    for node in graph.operators:
+        if not alive.isdisjoint(node.inputs):
+            alive.update(node.outputs)
+            found.extend(node.outputs)
+    return found
 
 
 def _computes_in_codes(graph: Graph) -> bool:

@@ -6,6 +6,7 @@ hold it, constants are views of it, and whatever else is wrong becomes one Conve
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 from collections.abc import Callable, Mapping
@@ -89,17 +90,20 @@ class Operator:
 
 @dataclass(frozen=True)
 class Graph:
-    """The main subgraph of a file of `size` bytes."""
+    """The main subgraph of a file of `size` bytes, and their sha256 (hex)."""
 
     tensors: tuple[Tensor, ...]
     operators: tuple[Operator, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     size: int
+    sha256: str = ""
 
 
-def read_model(content: bytes, where: str) -> Graph:
+def read_model(content: bytes | bytearray, where: str) -> Graph:
     """The main subgraph of a TFLite file's `content`; `where` names the file in errors.
+
+    Constants and scales are views of `content`: where that is a bytearray, who writes to them writes the file.
 
     Raises:
         ConversionError: it is no TFLite file, is damaged, or holds tensors of a kind that is not read.
@@ -120,7 +124,7 @@ class _Reader:
     A table that the file tells several times is read once.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes | bytearray) -> None:
         self.content = content
         self.left = len(content)
         self.model = tflite.Model.GetRootAs(content, 0)
@@ -136,7 +140,8 @@ class _Reader:
         inputs, outputs = (self._indices(v, 0, count) for v in (main.InputsAsNumpy(), main.OutputsAsNumpy()))
         if not inputs or not outputs:
             raise ConversionError("the graph has no inputs or no outputs")
-        return Graph(tensors, tuple(operators), inputs, outputs, len(self.content))
+        sha256 = hashlib.sha256(self.content).hexdigest()
+        return Graph(tensors, tuple(operators), inputs, outputs, len(self.content), sha256)
 
     def _many(self, count: int) -> int:
         self.left -= count
@@ -220,7 +225,7 @@ class _Reader:
 
     def _quantization(self, found: Any, name: str, shape: tuple[int, ...]) -> Quantization | None:
         told = found.Quantization()
-        scale = np.zeros(0) if told is None else self._numbers(told.ScaleAsNumpy()).astype(np.float32)
+        scale = np.zeros(0) if told is None else self._numbers(told.ScaleAsNumpy()).astype(np.float32, copy=False)
         if told is None or not scale.size:
             return None
         zero = self._numbers(told.ZeroPointAsNumpy())

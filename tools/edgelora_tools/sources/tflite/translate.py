@@ -15,14 +15,16 @@ from edgelora_tools.passes.unsigned_codes import unsigned_codes
 from edgelora_tools.runner import open_session, sample_inputs
 from edgelora_tools.sources.tflite.model import Graph
 from edgelora_tools.sources.tflite.operators import TRANSLATIONS
-from edgelora_tools.sources.tflite.translation import Translation
+from edgelora_tools.sources.tflite.translation import FROM, Translation
 
 BATCH = "batch"
 _CLOSE = 1e-3
 
 
-def translate(graph: Graph) -> ir.Model:
+def translate(graph: Graph, channels_second: bool = False) -> ir.Model:
     """The ONNX model of `graph`, inputs and outputs in TFLite's layout and names; codes among them are real numbers.
+
+    With `channels_second` outputs of four axes are `[N, C, h, w]`.
 
     Raises:
         ConversionError: operators that have no translation, all of them by name, or a form that has none.
@@ -34,10 +36,10 @@ def translate(graph: Graph) -> ir.Model:
             f"no translation for {listed}; docs/operators.md lists what is read: convert the part before them, or an "
             "ONNX file of the model"
         )
-    alone = _translated(graph, None)
+    alone = _translated(graph, None, channels_second)
     if all(graph.tensors[i].shape[:1] == (1,) for i in (*graph.inputs, *graph.outputs)):
         try:
-            together = _translated(graph, BATCH)
+            together = _translated(graph, BATCH, channels_second)
         except ConversionError:
             return alone
         if _rows_alike(together):
@@ -45,7 +47,12 @@ def translate(graph: Graph) -> ir.Model:
     return alone
 
 
-def _translated(graph: Graph, batch: str | None) -> ir.Model:
+def weight_tensors(model: ir.Model) -> dict[str, int]:
+    """The file's tensor behind each weight of a translated model, by the weight's name there."""
+    return {name: v.meta[FROM] for name, v in model.graph.initializers.items() if FROM in v.meta}
+
+
+def _translated(graph: Graph, batch: str | None, channels_second: bool) -> ir.Model:
     made = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="tflite")
     builder = GraphBuilder(made)
     state = Translation(graph, builder.op, batch)
@@ -61,12 +68,18 @@ def _translated(graph: Graph, batch: str | None) -> ir.Model:
             TRANSLATIONS[node.kind](state, node)
     names = tensor_names(graph, graph.outputs, names.values())
     for index in graph.outputs:
-        tensor, value = graph.tensors[index], state.last(index)
+        tensor, second = graph.tensors[index], channels_second and state.rank(index) == 4
+        value = state.first(index) if second else state.last(index)
         y = builder.op.Cast(value, to=ir.DataType.INT32) if tensor.dtype == np.int32 else builder.op.Identity(value)
-        y.name, y.shape = names[index], state.shape(index)
+        y.name, y.shape = names[index], state.shape(index, first=second)
         y.dtype = ir.DataType.FLOAT if tensor.holds_codes else ir.DataType.from_numpy(tensor.dtype)
         made.outputs.append(y)
     return unsigned_codes(ir.Model(made, ir_version=10, producer_name="edgelora"))
+
+
+def frozen_tensors(model: ir.Model) -> dict[str, int]:
+    """The file's tensor behind each weight and bias of a translated model, by its name there."""
+    return {name: v.meta[FROM] for name, v in model.graph.initializers.items() if FROM in v.meta}
 
 
 def tensor_names(graph: Graph, indices: Iterable[int], taken: Iterable[str] = ()) -> dict[int, str]:

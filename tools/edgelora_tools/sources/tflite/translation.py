@@ -20,6 +20,7 @@ from onnxscript import OpBuilder
 from edgelora.errors import ConversionError
 from edgelora_tools.sources.tflite.model import Graph, Quantization, Tensor
 
+FROM = "tflite.tensor"
 TO_FIRST, TO_LAST = (0, 3, 1, 2), (0, 2, 3, 1)
 _TIMES, _FLOOR = 64, 1 << 26  # sparse half precision, nine of ten zero, grows 40 times until it is a kernel in float32
 _AS_IN_ONNX = {np.dtype(np.int32): np.int64, np.dtype(np.float16): np.float32, np.dtype(np.float64): np.float32}
@@ -98,13 +99,15 @@ class Translation:
             if found.scale.size != 1 and found.axis != axis:
                 raise ConversionError(f"weight {tensor.name!r} has scales along the axis {found.axis}, not {axis}")
             codes = np.ascontiguousarray(tensor.data if perm is None else tensor.data.transpose(perm))
-            q = self.initializer(codes, unique)
+            origin = q = self.initializer(codes, unique)
             place = axis if perm is None else perm.index(axis)
             made = self._decode(q, found, tensor.dtype, place - codes.ndim)
             made.shape, made.dtype = ir.Shape(codes.shape), ir.DataType.FLOAT
         else:
             real = np.ascontiguousarray(array if perm is None else array.transpose(perm))
-            made = self.initializer(real, unique)
+            origin = made = self.initializer(real, unique)
+        if name.endswith(".weight"):
+            origin.meta[FROM] = index
         self._frozen[index, name] = made
         return made
 
