@@ -87,7 +87,8 @@ class InsertionPoint:
 class Head:
     """The new head of an adapter: `logits = features · weightᵀ + bias`, weight `[outputs, features]`.
 
-    `name` is the module's name in `modules_to_save`, `per` is "sequence" or "token".
+    `name` is the module's name in `modules_to_save`, `per` is "sequence", "token", or "pixel": at every place of a map
+    `[batch, features, h, w]`.
     """
 
     name: str

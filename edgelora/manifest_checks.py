@@ -17,6 +17,8 @@ _OUTPUT = {
     "token-classification": "logits",
     "regression": "logits",
     "sentence-embedding": "embedding",
+    "semantic-segmentation": "logits",
+    "keypoint-detection": "logits",
 }
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _VALUES_A_BYTE = 8

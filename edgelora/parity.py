@@ -17,6 +17,7 @@ from edgelora.probes import Feeds, random_head
 from edgelora.slopes import LARGEST, bounded
 
 PARITY_FILE = "parity.safetensors"
+COLOURS = (1, 3, 4)  # how many an axis of a picture may hold
 PARITY_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 1e-1, "int4": 2e-1}
 
 
@@ -69,6 +70,8 @@ def expected_outputs(
         return {spec.name: source[spec.name] for spec in manifest.outputs}
     (base,) = source.values()
     base = base.astype(np.float64)
+    if manifest.head is not None and manifest.head.per == "pixel":
+        return {"logits": _of_maps(manifest, base, head, inputs)}
     pooling = manifest.source.get("pooling", "mean")
     if manifest.task != "token-classification" and base.ndim == 3:
         if pooling == "cls":
@@ -82,3 +85,27 @@ def expected_outputs(
         return {"embedding": base / np.linalg.norm(base, axis=-1, keepdims=True)}
     weight, bias = (head[name].astype(np.float64) for name in (manifest.head.weight, manifest.head.bias))
     return {"logits": base @ weight.T + bias}
+
+
+def _of_maps(manifest: Manifest, maps: NDArray[np.float64], head: Feeds, inputs: Feeds) -> NDArray[np.float64]:
+    """A head's logits `[batch, outputs, h, w]` at every place of the maps, or at the picture's size if it has that."""
+    assert manifest.head is not None
+    picture = next((spec for spec in manifest.inputs if len(spec.shape) == 4), None)
+    last = picture is not None and picture.shape[3] in COLOURS and picture.shape[1] not in COLOURS
+    maps = np.moveaxis(maps, -1, 1) if last else maps
+    weight, bias = (head[name].astype(np.float64) for name in (manifest.head.weight, manifest.head.bias))
+    logits = np.einsum("oc,nchw->nohw", weight, maps) + bias[:, None, None]
+    axes = slice(1, 3) if last else slice(2, 4)
+    if picture is None or picture.shape[axes] != manifest.outputs[0].shape[2:]:
+        return logits
+    height, width = inputs[picture.name].shape[axes]
+    return interpolation(height, logits.shape[2]) @ logits @ interpolation(width, logits.shape[3]).T
+
+
+def interpolation(size: int, of: int) -> NDArray[np.float64]:
+    """The matrix `[size, of]` that enlarges an axis bilinearly, between the centres of places (ONNX's half_pixel)."""
+    at = np.clip((np.arange(size) + 0.5) * of / size - 0.5, 0, of - 1)
+    below, matrix = np.floor(at).astype(np.int64), np.zeros((size, of))
+    np.add.at(matrix, (np.arange(size), below), 1 - (at - below))
+    np.add.at(matrix, (np.arange(size), np.minimum(below + 1, of - 1)), at - below)
+    return matrix

@@ -30,6 +30,32 @@ def mean_squared_error(y: Floats, feeds: Mapping[str, Array]) -> tuple[float, Fl
     return float((weight * (error**2).mean(-1)).sum()), 2 * weight[..., None] * error / y.shape[-1]
 
 
+def cross_entropy_dice(y: Floats, feeds: Mapping[str, Array]) -> tuple[float, Floats]:
+    """L = −Σ w_n·log p_n[label_n] + Σ_i v_i·(1 − mean_c D_ic), D = (2·Σ m·p·t + 1)/(Σ m·(p + t) + 1); y `[i, c, h, w]`.
+
+    dL/dp_c = −v·m·(2·t_c − D_c)/(classes·(Σ m·(p_c + t_c) + 1)) of Dice, and through the softmax p∘(dL/dp − Σ_c p_c·dL/dp_c).
+    """
+    weight, dice_weight = (feeds[name].astype(np.float64) for name in ("loss_weight", "dice_weight"))
+    z = np.moveaxis(y, 1, -1)
+    log_p, t = log_softmax(z), one_hot(feeds["labels"], z.shape[-1])
+    p, seen = np.exp(log_p), (weight > 0)[..., None]
+    total = (seen * (p + t)).sum((1, 2), keepdims=True) + 1
+    dice = (2 * (seen * p * t).sum((1, 2), keepdims=True) + 1) / total
+    loss = -(weight * (t * log_p).sum(-1)).sum() + (dice_weight * (1 - dice.mean((1, 2, 3)))).sum()
+    dp = -dice_weight[:, None, None, None] * seen * (2 * t - dice) / (z.shape[-1] * total)
+    dz = weight[..., None] * (p - t) + p * (dp - (p * dp).sum(-1, keepdims=True))
+    return float(loss), np.moveaxis(dz, -1, 1)
+
+
+def heatmap(y: Floats, feeds: Mapping[str, Array]) -> tuple[float, Floats]:
+    """L = −Σ w_ik·Σ_n q_ikn·log p_ikn, p = softmax over the places n of y `[i, k, h, w]`; dL/dy = w·(Σ q·p − q)."""
+    rows = (*y.shape[:2], -1)
+    weight, q = feeds["loss_weight"].astype(np.float64)[..., None], feeds["targets"].astype(np.float64).reshape(rows)
+    log_p = log_softmax(y.reshape(rows))
+    dy = weight * (q.sum(-1, keepdims=True) * np.exp(log_p) - q)
+    return float(-(weight * q * log_p).sum()), dy.reshape(y.shape)
+
+
 def contrastive(y: Floats, feeds: Mapping[str, Array]) -> tuple[float, Floats]:
     """L = −Σ w_k·log softmax_j(s_kj)[positive_k], s_kj = <y_anchor_k, y_j>/τ + mask_kj."""
     anchors, positives = feeds["anchors"], feeds["positives"]
@@ -64,6 +90,8 @@ def _distance(gap: Floats) -> tuple[Floats, Floats]:
 REFERENCES: dict[str, Callable[[Floats, Mapping[str, Array]], tuple[float, Floats]]] = {
     "cross-entropy": cross_entropy,
     "mse": mean_squared_error,
+    "cross-entropy-dice": cross_entropy_dice,
+    "heatmap": heatmap,
     "contrastive": contrastive,
     "triplet": triplet,
 }

@@ -177,5 +177,6 @@ def _explain_head(adapter: Adapter, manifest: Manifest, recorded: bool) -> None:
         note("the adapter brings no head: `train` will add one, `predict` needs one")
     elif adapter.labels is None and not recorded:
         pooling = manifest.source.get("pooling")
-        reads = f"the pooling {pooling!r}" if manifest.head.per == "sequence" and pooling else "each token"
+        places = {"token": "each token", "pixel": "each place of a map"}
+        reads = places.get(manifest.head.per, f"the pooling {pooling!r}")
         note(f"the adapter's head has no names for its classes, and reads {reads} here, as it must have in its model")

@@ -236,11 +236,14 @@ def test_parity_tolerance_is_tight_for_float32_and_loose_for_half(tmp_path):
 @pytest.mark.parametrize("loss", REFERENCES)
 def test_reference_losses_against_differences(loss):
     rng = np.random.default_rng(0)
-    y = rng.standard_normal((5, 4))
+    on_maps = loss in ("cross-entropy-dice", "heatmap")
+    y = rng.standard_normal((2, 3, 4, 3) if on_maps else (5, 4))
+    rows = {"cross-entropy-dice": (2, 4, 3), "heatmap": (2, 3)}.get(loss, (5,))
     feeds = {
-        "labels": rng.integers(0, 4, 5),
-        "targets": rng.standard_normal((5, 4)),
-        "loss_weight": rng.uniform(0.5, 1.5, 5),
+        "labels": rng.integers(0, y.shape[1], rows),
+        "targets": rng.standard_normal(y.shape),
+        "loss_weight": rng.uniform(0.5, 1.5, rows) * (rng.random(rows) < 0.7 if on_maps else 1.0),
+        "dice_weight": rng.uniform(0.5, 1.5, 2),
         "anchors": np.arange(5) % 3,
         "positives": (np.arange(5) + 1) % 5,
         "negatives": (np.arange(5) + 3) % 5,

@@ -14,6 +14,7 @@ from onnxscript import OpBuilder
 from edgelora.errors import ConversionError
 from edgelora.manifest import Head
 from edgelora_tools.gradients.shapes import dims, rank
+from edgelora_tools.map_heads import MAP_HEADS, map_logits
 from edgelora_tools.virtual_tokens import VirtualTokens
 
 POOLINGS = ("mean", "cls", "pooler")
@@ -23,6 +24,7 @@ TASKS = (
     "regression",
     "sentence-embedding",
     "feature-extraction",
+    *MAP_HEADS,
 )
 HEAD_NAME = {"sequence-classification": "classifier", "token-classification": "classifier", "regression": "regressor"}
 
@@ -58,6 +60,9 @@ def attach_task(
         hidden = _output_of_rank(graph, 3, source_output, "token classification")
         hidden = hidden if virtual is None else virtual.behind(op, hidden)
         logits, head = _logits(op, hidden, HEAD_NAME[task], "token")
+        return TaskOutput({"logits": logits}, head, logits)
+    if task in MAP_HEADS:
+        logits, head = map_logits(op, graph, _output_of_rank(graph, 4, source_output, task), task)
         return TaskOutput({"logits": logits}, head, logits)
     features = pool(op, graph, pooling, source_output, virtual)
     if task == "sentence-embedding":

@@ -30,8 +30,11 @@ def stack_adapters(
     """Give the adapter's `inputs` a first axis of adapters, and pick each row's by an input `adapter_index` `[batch]`.
 
     Returns False, and changes nothing, where rows cannot have their own: at a convolution (ONNX fixes the number of its
-    groups, so there is none with a kernel per row), and where the model has flattened batch and positions into one.
+    groups, so there is none with a kernel per row), at a head of maps, which is one, and where the model has flattened
+    batch and positions into one.
     """
+    if head is not None and head.per == "pixel":
+        return False
     deltas = [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, OP_TYPE)]
     features = None if head is None or prediction is None else _features(prediction, head)
     rows = [node.inputs[0] for node in deltas] + ([] if head is None else [features])

@@ -1,0 +1,75 @@
+"""A contact sheet: pictures in rows, with columns such as the truth, before and after training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgelora.errors import DataError
+from edgelora.media.drawing import DARK, LIGHT, Picture, letters, pillow, shortened
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+CELL = 320
+"""Pixels that the longer side of a picture has on the sheet."""
+_GAP, _TITLE, _NAME = 8, 20, 14
+
+
+@dataclass(frozen=True)
+class Row:
+    """The pictures of a row, `[H, W, 3]` each, and the name of what they show."""
+
+    name: str
+    pictures: tuple[Picture, ...]
+
+
+def contact_sheet(titles: Sequence[str], rows: Sequence[Row], cell: int = CELL) -> Picture:
+    """The rows under each other, under the titles of their columns: `[H, W, 3]`. Every row has a picture a title.
+
+    Raises:
+        EdgeLoraError: Pillow is missing.
+    """
+    image_module, draw_module, _ = pillow()
+    made = [[_fitted(picture, cell) for picture in row.pictures] for row in rows]
+    width = _GAP + (cell + _GAP) * len(titles)
+    heights = [max(picture.height for picture in pictures) + _NAME + 3 * _GAP // 2 for pictures in made]
+    sheet = image_module.new("RGB", (width, 2 * _GAP + _TITLE + sum(heights)), LIGHT)
+    canvas = draw_module.Draw(sheet)
+    for column, title in enumerate(titles):
+        font, x = letters(_TITLE), _GAP + (cell + _GAP) * column
+        canvas.text((x, _GAP), shortened(title, font, cell), fill=DARK, font=font)
+    y = 2 * _GAP + _TITLE
+    for row, pictures, height in zip(rows, made, heights, strict=True):
+        font = letters(_NAME)
+        for column, picture in enumerate(pictures):
+            x = _GAP + (cell + _GAP) * column + (cell - picture.width) // 2
+            sheet.paste(picture, (x, y))
+        canvas.text((_GAP, y + height - _NAME - _GAP), shortened(row.name, font, width - 2 * _GAP), DARK, font=font)
+        y += height
+    return np.asarray(sheet)
+
+
+def _fitted(picture: Picture, cell: int) -> Image.Image:
+    """The picture, its longer side as long as the cell."""
+    image_module = pillow()[0]
+    factor = cell / max(picture.shape[:2])
+    size = tuple(max(1, round(side * factor)) for side in picture.shape[1::-1])
+    return image_module.fromarray(picture).resize(size, image_module.Resampling.LANCZOS)
+
+
+def save_picture(picture: Picture, path: Path) -> None:
+    """Write a picture `[H, W, 3]`, its folder too, in the format that the name says (.png, .jpg, .webp).
+
+    Raises:
+        DataError: the name says no format that Pillow writes, or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pillow()[0].fromarray(picture).save(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: the picture cannot be written ({error}); name it .png or .jpg") from error

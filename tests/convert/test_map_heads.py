@@ -1,0 +1,166 @@
+"""Heads on maps: logits, losses and gradients against torch, channels first and last, sizes fixed and dynamic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from edgelora.errors import ConversionError
+from tests.convert.bundles import assert_checked, relative, to_bundle, train_feeds
+from tests.convert.networks import FLOAT, Net
+
+ROWS, CLASSES, CHANNELS = 3, 4, 6
+TASKS = {"semantic-segmentation": "cross-entropy-dice", "keypoint-detection": "heatmap"}
+
+
+def network(last: bool, dynamic: bool):
+    """A picture of 12 × 16 -> a map `[batch, 6, 6, 8]` by two convolutions; with `last`, colours stand last in both."""
+    net = Net(18)
+    x = net("Transpose", "picture", perm=[0, 3, 1, 2]) if last else "picture"
+    weight = net.weight("first.weight", 5, 3, 3, 3, scale=0.4)
+    x = net("Conv", x, weight, pads=[1, 1, 1, 1], strides=[2, 2], kernel_shape=[3, 3], name="/first/Conv")
+    weight = net.weight("second.weight", CHANNELS, 5, 1, 1, scale=0.6)
+    x = net("Conv", net("Tanh", x), weight, kernel_shape=[1, 1], name="/second/Conv")
+    net.output(net("Transpose", x, perm=[0, 2, 3, 1]) if last else x, "map")
+    height, width = ("height", "width") if dynamic else (12, 16)
+    given = ["batch", height, width, 3] if last else ["batch", 3, height, width]
+    inner = ("h", "w") if dynamic else (6, 8)
+    made = ["batch", *inner, CHANNELS] if last else ["batch", CHANNELS, *inner]
+    return net, net.model([("picture", FLOAT, given)], [("map", FLOAT, made)])
+
+
+def torch_logits(net, feeds, task, last):
+    """The logits in torch."""
+    weights = {name: torch.from_numpy(w).double() for name, w in net.weights.items()}
+
+    def conv(x, name, **how):
+        kernel = weights[f"{name}.weight"]
+        low = F.conv2d(x, feeds[f"{name}.lora_A"], **how)
+        return F.conv2d(x, kernel, **how) + F.conv2d(low, feeds[f"{name}.lora_B"])
+
+    x = feeds["picture"].permute(0, 3, 1, 2) if last else feeds["picture"]
+    x = conv(torch.tanh(conv(x, "first", padding=1, stride=2)), "second")
+    name = "classifier" if task == "semantic-segmentation" else "keypoints"
+    logits = F.conv2d(x, feeds[f"{name}.weight"][:, :, None, None], feeds[f"{name}.bias"])
+    if task == "keypoint-detection":
+        return logits
+    size = tuple(feeds["picture"].shape[1:3] if last else feeds["picture"].shape[2:])
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def torch_loss(task, z, feeds):
+    """The losses as torch writes them."""
+    weight = feeds["loss_weight"]
+    if task == "keypoint-detection":
+        target = feeds["targets"].flatten(2).transpose(1, 2)
+        nll = F.cross_entropy(z.flatten(2).transpose(1, 2), target, reduction="none")  # [n, k]: places are the classes
+        return (weight * nll).sum()
+    labels = feeds["labels"].long()
+    nll = (weight * F.cross_entropy(z, labels, reduction="none")).sum()
+    seen = (weight > 0).double()[:, None]
+    p, t = z.softmax(1), F.one_hot(labels, CLASSES).permute(0, 3, 1, 2)
+    dice = (2 * (seen * p * t).sum((2, 3)) + 1) / ((seen * (p + t)).sum((2, 3)) + 1)
+    return nll + (feeds["dice_weight"] * (1 - dice.mean(1))).sum()
+
+
+def loss_feeds(rng, task, shape):
+    """The inputs of the task's loss for logits of this shape; some pixels and points do not count."""
+    if task == "keypoint-detection":
+        q = rng.random(shape)
+        weight = rng.uniform(0.5, 1.5, shape[:2]) * (rng.random(shape[:2]) < 0.7)
+        return {
+            "targets": (q / q.sum((2, 3), keepdims=True)).astype(np.float32),
+            "loss_weight": weight.astype(np.float32),
+        }
+    places = (shape[0], *shape[2:])
+    return {
+        "labels": rng.integers(0, CLASSES, places),
+        "loss_weight": (rng.uniform(0.5, 1.5, places) * (rng.random(places) < 0.7) / 100).astype(np.float32),
+        "dice_weight": rng.uniform(0.5, 1.5, shape[0]).astype(np.float32),
+    }
+
+
+@pytest.fixture(scope="module")
+def bundle_of(tmp_path_factory):
+    """The network's bundle for a task, each converted once."""
+    made = {}
+
+    def convert(task, last, dynamic):
+        if (task, last, dynamic) not in made:
+            net, model = network(last, dynamic)
+            made[task, last, dynamic] = net, to_bundle(model, tmp_path_factory.mktemp("map"), task=task)
+        return made[task, last, dynamic]
+
+    return convert
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "dynamic"])
+@pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
+@pytest.mark.parametrize("task", TASKS)
+def test_logits_loss_and_gradients_equal_torch(task, last, dynamic, bundle_of):
+    net, bundle = bundle_of(task, last, dynamic)
+    rng, size = np.random.default_rng(1), (14, 10) if dynamic else (12, 16)
+    shape = (ROWS, *size, 3) if last else (ROWS, 3, *size)
+    feeds = adapter_feeds(bundle, {"picture": rng.standard_normal(shape).astype(np.float32)})
+    assert bundle.manifest.head.per == "pixel"
+    logits = bundle.forward.run(feeds)["logits"]
+    record = bundle.training(TASKS[task], False)
+    extra = loss_feeds(rng, task, logits.shape)
+    assert {spec.name for spec in record.inputs} == set(extra)
+    tensors = {n: torch.from_numpy(np.asarray(x, np.float64)) for n, x in (feeds | extra).items()}
+    trained = [name.removeprefix("grad.") for name in bundle.graph(record.file).outputs if name.startswith("grad.")]
+    assert len(trained) == 6
+    for name in trained:
+        tensors[name].requires_grad_()
+    wanted = torch_logits(net, tensors, task, last)
+    assert relative(logits, wanted.detach().numpy()) < 1e-6
+    value = torch_loss(task, wanted, tensors)
+    value.backward()
+    got = bundle.graph(record.file).run(feeds | extra)
+    assert abs(got["loss"] - value.item()) < 1e-5 * abs(value.item())
+    for name in trained:
+        gradient = tensors[name].grad
+        assert gradient is not None
+        assert float(gradient.norm()) > 1e-6
+        assert relative(got[f"grad.{name}"], gradient.numpy()) < 2e-5, name
+
+
+def adapter_feeds(bundle, inputs):
+    """Inputs with a random adapter at every point, and a random head of `CLASSES` outputs."""
+    feeds = train_feeds(bundle, inputs)
+    rng = np.random.default_rng(5)
+    for point in bundle.manifest.points:
+        feeds[point.input_a] = (rng.standard_normal(point.shape_a(3)) * 0.3).astype(np.float32)
+        feeds[point.input_b] = (rng.standard_normal(point.shape_b(3)) * 0.3).astype(np.float32)
+    head = bundle.manifest.head
+    feeds[head.weight] = rng.standard_normal((CLASSES, head.features)).astype(np.float32)
+    feeds[head.bias] = rng.standard_normal(CLASSES).astype(np.float32)
+    return feeds
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
+@pytest.mark.parametrize("task", TASKS)
+def test_the_check_passes(task, last, bundle_of):
+    _, bundle = bundle_of(task, last, False)
+    assert_checked(bundle)
+    assert bundle.manifest.mixed is None
+    size = (12, 16) if task == "semantic-segmentation" else (6, 8)
+    assert bundle.manifest.outputs[0].shape == ("batch", "outputs", *size)
+
+
+def test_a_source_without_a_map_is_refused_by_name(tmp_path):
+    net = Net(17)
+    net.output(net.linear("x", "first", 8, 5), "y")
+    model = net.model([("x", FLOAT, ["batch", 8])], [("y", FLOAT, ["batch", 5])])
+    with pytest.raises(ConversionError, match=r"semantic-segmentation needs .* rank 4; the source has y"):
+        to_bundle(model, tmp_path, task="semantic-segmentation")
+
+
+def test_a_map_of_a_source_without_a_picture_cannot_be_enlarged(tmp_path):
+    net = Net(17)
+    net.output(net("Reshape", net.linear("x", "first", 8, 8), net.const([0, 2, 2, 2], np.int64)), "map")
+    model = net.model([("x", FLOAT, ["batch", 8])], [("map", FLOAT, ["batch", 2, 2, 2])])
+    with pytest.raises(ConversionError, match="needs a picture as input"):
+        to_bundle(model, tmp_path, task="semantic-segmentation")
