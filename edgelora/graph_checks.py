@@ -50,8 +50,9 @@ def check_graph(bundle: Bundle, record: TrainingGraph, inputs: Feeds, rng: np.ra
     got, expected = bundle.graph(record.file).run(feeds), _expected(bundle, record, feeds, made)
     same, slope = (ROUNDED_TOLERANCE,) * 2 if rounds_activations(bundle) else (SAME_TOLERANCE, GRADIENT_TOLERANCE)
     shares: dict[str, float] = {}  # errors as shares of what is tolerated
+    least = _rounding(expected)
     for name in sorted(expected):
-        shares[name] = _gap(got[name], expected[name]) / same if name in got else LARGEST
+        shares[name] = _gap(got[name], expected[name], least) / same if name in got else LARGEST
     if "loss" in got and (record.dropout or not expected):
         for spec in record.inputs:
             if spec.dtype == "uint8":
@@ -104,7 +105,7 @@ def check_method(
         feeds: Feeds = {**inputs, **values, **head, **loss_feeds(manifest, record, inputs, made, rng)}
         got, expected = bundle.graph(record.file).run(feeds), _expected(bundle, record, feeds, made, graphs)
         tolerance = ROUNDED_TOLERANCE if rounds_activations(bundle) else SAME_TOLERANCE
-        least = _LEAST * max((float(np.linalg.norm(y)) for name, y in expected.items() if name != "loss"), default=0.0)
+        least = _rounding(expected)
         errors = {n: _gap(got[n], y, least) / tolerance if n in got else LARGEST for n, y in expected.items()}
         if not expected:
             moved = [name for name in values if f"grad.{name}" in got]
@@ -179,7 +180,8 @@ def check_recomputed(
 
 def _same(bundle: Bundle, file: str, expected: Feeds, feeds: Feeds) -> GraphVerdict:
     """Whether the graph returns what is expected."""
-    errors = {name: _gap(y, expected[name]) for name, y in bundle.graph(file).run(feeds).items()}
+    least = _rounding(expected)
+    errors = {name: _gap(y, expected[name], least) for name, y in bundle.graph(file).run(feeds).items()}
     where = max(errors, key=lambda name: errors[name])
     tolerance = ROUNDED_TOLERANCE if rounds_activations(bundle) else SAME_TOLERANCE
     return GraphVerdict(file, bounded(errors[where]), where, errors[where] <= tolerance)
@@ -195,6 +197,12 @@ def _expected(bundle: Bundle, record: TrainingGraph, feeds: Feeds, made: Feeds, 
     ((name, y),) = made.items()
     loss, dy = REFERENCES[record.loss](y.astype(np.float64), feeds)
     return {"loss": np.asarray(loss), **twin.run({**feeds, f"cotangent.{name}": dy.astype(np.float32)})}
+
+
+def _rounding(expected: Feeds) -> float:
+    """What a gradient must have to be more than rounding, beside the largest of those that are expected."""
+    norms = (float(np.linalg.norm(y)) for name, y in expected.items() if name.startswith("grad."))
+    return _LEAST * max(norms, default=0.0)
 
 
 def _gap(got: NDArray[Any], wanted: NDArray[Any], least: float = 1e-6) -> float:

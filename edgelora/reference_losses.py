@@ -33,7 +33,8 @@ def mean_squared_error(y: Floats, feeds: Mapping[str, Array]) -> tuple[float, Fl
 def cross_entropy_dice(y: Floats, feeds: Mapping[str, Array]) -> tuple[float, Floats]:
     """L = −Σ w_n·log p_n[label_n] + Σ_i v_i·(1 − mean_c D_ic), D = (2·Σ m·p·t + 1)/(Σ m·(p + t) + 1); y `[i, c, h, w]`.
 
-    dL/dp_c = −v·m·(2·t_c − D_c)/(classes·(Σ m·(p_c + t_c) + 1)) of Dice, and through the softmax p∘(dL/dp − Σ_c p_c·dL/dp_c).
+    dL/dp_c = −v·m·(2·t_c − D_c)/(classes·(Σ m·(p_c + t_c) + 1)) of Dice, and through the softmax p∘(dL/dp − Σ_c
+    p_c·dL/dp_c).
     """
     weight, dice_weight = (feeds[name].astype(np.float64) for name in ("loss_weight", "dice_weight"))
     z = np.moveaxis(y, 1, -1)

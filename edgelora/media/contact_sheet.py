@@ -47,8 +47,7 @@ def contact_sheet(titles: Sequence[str], rows: Sequence[Row], cell: int = CELL) 
     for row, pictures, height in zip(rows, made, heights, strict=True):
         font = letters(_NAME)
         for column, picture in enumerate(pictures):
-            x = _GAP + (cell + _GAP) * column + (cell - picture.width) // 2
-            sheet.paste(picture, (x, y))
+            sheet.paste(picture, (_GAP + (cell + _GAP) * column, y))
         canvas.text((_GAP, y + height - _NAME - _GAP), shortened(row.name, font, width - 2 * _GAP), DARK, font=font)
         y += height
     return np.asarray(sheet)

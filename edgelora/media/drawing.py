@@ -1,7 +1,7 @@
 """Results drawn on pictures: boxes, masks and points with their names, and a caption below.
 
-Colours are those of Okabe and Ito (2008), which people tell apart whatever colours they see; every line has a dark edge, so
-that it shows on any ground. Small pictures are enlarged until names can be read.
+Colours are those of Okabe and Ito (2008), which people tell apart whatever colours they see; every line has a dark
+edge, so that it shows on any ground. Small pictures are enlarged until names can be read.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ DARK: Colour = (24, 24, 24)
 LIGHT: Colour = (255, 255, 255)
 _TINT = 0.45
 _LETTERS = (12, 44)
+_FURTHEST = 4
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,20 @@ class Point:
 class Figure:
     """What is drawn. `names` are all that may occur, in their order, which gives each its colour.
 
-    `mask` `[H, W]` holds numbers of `names`; the first is the ground and stays clear, as is what has no number (below 0).
+    `mask` `[H, W]` holds numbers of `names`; the first is the ground and stays clear, as does what is no number of a
+    name.
     """
 
     names: tuple[str, ...] = ()
     caption: str = ""
     boxes: tuple[Box, ...] = ()
     points: tuple[Point, ...] = ()
-    mask: NDArray[np.int64] | None = None
+    mask: NDArray[np.integer[Any]] | None = None
 
 
 def draw(picture: Picture, figure: Figure, least_side: int = LEAST_SIDE) -> Picture:
-    """The picture `[H, W, 1 or 3]` with the figure on it, `[H', W', 3]`: enlarged if small, with a strip for its caption.
+    """The picture `[H, W, 1 or 3]` with the figure on it, `[H', W', 3]`: enlarged if small, with a strip for its
+    caption.
 
     Raises:
         EdgeLoraError: Pillow is missing.
@@ -85,13 +88,12 @@ def draw(picture: Picture, figure: Figure, least_side: int = LEAST_SIDE) -> Pict
     smooth = image_module.Resampling.BICUBIC if factor < 4 else image_module.Resampling.NEAREST
     image = image.resize((width, height), smooth) if factor > 1 else image
     if figure.mask is not None:
-        image = image_module.fromarray(_tinted(np.asarray(image), figure.mask))
+        image = image_module.fromarray(_tinted(np.asarray(image), figure.mask, len(figure.names)))
     pen = _Pen(draw_module.Draw(image), image.size, figure.names)
     for box in figure.boxes:
         pen.box(box, factor)
-    for point in figure.points:
-        pen.dot(point, factor)
     pen.tags()
+    pen.points(figure.points, factor)
     shown = () if figure.mask is None else tuple(figure.names[i] for i in _present(figure.mask, len(figure.names)))
     return _with_strip(np.asarray(image), figure, shown, pen.letters)
 
@@ -135,6 +137,16 @@ def shortened(text: str, font: Any, width: float) -> str:
     return f"{text}…"
 
 
+@dataclass(frozen=True)
+class _Tag:
+    """A name that waits for its place, of several; `at` is the point that it speaks of."""
+
+    text: str
+    colour: Colour
+    places: list[tuple[float, float]]
+    at: tuple[float, float] | None = None
+
+
 class _Pen:
     """Draws on one picture, lines and letters to its size; names go where they cover no other."""
 
@@ -144,53 +156,75 @@ class _Pen:
         self.line = max(2, round(short / 180))
         self.letters = int(np.clip(round(short / 24), *_LETTERS))
         self.font = letters(self.letters)
-        self._waiting: list[tuple[str, Colour, list[tuple[float, float]]]] = []
+        self._waiting: list[_Tag] = []
         self._taken: list[Rectangle] = []
 
     def box(self, box: Box, factor: float) -> None:
         """An outline with a dark edge; its name above it, or inside at the top."""
-        own = colour(box.label, self.names)
+        own, text = colour(box.label, self.names), _named(box.label, box.score)
         left, top, right, bottom = (side * factor for side in box.corners)
-        left, right = sorted((float(np.clip(x, 0, self.size[0] - 1)) for x in (left, right)))
-        top, bottom = sorted((float(np.clip(y, 0, self.size[1] - 1)) for y in (top, bottom)))
+        left, right = sorted(float(np.clip(x, 0, self.size[0] - 1)) for x in (left, right))
+        top, bottom = sorted(float(np.clip(y, 0, self.size[1] - 1)) for y in (top, bottom))
         self.canvas.rectangle((left, top, right, bottom), outline=DARK, width=self.line + 2)
         if right - left > 2 and bottom - top > 2:
             self.canvas.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=own, width=self.line)
-        width, height = self._extent(_named(box.label, box.score))
-        places = [(left, top - height), (left, top), (right - width, bottom - height), (left, bottom)]
-        self._waiting.append((_named(box.label, box.score), own, places))
-
-    def dot(self, point: Point, factor: float) -> None:
-        """A disc with a light and a dark ring; its name beside it."""
-        own, x, y, radius = colour(point.label, self.names), point.x * factor, point.y * factor, self.line * 2
-        for ring, paint in ((radius + 2, DARK), (radius + 1, LIGHT), (radius, own)):
-            self.canvas.ellipse((x - ring, y - ring, x + ring, y + ring), fill=paint)
-        self._taken.append((x - radius, y - radius, x + radius, y + radius))
-        text = _named(point.label, point.score)
         width, height = self._extent(text)
-        gap = radius + 3
-        places = [(x + gap, y - height / 2), (x - gap - width, y - height / 2), (x - width / 2, y - gap - height)]
-        places += [(x - width / 2, y + gap), (x + gap, y + gap), (x - gap - width, y - gap - height)]
-        self._waiting.append((text, own, places))
+        places = [(left, top - height), (left, top), (right - width, bottom - height), (left, bottom)]
+        self._waiting.append(_Tag(text, own, places))
+
+    def points(self, points: Sequence[Point], factor: float) -> None:
+        """Discs with a light and a dark ring; their names beside them, further away where they are many."""
+        radius = self.line * 2
+        for point in points:
+            x, y, text = point.x * factor, point.y * factor, _named(point.label, point.score)
+            self._taken.append((x - radius, y - radius, x + radius, y + radius))
+            width, height = self._extent(text)
+            places = [
+                (x + _beside(side, width, radius + 3 + far * height), y + (step * 1.2 - 0.5) * height)
+                for far in range(_FURTHEST)
+                for side, step in (
+                    (1, 0),
+                    (-1, 0),
+                    (0, -1 - far),
+                    (0, 1 + far),
+                    (1, far),
+                    (1, -far),
+                    (-1, far),
+                    (-1, -far),
+                )
+            ]
+            self._waiting.append(_Tag(text, colour(point.label, self.names), places, (x, y)))
+        self.tags()
+        for point in points:
+            x, y, own = point.x * factor, point.y * factor, colour(point.label, self.names)
+            for ring, paint in ((radius + 2, DARK), (radius + 1, LIGHT), (radius, own)):
+                self.canvas.ellipse((x - ring, y - ring, x + ring, y + ring), fill=paint)
 
     def tags(self) -> None:
-        """The names that wait, each at the first of its places that covers the least of dots and of other names."""
-        for text, own, places in self._waiting:
-            if not text:
+        """The names that wait, each at the first of its places that covers the least of discs and of other names."""
+        for tag in self._waiting:
+            if not tag.text:
                 continue
-            width, height = self._extent(text)
-            inside = [
-                (float(np.clip(x, 0, max(self.size[0] - width, 0))), float(np.clip(y, 0, max(self.size[1] - height, 0))))
-                for x, y in places
-            ]
-            tags = [(x, y, x + width, y + height) for x, y in inside]
-            tag = min(tags, key=lambda one: sum(_overlap(one, other) for other in self._taken))
-            self._taken.append(tag)
-            self.canvas.rectangle(tag, fill=own)
-            self.canvas.text((tag[0] + 3, tag[1] + height / 2), text, fill=_on(own), font=self.font, anchor="lm")
+            width, height = self._extent(tag.text)
+            most = (max(self.size[0] - width, 0.0), max(self.size[1] - height, 0.0))
+            inside = [(min(max(x, 0.0), most[0]), min(max(y, 0.0), most[1])) for x, y in tag.places]
+            areas = [(x, y, x + width, y + height) for x, y in inside]
+            area = min(areas, key=lambda one: sum(_overlap(one, other) for other in self._taken))
+            self._taken.append(area)
+            if tag.at is not None:
+                near = (float(np.clip(tag.at[0], area[0], area[2])), float(np.clip(tag.at[1], area[1], area[3])))
+                self.canvas.line((*tag.at, *near), fill=DARK, width=self.line)
+            self.canvas.rectangle(area, fill=tag.colour)
+            self.canvas.text((area[0] + 3, area[1] + height / 2), tag.text, _on(tag.colour), self.font, anchor="lm")
+        self._waiting.clear()
 
     def _extent(self, text: str) -> tuple[float, float]:
         return self.font.getlength(text) + 6, self.letters * 1.3
+
+
+def _beside(side: int, width: float, gap: float) -> float:
+    """Where something of this width begins to the right (1) or left (−1) of a point, or in the middle (0)."""
+    return gap if side > 0 else -gap - width if side < 0 else -width / 2
 
 
 def _named(label: str, score: float | None) -> str:
@@ -208,16 +242,17 @@ def _on(ground: Colour) -> Colour:
     return DARK if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else LIGHT
 
 
-def _present(mask: NDArray[np.int64], names: int) -> list[int]:
+def _present(mask: NDArray[np.integer[Any]], names: int) -> list[int]:
     return [int(i) for i in np.unique(mask) if 0 <= i < names]
 
 
-def _tinted(picture: Picture, mask: NDArray[np.int64]) -> Picture:
+def _tinted(picture: Picture, mask: NDArray[np.integer[Any]], names: int) -> Picture:
     """The picture `[H', W', 3]` with the areas of a mask `[H, W]` in their colours, and lines between areas."""
-    rows, columns = (
-        (np.arange(size) * of // size) for size, of in zip(picture.shape[:2], mask.shape, strict=True)
-    )
-    large = mask[rows[:, None], columns[None, :]]
+    height, width = picture.shape[:2]
+    rows: NDArray[np.int64] = np.arange(height, dtype=np.int64) * mask.shape[0] // height
+    columns: NDArray[np.int64] = np.arange(width, dtype=np.int64) * mask.shape[1] // width
+    large = mask[rows[:, None], columns[None, :]].astype(np.int64)
+    large = np.where(large < names, large, 0)
     palette = np.asarray(COLOURS, np.float32)
     own = palette[np.maximum(large, 0) % len(COLOURS)]
     tint = np.where(large > 0, _TINT, 0.0)[..., None]

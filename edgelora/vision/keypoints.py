@@ -1,7 +1,7 @@
 """Points as heatmaps and back, and how near predicted points are: PCK and OKS.
 
-Points are `[..., 2]` (x, y) in the map's own unit: place (column j, row i) has its centre at (j + ½, i + ½), so that a map of
-width w covers 0 to w. Multiplied by the stride they are positions in the picture.
+Points are `[..., 2]` (x, y) in the map's own unit: place (column j, row i) has its centre at (j + ½, i + ½), so that a
+map of width w covers 0 to w. Multiplied by the stride they are positions in the picture.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ _NEAR = 2  # places on each side of a peak that its score sums
 
 
 def gaussian_maps(points: Array, height: int, width: int, sigma: float) -> NDArray[np.float32]:
-    """A distribution over the places for each of `points` `[..., 2]`: `[..., height, width]`, falling off as a Gaussian.
+    """A distribution over the places for each of `points` `[..., 2]`: `[..., height, width]`, falling off as a
+    Gaussian.
 
     `sigma` is in places. Each map sums to 1, also where the point lies near or beyond the border.
     """
-    x, y = points[..., 0].astype(np.float64), points[..., 1].astype(np.float64)
+    x: Floats = points[..., 0].astype(np.float64)
+    y: Floats = points[..., 1].astype(np.float64)
     return (_bell(y, height, sigma)[..., :, None] * _bell(x, width, sigma)[..., None, :]).astype(np.float32)
 
 
@@ -35,21 +37,21 @@ def _bell(at: Floats, size: int, sigma: float) -> Floats:
 def decode(logits: Array) -> tuple[Floats, Floats]:
     """Where each of the maps `[..., height, width]` has its peak: points `[..., 2]`, and their scores `[...]`.
 
-    The maps are logits of a distribution over the places. Where that is a Gaussian, logits are a parabola along each axis:
-    the peak between places is the apex through the highest place and its neighbours (after Zhang et al., DARK,
+    The maps are logits of a distribution over the places. Where that is a Gaussian, logits are a parabola along each
+    axis: the peak between places is the apex through the highest place and its neighbours (after Zhang et al., DARK,
     arXiv:1910.06278, with the axes apart). The score is the probability of the 5 × 5 places around.
     """
     height, width = logits.shape[-2:]
-    flat = logits.reshape(-1, height, width).astype(np.float64)
-    best = flat.reshape(len(flat), -1).argmax(-1)
-    rows, columns = np.divmod(best, width)
+    flat: Floats = logits.reshape(-1, height, width).astype(np.float64)
+    best = np.asarray(flat.reshape(len(flat), -1).argmax(-1), np.int64)
+    rows, columns = best // width, best % width
     every = np.arange(len(flat))
-    x = columns + 0.5 + _apex(flat[every, rows], columns)
-    y = rows + 0.5 + _apex(flat[every, :, columns], rows)
+    x: Floats = columns + 0.5 + _apex(flat[every, rows], columns)
+    y: Floats = rows + 0.5 + _apex(flat[every, :, columns], rows)
     p = np.exp(flat - flat.max((1, 2), keepdims=True))
     p /= p.sum((1, 2), keepdims=True)
-    near_row = np.abs(np.arange(height) - rows[:, None]) <= _NEAR
-    near_column = np.abs(np.arange(width) - columns[:, None]) <= _NEAR
+    near_row: NDArray[np.bool_] = np.abs(np.arange(height, dtype=np.int64) - rows[:, None]) <= _NEAR
+    near_column: NDArray[np.bool_] = np.abs(np.arange(width, dtype=np.int64) - columns[:, None]) <= _NEAR
     scores = (p * near_row[:, :, None] * near_column[:, None, :]).sum((1, 2))
     shape = logits.shape[:-2]
     return np.stack([x, y], -1).reshape(*shape, 2), scores.reshape(shape)
@@ -73,7 +75,7 @@ def distances(predicted: Array, truth: Array) -> Floats:
 
 def extents(truth: Array, visible: NDArray[np.bool_]) -> Floats:
     """The longer side of the box around the visible points `[n, k, 2]` of each sample, `[n]`; NaN where none is."""
-    some = visible.any(1)
+    some = np.asarray(visible.any(1))
     low = np.where(visible[..., None], truth, np.inf).min(1)
     high = np.where(visible[..., None], truth, -np.inf).max(1)
     sides = np.where(some[:, None], high, np.nan) - np.where(some[:, None], low, np.nan)

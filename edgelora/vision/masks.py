@@ -8,22 +8,25 @@ from numpy.typing import NDArray
 Counts = NDArray[np.int64]
 Shares = NDArray[np.float64]
 
-IGNORED = -1
+Classes = NDArray[np.uint8]
+
+IGNORED = 255
 """The class of a pixel that counts for nothing."""
 
 
-def confusion(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> Counts:
+def confusion(truth: Classes, predicted: Classes, classes: int) -> Counts:
     """How many pixels of class t (row) were predicted as p (column), `[classes, classes]`.
 
-    `truth` and `predicted` hold classes, in the same shape; pixels whose truth is `IGNORED` are not counted.
+    `truth` and `predicted` hold classes, in the same shape; pixels where one of them is `IGNORED` are not counted.
     """
-    counted = truth != IGNORED
-    pairs = truth[counted] * classes + predicted[counted]
+    counted = (truth != IGNORED) & (predicted != IGNORED)
+    pairs = truth[counted].astype(np.int64) * classes + predicted[counted]
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
 def iou(counts: Counts) -> Shares:
-    """Intersection over union (Jaccard index) of each class, from its `confusion`; NaN where truth and prediction lack it.
+    """Intersection over union (Jaccard index) of each class, from its `confusion`; NaN where truth and prediction lack
+    it.
 
     Of a data set it is that of all its pixels together, as PASCAL VOC and Cityscapes report it.
     """

@@ -78,9 +78,9 @@ def mean_squared_error(op: OpBuilder, task: TaskOutput) -> ir.Value:
 def cross_entropy_dice(op: OpBuilder, task: TaskOutput) -> ir.Value:
     """L = Σ_n w_n·(−log p_n[y_n]) + Σ_i v_i·(1 − mean_c D_ic), p = softmax(z): per pixel n, and per picture i.
 
-    D_ic = (2·Σ_n m_n·p_nc·t_nc + 1)/(Σ_n m_n·(p_nc + t_nc) + 1) is the Dice coefficient of class c, smoothed by a pixel,
-    with t = onehot(y) and m_n = [w_n > 0]: pixels without a weight are not seen (V-Net, arXiv:1606.04797). z is `[batch,
-    outputs, h, w]`; labels int64 and loss_weight float32 `[batch, h, w]`, dice_weight v float32 `[batch]`.
+    D_ic = (2·Σ_n m_n·p_nc·t_nc + 1)/(Σ_n m_n·(p_nc + t_nc) + 1) is the Dice coefficient of class c, smoothed by a
+    pixel, with t = onehot(y) and m_n = [w_n > 0]: pixels without a weight are not seen (V-Net, arXiv:1606.04797). z is
+    `[batch, outputs, h, w]`; labels int64 and loss_weight float32 `[batch, h, w]`, dice_weight v float32 `[batch]`.
     """
     z = _prediction(task)
     batch, _, *places = dims(z)
@@ -96,16 +96,14 @@ def cross_entropy_dice(op: OpBuilder, task: TaskOutput) -> ir.Value:
     overlap = op.Mul(op.ReduceSum(op.Mul(p, t), [2, 3], keepdims=0), 2.0)
     dice = op.Div(op.Add(overlap, 1.0), op.Add(op.ReduceSum(op.Add(p, t), [2, 3], keepdims=0), 1.0))
     missing = op.Sub(1.0, op.ReduceMean(dice, [1], keepdims=0))
-    return op.Add(
-        op.ReduceSum(op.Mul(weight, nll), keepdims=0), op.ReduceSum(op.Mul(dice_weight, missing), keepdims=0)
-    )
+    return op.Add(op.ReduceSum(op.Mul(weight, nll), keepdims=0), op.ReduceSum(op.Mul(dice_weight, missing), keepdims=0))
 
 
 def heatmap(op: OpBuilder, task: TaskOutput) -> ir.Value:
     """L = Σ_ik w_ik·(−Σ_n q_ikn·log softmax_n(z_ikn)): where point k of picture i is, the map's places as classes.
 
-    z and q are `[batch, outputs, h, w]`, q ("targets") a distribution over the places, such as a Gaussian around the point
-    (float32); loss_weight `[batch, outputs]` is 0 for a point that is not seen.
+    z and q are `[batch, outputs, h, w]`, q ("targets") a distribution over the places, such as a Gaussian around the
+    point (float32); loss_weight `[batch, outputs]` is 0 for a point that is not seen.
     """
     z = _prediction(task)
     targets = op.builder.input("targets", ir.DataType.FLOAT, list(dims(z)))

@@ -59,8 +59,6 @@ def _enlarged(op: OpBuilder, logits: ir.Value, picture: ir.Value, last: bool) ->
     if known_equal(wanted, dims(logits)[2:]):
         return logits
     sizes = op.Slice(shape_of(op, picture), [axes.start], [axes.stop])
-    made = op.Resize(
-        logits, None, None, sizes, axes=[2, 3], mode="linear", coordinate_transformation_mode="half_pixel"
-    )
+    made = op.Resize(logits, None, None, sizes, axes=[2, 3], mode="linear", coordinate_transformation_mode="half_pixel")
     made.shape, made.type = ir.Shape([*dims(logits)[:2], *wanted]), logits.type
     return made

@@ -1,0 +1,1 @@
+"""From files of pictures and sound to graph inputs."""
