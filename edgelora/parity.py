@@ -91,12 +91,12 @@ def _of_maps(manifest: Manifest, maps: NDArray[np.float64], head: Feeds, inputs:
     """A head's logits `[batch, outputs, h, w]` at every place of the maps, or at the picture's size if it has that."""
     assert manifest.head is not None
     picture = next((spec for spec in manifest.inputs if len(spec.shape) == 4), None)
-    last = picture is not None and picture.shape[3] in COLOURS and picture.shape[1] not in COLOURS
-    maps = np.moveaxis(maps, -1, 1) if last else maps
     weight, bias = (head[name].astype(np.float64) for name in (manifest.head.weight, manifest.head.bias))
     logits = np.einsum("oc,nchw->nohw", weight, maps) + bias[:, None, None]
-    axes = slice(1, 3) if last else slice(2, 4)
-    if picture is None or picture.shape[axes] != manifest.outputs[0].shape[2:]:
+    if picture is None:
+        return logits
+    axes = slice(1, 3) if picture.shape[3] in COLOURS and picture.shape[1] not in COLOURS else slice(2, 4)
+    if picture.shape[axes] != manifest.outputs[0].shape[2:]:
         return logits
     height, width = inputs[picture.name].shape[axes]
     return interpolation(height, logits.shape[2]) @ logits @ interpolation(width, logits.shape[3]).T

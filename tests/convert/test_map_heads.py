@@ -16,19 +16,18 @@ TASKS = {"semantic-segmentation": "cross-entropy-dice", "keypoint-detection": "h
 
 
 def network(last: bool, dynamic: bool):
-    """A picture of 12 × 16 -> a map `[batch, 6, 6, 8]` by two convolutions; with `last`, colours stand last in both."""
+    """A picture of 12 × 16 -> a map `[batch, 6, 6, 8]` by two convolutions; with `last`, its colours stand last."""
     net = Net(18)
     x = net("Transpose", "picture", perm=[0, 3, 1, 2]) if last else "picture"
     weight = net.weight("first.weight", 5, 3, 3, 3, scale=0.4)
     x = net("Conv", x, weight, pads=[1, 1, 1, 1], strides=[2, 2], kernel_shape=[3, 3], name="/first/Conv")
     weight = net.weight("second.weight", CHANNELS, 5, 1, 1, scale=0.6)
     x = net("Conv", net("Tanh", x), weight, kernel_shape=[1, 1], name="/second/Conv")
-    net.output(net("Transpose", x, perm=[0, 2, 3, 1]) if last else x, "map")
+    net.output(x, "map")
     height, width = ("height", "width") if dynamic else (12, 16)
     given = ["batch", height, width, 3] if last else ["batch", 3, height, width]
     inner = ("h", "w") if dynamic else (6, 8)
-    made = ["batch", *inner, CHANNELS] if last else ["batch", CHANNELS, *inner]
-    return net, net.model([("picture", FLOAT, given)], [("map", FLOAT, made)])
+    return net, net.model([("picture", FLOAT, given)], [("map", FLOAT, ["batch", CHANNELS, *inner])])
 
 
 def torch_logits(net, feeds, task, last):

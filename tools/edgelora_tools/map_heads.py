@@ -1,8 +1,4 @@
-"""Heads that say something of every place of a map: a 1×1 convolution of features `[batch, channels, h, w]`.
-
-Maps come as the picture does: channels first, or last where the source's picture is `[batch, H, W, 1 to 4]`. The logits
-are `[batch, outputs, h, w]` in both.
-"""
+"""Heads that say something of every place of a map: a 1×1 convolution of features `[batch, channels, h, w]`."""
 
 from __future__ import annotations
 
@@ -29,21 +25,18 @@ def map_logits(op: OpBuilder, graph: ir.Graph, features: ir.Value, task: str) ->
         ConversionError: the number of channels is dynamic; or the source takes no picture whose size could be had.
     """
     picture = next((x for x in graph.inputs if x.shape is not None and rank(x) == 4), None)
-    last = picture is not None and has_channels_last(picture)
-    maps = op.Transpose(features, perm=[0, 3, 1, 2]) if last else features
-    batch, channels, height, width = (dims(features)[a] for a in ((0, 3, 1, 2) if last else range(4)))
+    batch, channels, *places = dims(features)
     if not isinstance(channels, int):
         raise ConversionError(f"the channels of {features.name!r} are dynamic: a head needs a fixed number of them")
     head = Head(MAP_HEADS[task], channels, "pixel")
     weight = op.builder.input(head.weight, ir.DataType.FLOAT, ["outputs", channels])
     bias = op.builder.input(head.bias, ir.DataType.FLOAT, ["outputs"])
-    maps.shape, maps.type = ir.Shape([batch, channels, height, width]), features.type
-    logits = op.Conv(maps, op.Unsqueeze(weight, [2, 3]), bias, kernel_shape=[1, 1])
-    logits.shape, logits.type = ir.Shape([batch, "outputs", height, width]), features.type
+    logits = op.Conv(features, op.Unsqueeze(weight, [2, 3]), bias, kernel_shape=[1, 1])
+    logits.shape, logits.type = ir.Shape([batch, "outputs", *places]), features.type
     if task in AT_THE_PICTURES_SIZE:
         if picture is None:
             raise ConversionError(f"{task} needs a picture as input, of rank 4, and the source has none")
-        logits = _enlarged(op, logits, picture, last)
+        logits = _enlarged(op, logits, picture)
     return logits, head
 
 
@@ -53,8 +46,8 @@ def has_channels_last(picture: ir.Value) -> bool:
     return sizes[3] in COLOURS and sizes[1] not in COLOURS
 
 
-def _enlarged(op: OpBuilder, logits: ir.Value, picture: ir.Value, last: bool) -> ir.Value:
-    axes = slice(1, 3) if last else slice(2, 4)
+def _enlarged(op: OpBuilder, logits: ir.Value, picture: ir.Value) -> ir.Value:
+    axes = slice(1, 3) if has_channels_last(picture) else slice(2, 4)
     wanted = dims(picture)[axes]
     if known_equal(wanted, dims(logits)[2:]):
         return logits
