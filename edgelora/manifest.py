@@ -20,6 +20,7 @@ LORA_GRAPHS = "lora"  # the name of the set of graphs that every bundle has
 BIAS_OP = "Bias"  # the `op` of a place that has a bias of the base and nothing else
 NORMALIZATIONS = ("LayerNormalization", "RMSNormalization")  # the `op` of a point that scales features
 TRANSPOSED = ".T"  # ends the name of a value of the base that lies in the file the other way round
+RECURRENT = ("LSTM", "GRU", "RNN")  # the `op` of a point at what a recurrent layer makes of its input
 SKIP_OP = "Skip"  # the `op` of a point that stands at no product, but leads past layers
 EMBEDDING_OP, ATTENTION_OP = "Embedding", "Attention"  # the `op` of a place of virtual tokens
 MOST_POSITIONS = 1 << 16  # of a model that has no table of them
@@ -42,7 +43,8 @@ class InsertionPoint:
 
     A linear one maps `[..., in_features]` to `[..., out_features]` (`kernel` is empty), a convolution `[batch,
     in_features, ...]` to `[batch, out_features, ...]` with a kernel of this size an axis, in `groups` groups of
-    channels. `id` is a stable dotted path (the module path where the source has one), `layer` the index of
+    channels, a recurrent layer (`op` one of `RECURRENT`) its input to the gates of all its directions, in ONNX's order.
+    `id` is a stable dotted path (the module path where the source has one), `layer` the index of
     the block it stands in, or None, `op` the ONNX operator, or "Skip": such a point has no product of its own, and adds
     to the last hidden state what it makes of the input of its block. `bias` tells whether the base adds a bias there.
 

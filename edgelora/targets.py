@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from edgelora.config import AdapterConfig, Patterns
 from edgelora.errors import ConfigError
-from edgelora.manifest import BIAS_OP, InsertionPoint
+from edgelora.manifest import BIAS_OP, RECURRENT, InsertionPoint
 from edgelora.patterns import fullmatch
 
 ALL_LINEAR = "all-linear"
@@ -21,7 +21,8 @@ def select_points(points: Sequence[InsertionPoint], config: AdapterConfig) -> tu
 
     Where all biases learn, every other place that has one follows, as one for a bias alone (`op` "Bias").
 
-    "all-linear" leaves convolutions out, as PEFT does. Unlike PEFT, `layers_to_transform` also restricts "all-linear".
+    "all-linear" leaves convolutions and recurrent layers out, as PEFT does. Unlike PEFT, `layers_to_transform` also
+    restricts "all-linear".
 
     Raises:
         ConfigError: a pattern that matches nothing (each with the nearest names), or nothing left at all.
@@ -37,7 +38,7 @@ def select_points(points: Sequence[InsertionPoint], config: AdapterConfig) -> tu
         raise ConfigError("\n".join(problems))
     named = [p for p in points if targets is None or matches(targets, p.id)]
     if targets == ALL_LINEAR:
-        named = [p for p in points if not p.kernel]
+        named = [p for p in points if not p.kernel and p.op not in RECURRENT]
     chosen = tuple(p for p in named if not _excluded(config, p.id) and _in_layers(config, p.id))
     if named and not chosen:
         raise ConfigError(

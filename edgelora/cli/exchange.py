@@ -12,7 +12,7 @@ from edgelora.adapter import CONFIG_FILE, RECORD_FILE, Adapter, label_problems, 
 from edgelora.bundle import Bundle
 from edgelora.cli.common import Verbs, add_bundle, add_verb, desktop, emit, note, open_model
 from edgelora.errors import AdapterError, ConfigError
-from edgelora.manifest import SKIP_OP, Manifest
+from edgelora.manifest import RECURRENT, SKIP_OP, Manifest
 from edgelora.onnx_adapter import is_onnx_adapter, read_onnx_adapter, write_onnx_adapter
 
 
@@ -136,6 +136,9 @@ def _refuse_for_peft(adapter: Adapter, manifest: Manifest) -> None:
             "its weights, if the method goes into weights; `edgelora adapters BUNDLE export --person NAME` writes a "
             "store of a person's own, from whose versions `edgelora import` reads"
         )
+    recurrent = [p.id for p in manifest.points if p.op in RECURRENT and p.id in adapter.points]
+    if recurrent:
+        raise AdapterError(f"PEFT has no LoRA in recurrent layers, where this adapter has {', '.join(recurrent)}")
     skips = [p.id for p in manifest.points if p.op == SKIP_OP and p.id in adapter.points]
     if skips:
         raise AdapterError(

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgelora.config import LoraConfig
 from edgelora.errors import ConfigError, ConversionError
-from edgelora.manifest import Budget, GraphSet, InsertionPoint, Manifest, Prefix, TensorSpec
+from edgelora.manifest import RECURRENT, Budget, GraphSet, InsertionPoint, Manifest, Prefix, TensorSpec
 from edgelora.memory_forecast import forecast
 from edgelora.memory_plan import MemoryPlan
 from edgelora.targets import select_points
@@ -83,6 +83,8 @@ def convert(
         base, sites = skips.base, find_sites(skips.base)
     points = tuple(site.point for site in sites)
     chosen = select_points(points, targets(points, options))
+    if methods and (recurrent := [point.id for point in chosen if point.op in RECURRENT]):
+        raise ConversionError(f"recurrent layers ({', '.join(recurrent)}) take LoRA adapters alone: leave methods out")
     progress(f"{len(chosen)} of {len(points)} insertion points")
     batch, found = batch_name(model), None
     independent = batch is not None and rows_are_independent(standard(base), sizes[0], batch)
@@ -234,11 +236,13 @@ def quantize_base(
 def targets(points: Sequence[InsertionPoint], options: ConvertOptions) -> LoraConfig:
     """Which points the bundle can adapt: those asked for, else attention's usual ones, else all.
 
-    A convolution in groups must be asked for: its B costs as much as the frozen kernel.
+    A convolution in groups must be asked for, for its B costs as much as the frozen kernel, and so must a recurrent
+    layer, which no other library adapts.
     """
     usual = tuple(t for t in USUAL_TARGETS if any(p.id == t or p.id.endswith(f".{t}") for p in points))
-    dense = tuple(p.id for p in points if p.groups == 1) if any(p.kernel for p in points) else "all-linear"
-    return LoraConfig(target_modules=options.target_modules or usual or dense, exclude_modules=options.exclude_modules)
+    dense = tuple(p.id for p in points if p.groups == 1 and p.op not in RECURRENT)
+    others = dense if any(p.kernel for p in points) else "all-linear"
+    return LoraConfig(target_modules=options.target_modules or usual or others, exclude_modules=options.exclude_modules)
 
 
 def parity_samples(

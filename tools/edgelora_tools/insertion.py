@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from edgelora.manifest import NORMALIZATIONS, SKIP_OP, InsertionPoint
+from edgelora.manifest import NORMALIZATIONS, RECURRENT, SKIP_OP, InsertionPoint
 from edgelora_tools.composites.quantized import features, is_quantized
 from edgelora_tools.frozen import is_frozen, is_real, same_frozen, source_of
 from edgelora_tools.gradients.shapes import dims
@@ -38,7 +38,9 @@ class Use:
 
     @property
     def weight(self) -> ir.Value | None:
-        """The weight, or a normalization's scale, as it lies there; None if it is not of real numbers."""
+        """The weight, or a normalization's scale, as it lies there; None if it is not one of real numbers."""
+        if self.product.op_type in RECURRENT:
+            return None
         found = self.product.inputs[1] if len(self.product.inputs) > 1 else None
         return found if is_real(found) else None
 
@@ -67,12 +69,19 @@ class Site:
 
 
 def find_sites(model: ir.Model) -> list[Site]:
-    """Every product of an activation with a frozen matrix, and every frozen convolution, in the order of the graph.
+    """Every product of an activation with a frozen matrix, every frozen convolution and every recurrent layer of frozen
+    weights, in the order of the graph.
 
     A weight that several nodes use under one id (a module called more than once) is one site. In a graph in which
     skips are marked (skips.py), these are the sites.
     """
-    return _skips(model) or _sites(model, lambda node: _frozen_matrix(node) or _frozen_kernel(node), set())
+    taken: set[str] = set()
+    products = _sites(model, lambda node: _frozen_matrix(node) or _frozen_kernel(node), taken)
+    recurrent = _sites(model, _frozen_recurrence, taken)
+    if not recurrent:
+        return _skips(model) or products
+    places = {node: place for place, node in enumerate(model.graph)}
+    return _skips(model) or sorted([*products, *recurrent], key=lambda site: places[site.uses[0].reader])
 
 
 def find_normalizations(model: ir.Model) -> list[Site]:
@@ -131,6 +140,9 @@ def _point(name: str, node: ir.Node, weight: ir.Value, layer: int | None) -> Ins
         return InsertionPoint(name, node.op_type, shape[1] * groups, shape[0], layer, tuple(shape[2:]), groups)
     if node.op_type in NORMALIZATIONS:
         return InsertionPoint(name, node.op_type, shape[0], shape[0], layer)
+    if node.op_type in RECURRENT:
+        directions, gates, width = shape
+        return InsertionPoint(name, node.op_type, width, directions * gates, layer)
     rows, columns = reversed(shape) if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) else shape
     return InsertionPoint(name, node.op_type, rows, columns, layer)
 
@@ -159,6 +171,15 @@ def _frozen_kernel(node: ir.Node) -> ir.Value | None:
     return kernel if kernel.shape is not None and kernel.shape.is_static() else None
 
 
+def _frozen_recurrence(node: ir.Node) -> ir.Value | None:
+    if node.op_type not in RECURRENT or node.domain not in ("", "ai.onnx"):
+        return None
+    x, weight = node.inputs[:2]
+    if x is None or is_frozen(x) or weight is None or not is_real(weight):
+        return None
+    return weight if weight.shape is not None and weight.shape.is_static() else None
+
+
 def _frozen_scale(node: ir.Node) -> ir.Value | None:
     if node.op_type not in NORMALIZATIONS or node.domain not in ("", "ai.onnx", DOMAIN):
         return None
@@ -169,7 +190,7 @@ def _frozen_scale(node: ir.Node) -> ir.Value | None:
 def _use(node: ir.Node) -> Use:
     """Where a product's real input is taken, and its real output, which is that of its bias if it has one."""
     x, y = node.inputs[0], node.outputs[0]
-    if node.op_type in NORMALIZATIONS:
+    if node.op_type in (*NORMALIZATIONS, *RECURRENT):
         return Use(node, node, y)
     quantizer = x.producer() if x is not None and node.op_type in _INTEGER else None
     if quantizer is None:

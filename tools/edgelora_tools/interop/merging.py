@@ -18,10 +18,10 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from edgelora.adapter import Adapter, head_names
+from edgelora.adapter import Adapter, absent_adapter, head_names
 from edgelora.bundle import Bundle
 from edgelora.errors import AdapterError
-from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest
+from edgelora.manifest import LORA_GRAPHS, RECURRENT, InsertionPoint, Manifest
 from edgelora.methods.lora_bias import LORA_BIAS
 from edgelora_tools.interop.plain_onnx import forget_origins
 from edgelora_tools.interop.products import Product, Slot, Sum, Use, find_product, find_uses
@@ -57,14 +57,17 @@ def merge(bundle: Bundle, adapter: Adapter | None) -> Merged:
     merging = None if adapter is None else merging_of(adapter)
     if manifest.head is not None and (adapter is None or manifest.head.weight not in adapter.tensors):
         raise AdapterError(f"{manifest.task} needs a head, which comes with an adapter: name one that has a head")
-    feeds = {} if adapter is None else bundle.feeds(adapter)
+    feeds = absent_adapter(manifest) | ({} if adapter is None else bundle.feeds(adapter))
     joined = set() if adapter is None else set(adapter.targets)
+    recurrent = [point for point in manifest.points if point.op in RECURRENT]
+    if within := [point.id for point in recurrent if point.id in joined]:
+        raise AdapterError(f"the adapter stands in recurrent layers ({', '.join(within)}): it cannot be merged")
     model = ir.load(bundle.verified().path / file)
     graph = model.graph
     _make_constant(graph, feeds, set(own), gone=set())
     inputs = {value.name for value in graph.inputs}
     parts: list[_Part] = []
-    for point in (p for p in manifest.points if p.input_a in inputs):
+    for point in (p for p in manifest.points if p.input_a in inputs and p not in recurrent):
         uses = tuple(find_uses(graph, point))
         if merging is not None and point.id in joined:
             parts.append(_merge_point(graph, point, uses, merging(point, feeds)))
@@ -79,7 +82,8 @@ def merge(bundle: Bundle, adapter: Adapter | None) -> Merged:
             "others read what they give; leave these points out of target_modules, or export it to peft and merge there"
         )
     factors = {n for p in manifest.points for n in (p.input_a, p.input_b)}
-    gone = factors - {n for use in low_rank for n in (use.point.input_a, use.point.input_b)}
+    kept = [*(use.point for use in low_rank), *recurrent]
+    gone = factors - {n for point in kept for n in (point.input_a, point.input_b)}
     _make_constant(graph, feeds, {*factors, *head_names(manifest)}, gone)
     unsigned_weights(graph)
     _tidy(model)

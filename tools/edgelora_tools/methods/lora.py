@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from edgelora.manifest import LORA_GRAPHS, AdapterInput, InsertionPoint
+from edgelora.manifest import LORA_GRAPHS, RECURRENT, AdapterInput, InsertionPoint
 from edgelora_tools.gradients import Thunk, gradient_rule
 from edgelora_tools.gradients.nodes import operands
 from edgelora_tools.gradients.shapes import annotate, dims, flatten_rows, rank, reshape_like, size_of
@@ -45,6 +45,9 @@ class Lora(AtSites):
         return AdapterInput(point.input_a, a, 0.0), AdapterInput(point.input_b, b, 0.0)
 
     def adapt(self, op: OpBuilder, use: Use, x: ir.Value, y: ir.Value, inputs: Sequence[ir.Value]) -> ir.Value:
+        if use.product.op_type in RECURRENT:
+            _widen(op, use.product, x, inputs)
+            return y
         return op.Add(y, self.delta(op, use.product, x, inputs))
 
     def merging(self, point: InsertionPoint, feeds: Mapping[str, Floats]) -> Change | None:
@@ -87,6 +90,26 @@ def _convolution(op: OpBuilder, product: ir.Node, x: ir.Value, a: ir.Value, b: i
     if y.shape is not None and a.shape is not None:
         h.shape, h.type = ir.Shape([y.shape[0], a.shape[0], *y.shape[2:]]), x.type
     return op.Conv(h, b, group=product.attributes.get_int("group", 1), kernel_shape=[1] * (rank(b) - 2))
+
+
+def _widen(op: OpBuilder, layer: ir.Node, x: ir.Value, inputs: Sequence[ir.Value]) -> None:
+    """X·Wᵀ + (X·A)·B = [X, X·A]·[W, Bᵀ]ᵀ: the layer reads r inputs more; X `[.., in]`, W `[directions, gates, in]`.
+
+    The layer stays one node, for its recurrence takes no product of the input that is already made.
+    """
+    whole, w = layer.inputs[:2]
+    a, b = inputs
+    assert whole is not None and w is not None
+    h = op.MatMul(x, a)
+    directions, gates, _ = dims(w)
+    by_direction = op.Reshape(b, [0, directions, gates])
+    columns = op.Transpose(by_direction, perm=[1, 2, 0])
+    wide, weights = op.Concat(whole, h, axis=-1), op.Concat(w, columns, axis=2)
+    for value, like, size in ((h, x, dims(a)[1]), (wide, whole, None), (weights, w, None)):
+        assert like.shape is not None
+        value.shape, value.type = ir.Shape([*like.shape[:-1], size]), like.type
+    layer.replace_input_with(0, wide)
+    layer.replace_input_with(1, weights)
 
 
 def _operands(node: ir.Node) -> tuple[ir.Value, list[tuple[ir.Value, ir.Value]]]:
