@@ -14,6 +14,8 @@ from edgelora.runtime import Model
 from edgelora.sealing import Key
 from edgelora.session import SessionSettings
 
+_EXTRAS = {"torch": "torch", "transformers": "torch", "tflite": "tflite", "flatbuffers": "tflite"}
+
 Verbs = Any  # argparse's subparsers action has no public name
 
 
@@ -139,7 +141,7 @@ def desktop(name: str) -> Any:
         return importlib.import_module(f"edgelora_tools.{name}")
     except ModuleNotFoundError as error:
         missing = error.name or ""
-        extra = "torch" if missing.split(".")[0] in ("torch", "transformers") else "convert"
+        extra = _EXTRAS.get(missing.split(".")[0], "convert")
         raise EdgeLoraError(
             f'this needs the desktop tools ({missing} is missing): pip install "edgelora[{extra}]"'
         ) from error

@@ -22,7 +22,7 @@ def add_verbs(verbs: Verbs) -> None:
         verbs,
         "export",
         run_export,
-        "Write an adapter for other programs, or the base with it as one plain ONNX model (desktop).",
+        "Write an adapter for other programs, or the base with it as one plain ONNX or TFLite model (desktop).",
         "edgelora export home.edgelora --adapter user-1 --to onnx -o user-1.onnx",
     )
     add_bundle(parser)
@@ -30,11 +30,12 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument("--version", type=int, metavar="N")
     parser.add_argument(
         "--to",
-        choices=("peft", "onnx_adapter", "onnx"),
+        choices=("peft", "onnx_adapter", "onnx", "tflite"),
         default="peft",
-        help="a directory that PEFT reads (default), a file that ONNX Runtime feeds to the bundle's forward.onnx, or a "
-        "model of its own",
+        help="a directory that PEFT reads (default), a file that ONNX Runtime feeds to the bundle's forward.onnx, a "
+        "model of its own, or the TFLite file that the bundle was made from, with the adapter in its weights",
     )
+    parser.add_argument("--source", type=Path, metavar="FILE.tflite", help="to tflite: that file, as it was converted")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PATH")
     parser.add_argument(
         "--prefix",
@@ -78,6 +79,8 @@ def run_export(options: argparse.Namespace) -> None:
         raise ConfigError("--prefix and --head are for --to peft: other formats have the names of the bundle")
     if options.to != "onnx" and (options.external_data or options.adapter_inputs):
         raise ConfigError("--external-data and --adapter-inputs are for --to onnx")
+    if (options.to == "tflite") != (options.source is not None):
+        raise ConfigError("--to tflite and --source go together: the adapter is written into a copy of that file")
     if options.to != "onnx" and options.adapter is None:
         raise ConfigError(f"--to {options.to} needs --adapter NAME")
     if options.adapter_inputs and options.adapter is not None:
@@ -88,12 +91,18 @@ def run_export(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"adapter": options.adapter, "path": str(options.output)}
     if options.to == "onnx":
         result |= _write_plain(model.bundle, adapter, options)
+    elif adapter is not None and options.to == "tflite":
+        result |= _write_tflite(model.bundle, adapter, options)
     elif adapter is not None and options.to == "peft":
         _refuse_for_peft(adapter, manifest)
         write_adapter(adapter, options.output, options.prefix, options.head)
     elif adapter is not None:
         write_onnx_adapter(adapter, manifest, options.output)
     emit(options, result, f"{options.adapter or 'base'}: written to {options.output}")
+    if (gap := result.get("difference")) is not None:
+        note(f"in TFLite's interpreter it differs from the bundle by {gap:.1e} of the largest value")
+    if result.get("rescaled"):
+        note(f"scales of codes grew to hold the adapter: {', '.join(result['rescaled'])}")
     if result.get("beside"):
         note(f"beside the base, which has no weight to take them: the adapter at {', '.join(result['beside'])}")
 
@@ -108,6 +117,18 @@ def _write_plain(bundle: Bundle, adapter: Adapter | None, options: argparse.Name
     merged = desktop("interop.merging").merge(bundle, adapter)
     files = plain.save_plain(merged.model, options.output, options.external_data)
     return {"files": _paths(files), "beside": list(merged.beside)}
+
+
+def _write_tflite(bundle: Bundle, adapter: Adapter, options: argparse.Namespace) -> dict[str, Any]:
+    """The source's own file with the adapter in its weights; says which points changed, and how it compares."""
+    tflite = desktop("interop.tflite_file")
+    tflite.refuse_head(bundle.manifest)
+    adapter.validate(bundle.manifest)
+    graphs, feeds = adapter.method.graphs, bundle.feeds(adapter)
+    merged = tflite.merged_file(bundle, graphs, feeds, options.source)
+    gap = desktop("interop.tflite_engine").difference(bundle, graphs, feeds, merged)
+    tflite.save_file(merged, options.source, options.output)
+    return {"changed": list(merged.changed), "rescaled": list(merged.rescaled), "difference": gap}
 
 
 def _paths(paths: Sequence[Path]) -> list[str]:

@@ -6,12 +6,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from edgelora.cli.by_line import choose_adapters
-from edgelora.cli.common import Verbs, add_bundle, add_verb, emit, open_model, table
+from edgelora.cli.common import Verbs, add_bundle, add_verb, desktop, emit, open_model, table
 from edgelora.data import Named, Sample, read_named_samples, read_named_texts
 from edgelora.errors import ConfigError, DataError
 from edgelora.evaluation import evaluate_each
@@ -71,6 +72,14 @@ def add_verbs(verbs: Verbs) -> None:
         "--data", metavar="FILE", help="texts from CSV or JSONL (field text; a field adapter says whose a text is)"
     )
     parser.add_argument("--format", choices=("csv", "jsonl"))
+    parser.add_argument(
+        "--engine",
+        choices=("onnx", "tflite"),
+        default="onnx",
+        help="what runs the model: ONNX Runtime (default), or TFLite's interpreter on the file that the bundle was "
+        "made from, with the adapter in its weights",
+    )
+    parser.add_argument("--source", type=Path, metavar="FILE.tflite", help="for --engine tflite: that file")
 
 
 def run_eval(options: argparse.Namespace) -> None:
@@ -110,7 +119,11 @@ def _eval_each(options: argparse.Namespace, model: Model, named: list[Named[Samp
 
 def run_predict(options: argparse.Namespace) -> None:
     """One line per text."""
+    if (options.engine == "tflite") != (options.source is not None):
+        raise ConfigError("--engine tflite and --source go together: the adapter goes into that file's weights")
     model = open_model(options)
+    if options.source is not None:
+        model = desktop("interop.tflite_engine").InterpreterModel(model, options.source)
     lines = [Named(text, None, f"text {number}") for number, text in enumerate(options.texts, 1)]
     if options.data:
         lines = read_named_texts(options.data, options.format)

@@ -1,0 +1,241 @@
+"""Adapters in the weights of TFLite files: what the interpreter makes of them, what stays, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgelora.adapter import absent_adapter, new_adapter
+from edgelora.bundle import Bundle
+from edgelora.cli import main
+from edgelora.config import LoraConfig
+from edgelora.errors import AdapterError, ConversionError
+from edgelora.methods import IA3Config
+from edgelora.parity import parity_samples
+from edgelora.probes import random_pair
+from edgelora.runtime import Model
+from edgelora_tools.runner import open_session, sample_inputs
+from edgelora_tools.sources import open_source
+from tests.convert.bundles import relative, to_bundle
+from tests.convert.memory import memory_below
+
+pytest.importorskip("tflite", reason="needs the TFLite schema: edgelora[tflite]")
+pytest.importorskip("ai_edge_litert", reason="needs TFLite's interpreter: edgelora[tflite]")
+
+from edgelora_tools.interop.tflite_engine import InterpreterModel, difference
+from edgelora_tools.interop.tflite_file import merged_file, save_file
+from edgelora_tools.sources.tflite import original_of
+from edgelora_tools.sources.tflite.model import read_model
+
+FLOAT = ("ad01_fp32", "pretrainedResnet", "vww_96_float")
+CODES = ("pretrainedResnet_quant", "ad01_int8", "kws_ref_model_float32")
+
+
+@pytest.fixture(scope="module")
+def bundles(tiny, tmp_path_factory):
+    """A function from a file's name to its bundle, made once, of all points that LoRA's change of weights can reach."""
+    made: dict[str, Bundle] = {}
+
+    def bundle(name: str) -> tuple[Bundle, Path]:
+        if name not in made:
+            path = tiny / f"{name}.tflite"
+            made[name] = to_bundle(path, tmp_path_factory.mktemp(name), target_modules=None, output=logits(path))
+        return made[name], tiny / f"{name}.tflite"
+
+    return bundle
+
+
+def logits(path: Path) -> str | None:
+    """What the file's softmax reads, if it ends in one."""
+    graph = read_model(path.read_bytes(), str(path))
+    last = graph.operators[-1]
+    return graph.tensors[last.inputs[0]].name if last.kind == "SOFTMAX" else None
+
+
+def random_feeds(bundle: Bundle, seed: int, size: float = 0.05) -> dict[str, np.ndarray]:
+    """A LoRA adapter at every point that moves its weight by about `size` of it."""
+    rng, feeds = np.random.default_rng(seed), absent_adapter(bundle.manifest)
+    for point in bundle.manifest.points:
+        a, b = random_pair(point, rng, int(rng.integers(1, 5)))
+        feeds[point.input_a], feeds[point.input_b] = a, (size * b).astype(np.float32)
+    return feeds
+
+
+@pytest.mark.parametrize("name", [*FLOAT, *CODES])
+def test_no_adapter_gives_the_original_bit_for_bit(name, bundles):
+    bundle, path = bundles(name)
+    feeds = random_feeds(bundle, 0)
+    zeros = {n: np.zeros_like(x) if n.endswith("lora_B") else x for n, x in feeds.items()}
+    for none in (absent_adapter(bundle.manifest), zeros):
+        assert merged_file(bundle, "lora", none, path).content == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", FLOAT)
+@given(seed=st.integers(0, 999))
+@settings(max_examples=3)
+def test_float_files_compute_what_the_bundle_does(name, seed, bundles):
+    bundle, path = bundles(name)
+    feeds = random_feeds(bundle, seed)
+    merged = merged_file(bundle, "lora", feeds, path)
+    assert set(merged.changed) == {p.id for p in bundle.manifest.points} and not merged.rescaled
+    gap = difference(bundle, "lora", feeds, merged)
+    assert gap is not None and gap <= 1e-5
+    assert blank(merged.content) == blank(path.read_bytes())
+
+
+def blank(content: bytes) -> bytes:
+    """The file with zeros for the numbers and scales of its constants."""
+    held = bytearray(content)
+    for tensor in read_model(held, "blank").tensors:
+        for part in (tensor.data, tensor.quantization and tensor.quantization.scale):
+            if part is not None:
+                part[...] = 0
+    return bytes(held)
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_files_in_codes_are_near_the_bundle(name, bundles):
+    """As near as rounded weights allow, on inputs at random; the base is further."""
+    bundle, path = bundles(name)
+    feeds = random_feeds(bundle, 1, 0.2)
+    merged = merged_file(bundle, "lora", feeds, path)
+    assert merged.rescaled and blank(merged.content) == blank(path.read_bytes())
+    gap = difference(bundle, "lora", feeds, merged)
+    without = difference(bundle, "lora", feeds, merged_file(bundle, "lora", absent_adapter(bundle.manifest), path))
+    assert gap is not None and without is not None and gap < min(0.25, without / 2)
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("pretrainedResnet_quant", 6e-2), ("ad01_int8", 1e-3)])
+def test_files_in_codes_compute_what_their_numbers_say(name, tolerance, bundles, tmp_path):
+    """The exported file in the interpreter against its own translation, as near as for the original."""
+    bundle, path = bundles(name)
+    out = tmp_path / "out.tflite"
+    save_file(merged_file(bundle, "lora", random_feeds(bundle, 1), path), path, out)
+    output = bundle.manifest.source["outputs"][0]
+    source = open_source(str(out)).reading(output, False)
+    feeds = sample_inputs(source.model, {"batch": 3}, np.random.default_rng(0))
+    wanted = source.run(feeds)[output]
+    with open_session(source.model) as session:
+        made = np.asarray(session.run([output], feeds)[0])
+    assert np.abs(made - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("name", ["ad01_fp32"])
+def test_the_interpreter_as_an_engine(name, bundles, tmp_path):
+    """By the name of a stored adapter, several in one call, and the base alone."""
+    bundle, path = bundles(name)
+    model = Model.open(bundle.path, tmp_path / "store")
+    for person, seed in (("ann", 0), ("ben", 1)):
+        model.store.save(person, with_random(bundle, seed))
+    inputs = parity_samples(bundle)[1][0]
+    rows = len(next(iter(inputs.values())))
+    people = [("ann", "ben", None)[i % 3] for i in range(rows)]
+    (output,) = model.outputs(inputs)
+    ours, theirs = (m.outputs(inputs, adapters=people)[output] for m in (model, InterpreterModel(model, path)))
+    assert relative(theirs, ours) <= 1e-5
+    assert relative(theirs, model.outputs(inputs)[output]) > 1e-3
+
+
+def with_random(bundle: Bundle, seed: int):
+    """An adapter for the store with random tensors."""
+    adapter = new_adapter(
+        bundle.manifest, LoraConfig(r=2, lora_alpha=2, target_modules=tuple(p.id for p in bundle.manifest.points))
+    )
+    rng = np.random.default_rng(seed)
+    drawn = {
+        n: (0.1 * rng.standard_normal(x.shape) * x.shape[-1] ** -0.5).astype(np.float32)
+        for n, x in adapter.tensors.items()
+    }
+    return adapter.with_tensors(drawn)
+
+
+def test_the_engine_makes_a_heads_predictions(tiny, tmp_path):
+    """The features from the interpreter, the head from the adapter; the export has no place for it."""
+    path = tiny / "ad01_fp32.tflite"
+    bundle = to_bundle(path, tmp_path, task="regression", pooling="pooler")
+    adapter = new_adapter(bundle.manifest, LoraConfig(r=2, target_modules="all-linear"), outputs=3)
+    model = Model.open(bundle.path, tmp_path / "store")
+    inputs = parity_samples(bundle)[1][0]
+    ours, theirs = (m.predict(inputs, adapter) for m in (model, InterpreterModel(model, path)))
+    assert isinstance(ours, np.ndarray) and np.abs(ours - np.asarray(theirs)).max() <= 1e-5 * np.abs(ours).max()
+    model.store.save("ann", adapter)
+    command = ["export", str(bundle.path), "--store", str(tmp_path / "store"), "--adapter", "ann", "--to", "tflite"]
+    assert main([*command, "--source", str(path), "-o", str(tmp_path / "x.tflite")]) == 2
+    assert not (tmp_path / "x.tflite").exists()
+
+
+def test_the_command_exports_and_the_file_runs(bundles, tmp_path, capsys):
+    bundle, path = bundles("pretrainedResnet")
+    model = Model.open(bundle.path, tmp_path / "store")
+    model.store.save("ann", with_random(bundle, 0))
+    out = tmp_path / "made" / "ann.tflite"
+    at = ["--store", str(tmp_path / "store"), "--adapter", "ann"]
+    command = ["export", str(bundle.path), *at, "--to", "tflite", "--source", str(path), "-o", str(out)]
+    assert main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["difference"] <= 1e-5 and len(told["changed"]) == len(bundle.manifest.points)
+    inputs = parity_samples(bundle)[1][0]
+    (name,) = model.outputs(inputs)
+    ours = model.outputs(inputs, "ann")[name].astype(np.float64)
+    theirs = original_of(out.read_bytes(), str(out), [name], False).run(inputs)[name]
+    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(ours).max()
+    assert main([*command[:-1], str(path)]) == 2 and "is the original" in capsys.readouterr().err
+    assert main([*command[:-1], str(tmp_path)]) == 2 and "is a directory" in capsys.readouterr().err
+
+
+def test_what_is_not_the_source_is_refused(bundles, tiny, tmp_path):
+    bundle, path = bundles("ad01_fp32")
+    feeds = random_feeds(bundle, 0)
+    other = tiny / "vww_96_float.tflite"
+    cut = tmp_path / "cut.tflite"
+    cut.write_bytes(path.read_bytes()[:-1000])
+    for wrong, says in ((other, "is not the file"), (tmp_path / "none.tflite", "cannot be read"), (cut, "cut.tflite")):
+        with pytest.raises(ConversionError, match=says):
+            merged_file(bundle, "lora", feeds, wrong)
+
+
+def test_convolutions_in_depth_take_ia3_and_no_lora(tiny, tmp_path):
+    """What IA³ makes of the kernel and the bias of a convolution in depth; a LoRA of it has no place."""
+    path = tiny / "vww_96_float.tflite"
+    names = [w.removesuffix(".weight") for w in open_source(str(path)).facts["tflite"]["weights"]]
+    deep, plain = next(n for n in names if "depthwise" in n), names[2]
+    bundle = to_bundle(path, tmp_path, target_modules=(deep, plain), methods=("ia3",), output=logits(path))
+    adapter = new_adapter(bundle.manifest, IA3Config(target_modules=(deep, plain)))
+    rng, neutral = np.random.default_rng(0), bundle.feeds(adapter)
+    scales = {n: rng.uniform(0.5, 1.5, x.shape).astype(np.float32) for n, x in neutral.items() if ".ia3_" in n}
+    merged = merged_file(bundle, "ia3", {**neutral, **scales}, path)
+    gap = difference(bundle, "ia3", {**neutral, **scales}, merged)
+    assert set(merged.changed) == {deep, plain} and gap is not None and gap <= 1e-5
+    with pytest.raises(AdapterError, match=f"{deep}: its adapter reads all channels"):
+        merged_file(bundle, "lora", random_feeds(bundle, 0), path)
+
+
+@given(data=st.data())
+@settings(max_examples=30)
+def test_damaged_files_are_refused_by_name_or_written_as_they_are(data, bundles, tmp_path_factory):
+    """Also where the bundle takes them for its source: an error of ours, or a file that differs in constants alone."""
+    bundle, path = bundles("pretrainedResnet_quant")
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        low = data.draw(st.sampled_from([0, len(content) - 12_000]))
+        content[data.draw(st.integers(low, len(content) - 1))] = data.draw(st.integers(0, 255))
+    damaged = tmp_path_factory.mktemp("damaged") / "model.tflite"
+    damaged.write_bytes(content)
+    with suppress(ConversionError):
+        told = {**bundle.manifest.source["tflite"], "sha256": read_model(bytes(content), "x").sha256}
+        manifest = replace(bundle.manifest, source={**bundle.manifest.source, "tflite": told})
+        believing = Bundle(bundle.path, manifest, bundle.settings)
+        with memory_below(64 << 20):
+            try:
+                merged = merged_file(believing, "lora", random_feeds(bundle, 0), damaged)
+            except (AdapterError, ConversionError) as error:
+                assert str(damaged) in str(error)
+            else:
+                assert blank(merged.content) == blank(bytes(content))
