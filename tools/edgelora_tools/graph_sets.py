@@ -14,6 +14,7 @@ from edgelora_tools.lowering import lower_nodes
 from edgelora_tools.measure_shapes import Sizes
 from edgelora_tools.methods import AdapterMethod
 from edgelora_tools.options import ConvertOptions
+from edgelora_tools.passes.fold_batch_norms import fold_batch_norms
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.prefix import cut_before, last_blocks
 from edgelora_tools.passes.tidy import tidy
@@ -83,7 +84,9 @@ def _graphs_after(
 ) -> tuple[dict[str, ir.Model], Prefix]:
     """The graphs of a base in two; `sizes` None leaves those with dropout out, `unpadded` padding."""
     kept = specs(prefix.graph.outputs)
-    lower_nodes(prefix.graph, GraphBuilder(free_names(prefix.graph)).op, LOWERED)
+    op = GraphBuilder(free_names(prefix.graph)).op
+    fold_batch_norms(prefix, op)
+    lower_nodes(prefix.graph, op, LOWERED)
     file, forward = f"prefix-{name}.onnx", f"forward-{name}.onnx"
     graphs = {file: tidy(prefix), forward: forward_graph(suffix, chosen, options).model}
     trained, training, _ = training_graphs(suffix, chosen, options, sizes, unpadded, f"-{name}")

@@ -21,6 +21,7 @@ from edgelora_tools.methods.lora import OP_TYPE
 from edgelora_tools.mixed import stack_adapters
 from edgelora_tools.options import ConvertOptions
 from edgelora_tools.passes.add_in_product import add_in_product, of_adapters
+from edgelora_tools.passes.fold_batch_norms import fold_batch_norms
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.gelu_slopes import LOWERED as SLOPES
 from edgelora_tools.passes.heads import LOWERED as HEADS
@@ -83,7 +84,7 @@ def adapt(
     model = base.clone()
     op = GraphBuilder(free_names(model.graph)).op
     placed = method.place(op, method.sites(model, points), dropout)
-    common.TopologicalSortPass()(model)
+    fold_batch_norms(model, op)
     task = attach_task(op, model.graph, options.task, options.pooling, options.output, placed.virtual)
     head = () if task.head is None else (task.head.weight, task.head.bias)
     model.graph.outputs.clear()

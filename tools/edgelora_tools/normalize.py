@@ -29,7 +29,7 @@ from edgelora_tools.passes.unsigned_codes import unsigned_codes
 OLDEST_OPSET, OPSET, NEWEST_OPSET = 11, 21, 23
 _FOLD_LIMIT = 1 << 40
 _LEFT_OUT = (
-    rules.fuse_batchnorm_into_conv_rule,  # an adapter stands between the two, as PEFT's does
+    rules.fuse_batchnorm_into_conv_rule,  # an adapter stands between the two: passes/fold_batch_norms.py
     rules.fuse_batchnorm_into_conv_transpose_rule,
     rules.fuse_batchnorm_into_gemm_rule,
     rules.slice_split_rule,  # tries every pair of slices: quadratic in the size of the graph
@@ -185,7 +185,7 @@ def _simplify(model: ir.Model) -> None:
     """Fold constants of any size and apply the library's rewrites; the codes of quantized weights stay codes.
 
     Equal weights stay apart: their names tell the modules that they belong to. A BatchNormalization stays
-    behind its convolution; where no adapter stands between them, ONNX Runtime folds it when it loads the graph.
+    behind its convolution until adapters stand between them (passes/fold_batch_norms.py).
     """
     with _quiet():
         for _ in range(_ROUNDS):

@@ -22,6 +22,7 @@ from edgelora.adapter import Adapter, absent_adapter, head_names
 from edgelora.bundle import Bundle
 from edgelora.errors import AdapterError
 from edgelora.manifest import LORA_GRAPHS, RECURRENT, InsertionPoint, Manifest
+from edgelora.methods.base import BASE_BIAS, BASE_WEIGHT
 from edgelora.methods.lora_bias import LORA_BIAS
 from edgelora_tools.interop.plain_onnx import forget_origins
 from edgelora_tools.interop.products import Product, Slot, Sum, Use, find_product, find_uses
@@ -70,7 +71,7 @@ def merge(bundle: Bundle, adapter: Adapter | None) -> Merged:
     for point in (p for p in manifest.points if p.input_a in inputs and p not in recurrent):
         uses = tuple(find_uses(graph, point))
         if merging is not None and point.id in joined:
-            parts.append(_merge_point(graph, point, uses, merging(point, feeds)))
+            parts.append(_merge_point(graph, bundle, point, uses, merging(point, feeds)))
         else:
             for use in uses:
                 _pass_over(use)
@@ -136,15 +137,21 @@ class _Part:
     beside: bool
 
 
-def _merge_point(graph: ir.Graph, point: InsertionPoint, uses: Sequence[Use], change: Change | None) -> _Part:
+def _merge_point(
+    graph: ir.Graph, bundle: Bundle, point: InsertionPoint, uses: Sequence[Use], change: Change | None
+) -> _Part:
     """Put a change into the constants of the products at these uses; None, what no weight holds, stays beside them."""
     if change is None:
         return _Part(point, {}, tuple(uses), beside=True)
     products = [find_product(use, change) for use in uses]
-    originals = _put_into_weights(graph, point, [p for p in products if p is not None], change)
+    changes = [change if use.factors is None else _behind_norm(change, use.factors, point, bundle) for use in uses]
+    originals: dict[str, ir.TensorProtocol] = {}
+    for one in dict.fromkeys(changes):
+        there = [p for p, own in zip(products, changes, strict=True) if p is not None and own is one]
+        originals |= _put_into_weights(graph, point, there, one)
     sums: list[Sum] = []
-    for use, product in zip(uses, products, strict=True):
-        bias = _own_bias(point, product, change)
+    for use, product, own in zip(uses, products, changes, strict=True):
+        bias = _own_bias(point, product, own)
         if bias is not None:
             sums.append(_with_bias(graph, use, bias))
         elif product is None:
@@ -152,6 +159,25 @@ def _merge_point(graph: ir.Graph, point: InsertionPoint, uses: Sequence[Use], ch
         else:
             _pass_over(use)
     return _Part(point, originals, tuple(sums), beside=None in products)
+
+
+def _behind_norm(change: Change, factors: Doubles, point: InsertionPoint, bundle: Bundle) -> Change:
+    """The change of constants that a normalization has been folded into: its factors times that of the base's own."""
+    of_weight, of_bias = change.weight, change.bias
+
+    def weight(old: Doubles) -> Doubles:
+        assert of_weight is not None
+        name = f"{point.id}.{BASE_WEIGHT}"
+        own = bundle.values([name])[name].astype(np.float64)
+        return old + factors.reshape(-1, *[1] * (own.ndim - 1)) * (of_weight(own) - own)
+
+    def bias(old: Doubles) -> Doubles:
+        assert of_bias is not None
+        name = f"{point.id}.{BASE_BIAS}"
+        own = bundle.values([name])[name].astype(np.float64) if point.bias else np.zeros(point.out_features)
+        return old + factors * (of_bias(own) - own)
+
+    return Change(None if of_weight is None else weight, None if of_bias is None else bias)
 
 
 def _put_into_weights(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from edgelora.errors import ConversionError
 from edgelora.manifest import InsertionPoint
@@ -26,10 +28,14 @@ class Sum:
 
 @dataclass(frozen=True)
 class Use(Sum):
-    """Where the graph adds a point's adapter, what A and B' make of x."""
+    """Where the graph adds a point's adapter, what A and B' make of x.
+
+    `factors` `[out]` are those of a normalization that is in the constants here, and that multiply B' (None: none).
+    """
 
     point: InsertionPoint
     x: ir.Value
+    factors: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,13 @@ def find_uses(graph: ir.Graph, point: InsertionPoint) -> Iterator[Use]:
     for first, _ in a.uses():
         x, h = first.inputs[0], first.outputs[0]
         for second, _ in h.uses():
-            if x is None or b not in second.inputs:
+            factors = None
+            scaled = second.inputs[1].producer() if second.inputs[1] is not None else None
+            if scaled is not None and scaled.op_type == "Mul" and b in scaled.inputs:
+                (factor,) = (v for v in scaled.inputs if v is not b)
+                assert factor is not None and factor.const_value is not None
+                factors = factor.const_value.numpy().astype(np.float64).reshape(-1)
+            if x is None or (factors is None and b not in second.inputs):
                 raise ConversionError(
                     f"{point.id}: {second.op_type} reads x·A: another bundle's graph than this version's"
                 )
@@ -63,7 +75,7 @@ def find_uses(graph: ir.Graph, point: InsertionPoint) -> Iterator[Use]:
                 base = next((v for v in add.inputs if v is not second.outputs[0]), None)
                 adapted = add.outputs[0]
             assert base is not None
-            yield Use(base, adapted, point, x)
+            yield Use(base, adapted, point, x, factors)
 
 
 def _input(graph: ir.Graph, name: str) -> ir.Value:
