@@ -22,6 +22,7 @@ from benchmarks import (
     speed_report,
     stages,
     sweep,
+    tasks,
     variants,
 )
 from benchmarks.cases import CASES
@@ -76,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     case.set_defaults(run=lambda o: clinc.run(clinc_options(o), progress), markdown=report.markdown, draw=report.plot)
     add_speed(cases)
     add_sweep(cases)
+    add_tasks(cases)
     case = cases.add_parser(
         "conversion", help="conversion time and memory by the size of the graph", description=conversion.__doc__
     )
@@ -231,6 +233,15 @@ def add_speed(cases: Any) -> None:
     case.set_defaults(
         run=lambda o: speed.run(speed_options(o), progress), markdown=speed_report.markdown, draw=speed_report.plot
     )
+
+
+def add_tasks(cases: Any) -> None:
+    case = cases.add_parser("tasks", help="each task on real data, beside PEFT", description=tasks.__doc__)
+    case.add_argument("--case", nargs="+", choices=list(tasks.CASES), default=list(tasks.CASES), dest="names")
+    case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.add_argument("--plot", type=Path, metavar="FILE", help="write bars of each case's first metric")
+    case.add_argument("--quick", action="store_true", help="a smoke run; its figures mean nothing")
+    case.set_defaults(run=lambda o: tasks.run(o.names, o.quick, progress), markdown=tasks.markdown, draw=tasks.draw)
 
 
 def speed_options(options: argparse.Namespace) -> speed.SpeedOptions:

@@ -12,7 +12,7 @@ from edgelora.bundle import Bundle
 from edgelora.check import check
 from edgelora.combining import combine
 from edgelora.config import LoraConfig
-from edgelora.data import NumberSample, PairSample, TextSample, TokenSample, read_samples
+from edgelora.data import ImageSample, NumberSample, PairSample, TextSample, TokenSample, read_samples
 from edgelora.errors import (
     AdapterError,
     BundleError,
@@ -62,6 +62,7 @@ __all__ = [
     "FullConfig",
     "Gate",
     "IA3Config",
+    "ImageSample",
     "Key",
     "LNTuningConfig",
     "LoraConfig",

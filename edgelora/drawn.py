@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from edgelora.adapter import Adapter, new_adapter
 from edgelora.bundle import Bundle
 from edgelora.config import LoraConfig
+from edgelora.inputs import ArrayInputs
 from edgelora.manifest import TrainingGraph
 from edgelora.objectives import Array, Classification, Feeds, Objective, OwnLoss, Pairs, Regression, TokenClassification
 from edgelora.parity import parity_samples
-from edgelora.tasks import ArrayInputs
+from edgelora.tasks import task_named
 from edgelora.trainer import Trainer
 from edgelora.training_config import TrainingConfig
 
@@ -43,7 +44,7 @@ def drawn_inputs(bundle: Bundle, rows: int, length: int, rng: np.random.Generato
 
 def drawn_adapter(bundle: Bundle, rank: int, seed: int, dropout: float = 0.0) -> Adapter:
     """A fresh adapter at every point that can be trained, with a head of ten classes or one number."""
-    labels = tuple(f"class {i}" for i in range(CLASSES)) if "classification" in bundle.manifest.task else None
+    labels = tuple(f"class {i}" for i in range(CLASSES)) if task_named(bundle.manifest.task).has_classes else None
     targets = tuple(point.id for point in bundle.manifest.trainable) if bundle.manifest.lost else None
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=dropout, target_modules=targets)
     return new_adapter(bundle.manifest, config, labels, outputs=1, rng=np.random.default_rng(seed))

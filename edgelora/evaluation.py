@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelora.data import Sample
 from edgelora.errors import ConfigError, DataError
 from edgelora.objectives import Array, Objective, stack
 from edgelora.runtime import Model
+from edgelora.samples import Sample
 from edgelora.tasks import objective_for
 from edgelora.trainer import check_targets
 from edgelora.training_config import TrainingConfig

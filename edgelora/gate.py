@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from edgelora.adapter import Adapter
-from edgelora.data import Sample
 from edgelora.errors import ConfigError
 from edgelora.objectives import Objective
 from edgelora.runtime import Model
+from edgelora.samples import Sample
 from edgelora.trainer import evaluate
 
 

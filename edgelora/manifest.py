@@ -13,7 +13,7 @@ from edgelora.errors import BundleError
 from edgelora.manifest_checks import value_problems
 
 FORMAT = "edgelora-bundle"
-FORMAT_VERSION = (1, 5)
+FORMAT_VERSION = (1, 6)
 MEASURED_SIZE = 8  # in memory tables, of every size that no model input has: ranks, classes, virtual tokens
 MIXED_INDEX = "adapter_index"  # the input of a graph for mixed batches that numbers each row's adapter
 LORA_GRAPHS = "lora"  # the name of the set of graphs that every bundle has

@@ -19,6 +19,7 @@ _OUTPUT = {
     "sentence-embedding": "embedding",
     "semantic-segmentation": "logits",
     "keypoint-detection": "logits",
+    "image-classification": "logits",
 }
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _VALUES_A_BYTE = 8

@@ -69,7 +69,7 @@ class Kept:
 def kept_of(trainer: Trainer, prefix: Prefix, objective: Objective, sizes_of: Callable[[Feeds], Sizes]) -> Kept:
     """What `trainer` will keep of these samples, where padding is free."""
     config = trainer.config
-    if config.cache is None:
+    if config.cache is None or (trainer.augmented and objective is trainer.objective):
         return Kept(0, None, {}, True)
     settings = CacheSettings(config.cache_dtype, config.cache_limit)
     size = PrefixCache(trainer.bundle, prefix, objective, settings, {}).foretold()

@@ -7,7 +7,8 @@ weights and padding are all one array, and accumulating micro-batches is exact.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from copy import copy
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ Feeds = dict[str, "Array"]
 NO_CANDIDATE = np.float32(-1e9)
 
 
+@runtime_checkable
 class Inputs(Protocol):
     """Model inputs of a data set."""
 
@@ -32,6 +34,21 @@ class Inputs(Protocol):
 
     def feeds(self, rows: NDArray[np.int64]) -> Feeds:
         """The graph inputs of these samples, padded to the longest."""
+        ...
+
+
+@runtime_checkable
+class FileInputs(Inputs, Protocol):
+    """Model inputs that are read from files when they are asked for."""
+
+    def of_epoch(self, epoch: int) -> Inputs:
+        """Those of an epoch of training, from 0, themselves unless they are varied: a function of what the inputs were
+        made with and the epoch alone.
+        """
+        ...
+
+    def examine(self) -> None:
+        """Read every file once. Raises DataError with the first that cannot be read."""
         ...
 
 
@@ -67,6 +84,22 @@ class Objective(Protocol):
         """Metrics of the forward graph's prediction, batch by batch."""
         ...
 
+    def of_epoch(self, epoch: int) -> Objective:
+        """What an epoch of training, from 0, is to learn from: itself, or its samples varied.
+
+        The objective as it is has the samples as they are: it is what an evaluation reads.
+        """
+        ...
+
+    def examine(self) -> None:
+        """Read once what a training is going to read from files. Raises DataError with the first that cannot be."""
+        ...
+
+
+def is_augmented(objective: Objective) -> bool:
+    """Whether each epoch of training has other inputs."""
+    return objective.of_epoch(0) is not objective
+
 
 class _OnSamples:
     """What objectives on one data set share: every sample counts one unless an objective weighs it."""
@@ -85,6 +118,18 @@ class _OnSamples:
 
     def inputs(self, rows: NDArray[np.int64]) -> Feeds:
         return self.data.feeds(rows)
+
+    def of_epoch(self, epoch: int) -> Self:
+        data = self.data.of_epoch(epoch) if isinstance(self.data, FileInputs) else self.data
+        if data is self.data:
+            return self
+        varied = copy(self)
+        varied.data = data
+        return varied
+
+    def examine(self) -> None:
+        if isinstance(self.data, FileInputs):
+            self.data.examine()
 
 
 class Classification(_OnSamples):
@@ -239,6 +284,14 @@ class Pairs:
 
     def inputs(self, rows: NDArray[np.int64]) -> Feeds:
         return stack([column.feeds(rows) for column in self.columns])
+
+    def of_epoch(self, epoch: int) -> Self:
+        return self
+
+    def examine(self) -> None:
+        for column in self.columns:
+            if isinstance(column, FileInputs):
+                column.examine()
 
     def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
         n, k = len(rows), len(self.columns)

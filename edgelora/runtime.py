@@ -17,19 +17,23 @@ from numpy.typing import NDArray
 from edgelora.active import ActiveAdapter, AdapterCache
 from edgelora.adapter import Adapter, absent_adapter
 from edgelora.bundle import Bundle
+from edgelora.encoders import encoder_of
 from edgelora.errors import AdapterError, ConfigError, DataError
+from edgelora.inputs import ArrayInputs
 from edgelora.manifest import LORA_GRAPHS
 from edgelora.mixing import ALONE, AdapterStack, Batch, plan_batches
-from edgelora.objectives import Array, Feeds
+from edgelora.objectives import Array, Feeds, FileInputs, Inputs
 from edgelora.sealing import Key
 from edgelora.session import SessionSettings
 from edgelora.store import AdapterStore
-from edgelora.text import IGNORED, TextEncoder
+from edgelora.tasks import Task, task_named
+from edgelora.tasks.classes import probabilities
 
 RawInputs = Sequence[Any] | Mapping[str, "Array"]
 AdapterLike = Adapter | str | None
 ADAPTER_MEMORY = 64 << 20
 _ROWS, _POSITIONS = 32, 512  # of one run: more are no faster (docs/decisions/0016), and take more memory
+_FILES = 8  # pictures of one run, whose rows are large
 
 
 class Model:
@@ -46,10 +50,7 @@ class Model:
         self.base = ActiveAdapter(absent_adapter(bundle.manifest), None, False)
         self.cache = AdapterCache(adapter_memory)
         self.stack = AdapterStack(bundle.manifest, adapter_memory)
-        preprocessing = bundle.manifest.preprocessing
-        self.encoder: TextEncoder | None = None
-        if preprocessing.get("kind") == "text":
-            self.encoder = TextEncoder(bundle.path, preprocessing, bundle.manifest.inputs)
+        self.encoder = encoder_of(bundle.path, bundle.manifest)
 
     @classmethod
     def open(
@@ -98,23 +99,32 @@ class Model:
         has_head = manifest.head is not None and manifest.head.weight in adapter.tensors
         return ActiveAdapter(self.bundle.feeds(adapter), adapter.labels, has_head, adapter.method.graphs)
 
+    @property
+    def task(self) -> Task:
+        """The bundle's task. Raises ConfigError if this package does not know it."""
+        return task_named(self.bundle.manifest.task)
+
     def encode(self, inputs: RawInputs) -> Feeds:
-        """Graph inputs from texts, or from arrays by input name.
+        """Graph inputs from raw inputs, or from arrays by input name. Raises as `inputs` does."""
+        made = self.inputs(inputs)
+        return made.feeds(np.arange(len(made)))
+
+    def inputs(self, raw: RawInputs) -> Inputs:
+        """Graph inputs from texts, from pictures (files, bytes or uint8 arrays), or from arrays by input name.
+
+        Files are read batch by batch.
 
         Raises:
-            DataError: an input that is no text, that the bundle does not take, is missing, or has a wrong shape.
+            DataError: an input of another kind, one that the bundle does not take, is missing, or has a wrong shape.
         """
-        if isinstance(inputs, Mapping):
-            return self._check_arrays(inputs)
+        if isinstance(raw, Mapping):
+            return ArrayInputs(self._check_arrays(raw))
         if self.encoder is None:
             names = ", ".join(spec.name for spec in self.bundle.manifest.inputs)
             raise DataError(f"this bundle takes arrays by name ({names}), not text: it holds no tokenizer")
-        if isinstance(inputs, str):
-            raise DataError("predict takes a list of texts: put the one text in a list")
-        wrong = [text for text in inputs if not isinstance(text, str)]
-        if wrong:
-            raise DataError(f"predict takes a list of texts; {wrong[0]!r} is none")
-        return {**self.encoder.encode(list(inputs))}
+        if isinstance(raw, str | bytes | Path):
+            raise DataError(f"predict takes a list of {self.encoder.takes}: put the one in a list")
+        return self.encoder.inputs(raw)
 
     def _check_arrays(self, inputs: Mapping[str, Array]) -> Feeds:
         specs = {spec.name: spec for spec in self.bundle.manifest.inputs}
@@ -153,14 +163,16 @@ class Model:
             ConfigError: a head is needed and there is none, or `adapters` has another length.
             StoreError: no such adapter. AdapterError: it does not fit this base.
         """
-        return self._answer(inputs, adapter, adapters)[0]
+        return self.answer(inputs, adapter, adapters)[0]
 
-    def _answer(
-        self, inputs: RawInputs, adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
+    def answer(
+        self, inputs: RawInputs | Inputs, adapter: AdapterLike = None, adapters: Sequence[AdapterLike] | None = None
     ) -> tuple[dict[str, Array], list[tuple[str, ...] | None]]:
-        """The outputs, and the labels of each row's adapter."""
-        feeds = self.encode(inputs)
-        rows = len(next(iter(feeds.values())))
+        """The outputs, and the labels of each row's adapter. `inputs` may be what `self.inputs` made; raises as
+        `outputs`.
+        """
+        made = inputs if isinstance(inputs, Inputs) else self.inputs(inputs)
+        rows = len(made)
         if adapters is not None and len(adapters) != rows:
             raise ConfigError(f"{len(adapters)} adapters for {rows} rows: give one per row")
         named = [adapter] * rows if adapters is None else adapters
@@ -169,15 +181,16 @@ class Model:
         keys, given = self._keys(named)
         for key in set(keys) & set(given):
             self._with_head(given[key], key)
-        positions = self._positions(feeds)
-        most = max(1, min(_ROWS, _POSITIONS // max(positions, 1)))
+        files = isinstance(made, FileInputs)
+        positions = 1 if files else self._positions(made.feeds(np.arange(1)))
+        most = _FILES if files else max(1, min(_ROWS, _POSITIONS // max(positions, 1)))
         alone = -(-ALONE // max(positions, 1)) if self.bundle.manifest.mixed is not None else 0
         labels: dict[Hashable, tuple[str, ...] | None] = {}
         parts: list[tuple[NDArray[np.int64], dict[str, Array]]] = []
         for batch in plan_batches(keys, most, alone):
             active = {key: self._with_head(given.get(key) or self._stored(cast("Any", key)), key) for key in batch.keys}
             labels |= {key: one.labels for key, one in active.items()}
-            parts += self._run(feeds, batch, active)
+            parts += self._run(made, batch, active)
         return (parts[0][1] if len(parts) == 1 else _scatter(rows, parts)), [labels[key] for key in keys]
 
     def _keys(self, named: Sequence[AdapterLike]) -> tuple[list[Hashable], dict[Hashable, ActiveAdapter]]:
@@ -224,18 +237,18 @@ class Model:
         return active
 
     def _run(
-        self, feeds: Feeds, batch: Batch, active: Mapping[Hashable, ActiveAdapter]
+        self, inputs: Inputs, batch: Batch, active: Mapping[Hashable, ActiveAdapter]
     ) -> list[tuple[NDArray[np.int64], dict[str, Array]]]:
         """Rows and their outputs: of one run, or of one for each adapter where the stack cannot hold all of them."""
         rows, first = np.array(batch.rows), active[batch.keys[0]]
-        given = {name: array[rows] for name, array in feeds.items()}
+        given = inputs.feeds(rows)
         if not batch.is_mixed:
             return [(rows, self.bundle.forward_in(first.graphs).run({**given, **first.feeds}))]
         in_lora = [active[key].graphs == LORA_GRAPHS for key in batch.keys]
         if any(in_lora) and not all(in_lora):
             parts = [np.flatnonzero(np.array(in_lora) == kind).tolist() for kind in (True, False)]
             halves = [Batch(tuple(batch.rows[i] for i in p), tuple(batch.keys[i] for i in p)) for p in parts]
-            return [part for half in halves for part in self._run(feeds, half, active)]
+            return [part for half in halves for part in self._run(inputs, half, active)]
         mixed = self.bundle.manifest.mixed
         if all(in_lora) and mixed is not None:
             with self.stack.loaded(batch.keys, active) as stacked:
@@ -246,7 +259,7 @@ class Model:
         return [
             part
             for one in alone
-            for part in self._run(feeds, Batch(tuple(batch.rows[i] for i in one.rows), one.keys), active)
+            for part in self._run(inputs, Batch(tuple(batch.rows[i] for i in one.rows), one.keys), active)
         ]
 
     def _without_padding(self, outputs: dict[str, Array], active: Mapping[Hashable, ActiveAdapter]) -> dict[str, Array]:
@@ -259,8 +272,8 @@ class Model:
 
     def predict(
         self, inputs: RawInputs, adapter: AdapterLike = None, adapters: Sequence[AdapterLike] | None = None
-    ) -> list[Any] | Array | dict[str, Array]:
-        """Labels, a list of labels per word, numbers, embeddings, or raw outputs: by task.
+    ) -> Any:
+        """Labels, a list of labels per word, numbers, embeddings, or raw outputs: by task (`edgelora.tasks`).
 
         Numbers are `[rows, outputs]`, embeddings `[rows, features]` of length 1, raw outputs arrays by name.
 
@@ -272,37 +285,7 @@ class Model:
             ConfigError: a head is needed and there is none, or `adapters` has another length.
             StoreError: no such adapter. AdapterError: it does not fit this base.
         """
-        task = self.bundle.manifest.task
-        if task == "token-classification" and not isinstance(inputs, Mapping):
-            return self._label_words(inputs, adapter, adapters)
-        outputs, labels = self._answer(inputs, adapter, adapters)
-        if task == "feature-extraction":
-            return outputs
-        if task == "sentence-embedding":
-            return outputs["embedding"]
-        if task == "regression":
-            return outputs["logits"]
-        best = outputs["logits"].argmax(-1)
-        return [_name_labels(b, names) for b, names in zip(best, labels, strict=True)]
-
-    def _label_words(
-        self, inputs: Sequence[Any], adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
-    ) -> list[list[str | int | None]]:
-        """The label of each word: that of its first token, as in training."""
-        if self.encoder is None or isinstance(inputs, str):
-            self.encode(inputs)  # says what is wrong
-            return []
-        samples = [_words(text) for text in inputs]
-        ids, firsts = self.encoder.words(samples)
-        outputs, names = self._answer(self.encoder.collate(ids), adapter, adapters)
-        labelled: list[list[str | int | None]] = []
-        for sample, first, best, own in zip(samples, firsts, outputs["logits"].argmax(-1), names, strict=True):
-            labels: list[str | int | None] = [None] * len(sample)
-            for place in np.flatnonzero(first != IGNORED).tolist():
-                label = int(best[place])
-                labels[int(first[place])] = label if own is None else own[label]
-            labelled.append(labels)
-        return labelled
+        return self.task.predict(self, inputs, adapter, adapters)
 
     def predict_proba(
         self, inputs: RawInputs, adapter: AdapterLike = None, adapters: Sequence[AdapterLike] | None = None
@@ -316,9 +299,7 @@ class Model:
         Raises:
             as `outputs`.
         """
-        logits = self.outputs(inputs, adapter, adapters)["logits"].astype(np.float64)
-        exp = np.exp(logits - logits.max(-1, keepdims=True))
-        return exp / exp.sum(-1, keepdims=True)
+        return probabilities(self.outputs(inputs, adapter, adapters)["logits"])
 
     def labels(self, adapter: AdapterLike) -> tuple[str, ...]:
         """The labels of an adapter's head, in the order of its outputs.
@@ -332,24 +313,9 @@ class Model:
         return labels
 
 
-def _words(text: Any) -> list[str]:
-    words: Any = text.split() if isinstance(text, str) else text
-    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in cast("list[Any]", words)):
-        raise DataError(f"token classification takes texts or lists of words; {text!r} is neither")
-    return list(cast("list[str]", words))
-
-
 def default_store(bundle: Path) -> Path:
     """The store beside a bundle: `home.edgelora` has `home.adapters`."""
     return bundle.with_name(f"{bundle.name.removesuffix('.edgelora')}.adapters")
-
-
-def _name_labels(best: Any, labels: tuple[str, ...] | None) -> Any:
-    if labels is None:
-        return best.tolist()
-    if np.ndim(best) == 0:
-        return labels[int(best)]
-    return [labels[int(i)] for i in best]
 
 
 def _scatter(rows: int, parts: Sequence[tuple[NDArray[np.int64], dict[str, Array]]]) -> dict[str, Array]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelora.errors import BundleError, DataError, EdgeLoraError
+from edgelora.inputs import ArrayInputs
 from edgelora.manifest import TensorSpec
 
 Ints = NDArray[np.int64]
@@ -23,6 +24,8 @@ class TextEncoder:
     `preprocessing` is the manifest's: kind "text", tokenizer (a file of the bundle, as the tokenizers
     library writes it), max_length (tokens, the special ones included), pad_id.
     """
+
+    takes = "texts"
 
     def __init__(self, folder: Path, preprocessing: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> None:
         """Load the tokenizer of the bundle in `folder`, whose graphs take `inputs`.
@@ -47,6 +50,17 @@ class TextEncoder:
         if self.max_length <= special:
             raise BundleError(f"{path}: max_length {self.max_length} leaves no room beside {special} special tokens")
         self._inputs = {spec.name: spec.dtype for spec in inputs}
+
+    def inputs(self, raw: Sequence[Any]) -> ArrayInputs:
+        """Graph inputs of texts, all as wide as the longest.
+
+        Raises:
+            DataError: one is no text.
+        """
+        wrong = [text for text in raw if not isinstance(text, str)]
+        if wrong:
+            raise DataError(f"predict takes a list of texts; {wrong[0]!r} is none")
+        return ArrayInputs({**self.encode(raw)})
 
     def encode(self, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Graph inputs of the texts; longer ones are cut at `max_length` tokens."""

@@ -24,7 +24,7 @@ from edgelora.errors import ConfigError, DataError, TrainingError
 from edgelora.manifest import BIAS_OP, LORA_GRAPHS, Manifest, Prefix, TrainingGraph
 from edgelora.methods import no_prefix
 from edgelora.methods.lora_fa import project
-from edgelora.objectives import Array, Feeds, Floats, Objective, OwnLoss, Regression
+from edgelora.objectives import Array, Feeds, Floats, Objective, OwnLoss, Regression, is_augmented
 from edgelora.optimizers import SGD, AdamW, Optimizer, clip_by_global_norm
 from edgelora.prefix_cache import CacheSettings, PrefixCache, chosen_prefix
 from edgelora.reference_losses import REFERENCES
@@ -81,10 +81,12 @@ class Trainer:
         trained = trained_tensors(adapter, config)
         self.names = tuple(sorted(trained, key=lambda name: (self._is_fast(name), name)))
         self._fixed = {name: tensor for name, tensor in adapter.tensors.items() if name not in self.names}
-        keeps = config.cache is not None and not dropout
+        self.augmented = is_augmented(objective)
+        keeps = config.cache is not None and not dropout and not self.augmented
         self.prefix = chosen_prefix(manifest, config.train_last, keeps)
         self._cache_folder = cache_folder
         self._caches: list[PrefixCache] = []
+        self._epoch, self._of_epoch = 0, objective.of_epoch(0)
         self._graphs = adapter.method.graphs
         if self.prefix is not None:
             self._check_prefix(self.prefix)
@@ -210,6 +212,12 @@ class Trainer:
             self._caches.append(found)
         return found
 
+    def _training_cache(self) -> PrefixCache | None:
+        """That of the training samples, which keeps nothing where they are others in each epoch."""
+        if self.prefix is None or not self.augmented:
+            return self.cache_of(self.objective)
+        return PrefixCache(self.bundle, self.prefix, self.objective, None, {})
+
     def close(self) -> None:
         """Let go of what is kept after the prefix."""
         for cache in self._caches:
@@ -243,7 +251,10 @@ class Trainer:
 
     def accumulate(self, rows: NDArray[np.int64]) -> float:
         """Mean loss of the batch; its gradients, with respect to what is trained, are left in `gradients()`."""
-        total, parts = self.objective.weight(rows), self.micro_batches(rows)
+        epoch, _ = self.epoch_of_step(self.step_number)
+        if epoch != self._epoch:
+            self._epoch, self._of_epoch = epoch, self.objective.of_epoch(epoch)
+        total, parts = self._of_epoch.weight(rows), self.micro_batches(rows)
         if self.record is None:
             rng = np.random.default_rng([self.config.seed, self.step_number])
             directions, epsilon = self.config.spsa_directions, self.config.spsa_epsilon
@@ -310,7 +321,7 @@ class Trainer:
 
     def _feeds(self, adapter: Feeds, rows: NDArray[np.int64], total: float) -> Feeds:
         """What the graph takes for these samples beside dropout masks: inputs or cached values, adapter."""
-        feeds, cache = self.objective.feeds(rows, total), self.cache_of(self.objective)
+        feeds, cache = self._of_epoch.feeds(rows, total), self._training_cache()
         return (feeds if cache is None else cache.feeds(feeds, rows)) | adapter
 
     def graph(self, record: TrainingGraph) -> Graph:
@@ -323,8 +334,8 @@ class Trainer:
     ) -> float:
         """These samples' share of the loss; what is fed has its gradients in `gradients`, in the order of the feeds."""
         share, made = np.zeros((), np.float32), dict(zip(self._gradient_names, gradients, strict=True))
-        if isinstance(self.objective, OwnLoss):
-            loss, cotangents = self.objective.cotangents(self._inference.run(feeds), rows, total)
+        if isinstance(self._of_epoch, OwnLoss):
+            loss, cotangents = self._of_epoch.cotangents(self._inference.run(feeds), rows, total)
             self.graph(record).run_into({**feeds, **cotangents}, made)
             return loss
         self.graph(record).run_into(feeds, {"loss": share, **made})
@@ -332,14 +343,14 @@ class Trainer:
 
     def _forward_loss(self, parts: list[NDArray[np.int64]], total: float) -> float:
         """The batch's loss at the present parameters, by the inference graph and numpy."""
-        adapter, loss, cache = self._adapter_feeds(), 0.0, self.cache_of(self.objective)
+        adapter, loss, cache = self._adapter_feeds(), 0.0, self._training_cache()
         for members in parts:
-            feeds = self.objective.feeds(members, total)
+            feeds = self._of_epoch.feeds(members, total)
             if cache is not None:
                 feeds = cache.feeds(feeds, members)
             made = self._inference.run({**feeds, **adapter})
-            if isinstance(self.objective, OwnLoss):
-                loss += self.objective.cotangents(made, members, total)[0]
+            if isinstance(self._of_epoch, OwnLoss):
+                loss += self._of_epoch.cotangents(made, members, total)[0]
             else:
                 (y,) = made.values()
                 loss += REFERENCES[self.objective.loss](y.astype(np.float64), feeds)[0]

@@ -13,7 +13,6 @@ import numpy as np
 
 from edgelora.adapter import Adapter, new_adapter, settings_field
 from edgelora.config import AdapterConfig, LoraConfig
-from edgelora.data import Sample, digest, labels_of
 from edgelora.errors import AdapterError, ConfigError
 from edgelora.files import remove_tree
 from edgelora.gate import Gate, Verdict, judge
@@ -23,8 +22,9 @@ from edgelora.memory_plan import MemoryPlan, follow, plan_memory, read_layout, w
 from edgelora.methods import UNKNOWN, BaseValues, method_of, no_prefix
 from edgelora.prefix_cache import chosen_prefix
 from edgelora.runtime import Model
+from edgelora.samples import Sample, digest, labels_of
 from edgelora.targets import select_points
-from edgelora.tasks import objective_for, outputs_of
+from edgelora.tasks import objective_for, task_named
 from edgelora.trainer import Trainer, check_targets, trained_tensors
 from edgelora.training_config import TrainingConfig
 from edgelora.training_run import Callback, RunResult, finish, fit, run_id
@@ -43,7 +43,7 @@ class TrainingReport:
     `epoch` from 1, `train_loss` and, with validation samples, `eval_loss` and the task's metrics as `eval_…`.
     `best_epoch` is the one with the best metric, None without validation samples. `memory` is how the run was laid
     out, if there was a budget. `gate` is what the gate found, if there was one: `version` is current unless it was not
-    accepted.
+    accepted. `notes` say what the settings made otherwise than one might expect.
     """
 
     adapter: str
@@ -60,6 +60,7 @@ class TrainingReport:
     labels: tuple[str, ...] | None
     memory: MemoryPlan | None = None
     gate: Verdict | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def active(self) -> bool:
@@ -153,6 +154,9 @@ def train(
         judged = objective_for(model, gate.samples, start.labels, config) if gate is not None else None
         if judged is not None:
             check_targets(manifest, start, judged)
+        for data in (objective, held_out, judged):
+            if data is not None:
+                data.examine()
         model.store.make_room()
         folder = model.store.state_path(name)
         trainer = Trainer(model.bundle, start, objective, config, folder)
@@ -196,7 +200,22 @@ def train(
             remove_tree(folder)
     report = _report(name, version, adapter, result.progress, config, already_done=held_back is not None)
     median = float(np.median(result.step_seconds)) if result.step_seconds else None
-    return replace(report, resumed_at=result.resumed_at, step_seconds_median=median, memory=plan, gate=verdict)
+    return replace(
+        report,
+        resumed_at=result.resumed_at,
+        step_seconds_median=median,
+        memory=plan,
+        gate=verdict,
+        notes=_notes(manifest, trainer, config),
+    )
+
+
+def _notes(manifest: Manifest, trainer: Trainer, config: TrainingConfig) -> tuple[str, ...]:
+    """What augmentation costs where the bundle could have kept the prefix's values."""
+    could = chosen_prefix(manifest, config.train_last, keeps=True) is not None
+    if not (trainer.augmented and could and config.cache is not None):
+        return ()
+    return ("augmented samples are others in each epoch: the frozen layers ran at every step, and nothing was kept",)
 
 
 def _held_back(model: Model, name: str, identity: str) -> Adapter | None:
@@ -228,11 +247,12 @@ def merged_labels(manifest: Manifest, current: Adapter | None, samples: Sequence
     Raises:
         ConfigError: a classification with fewer than two classes.
     """
-    if "classification" not in manifest.task:
+    task = task_named(manifest.task)
+    if not task.has_classes:
         return None
     known = () if current is None or current.labels is None else current.labels
     labels = (*known, *(label for label in labels_of(samples) if label not in known))
-    if len(labels) < 2:
+    if len(labels) < task.least_classes:
         raise ConfigError(f"the data names {len(labels)} class ({', '.join(labels)}): classification needs two or more")
     return labels
 
@@ -316,7 +336,7 @@ def starting_adapter(
         manifest,
         lora,
         labels=labels,
-        outputs=outputs_of(manifest, samples),
+        outputs=task_named(manifest.task).outputs(samples),
         rng=np.random.default_rng(seed),
         base=base,
     )

@@ -41,7 +41,10 @@ class TrainingConfig:
     comes before runs once a sample, and is kept in `cache` "memory" or "disk" (None: it runs each time), with real
     numbers in `cache_dtype`, in at most `cache_limit` bytes. With "float32" the result is that without cache, up to
     rounding. `keep_cache` leaves the file of "disk" for a later run. A bundle of skips (`convert --placement skip`) is
-    trained from the cache alone, unless that is None or there is LoRA dropout.
+    trained from the cache alone, unless that is None, or there is LoRA dropout or augmentation.
+
+    `augment` names how training samples are varied, of what the task has (`Task.augmentations`): another way each
+    epoch, drawn from (seed, epoch, sample) alone. A frozen prefix then runs at every step, and nothing of it is kept.
 
     Raises:
         ConfigError: values out of range; all are named.
@@ -78,6 +81,7 @@ class TrainingConfig:
     cache_dtype: str = "float32"
     cache_limit: int | None = None
     keep_cache: bool = False
+    augment: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problems = [
@@ -130,7 +134,7 @@ class TrainingConfig:
     def decisive(self) -> dict[str, Any]:
         """The settings that a result depends on: all but where a cache lies, and those of what there is not."""
         settings = self.to_dict()
-        for name in ("loraplus_lr_ratio", "lora_fa"):
+        for name in ("loraplus_lr_ratio", "lora_fa", "augment"):
             if not settings[name]:
                 del settings[name]
         names = ("train_last", "cache", "cache_dtype", "cache_limit", "keep_cache")

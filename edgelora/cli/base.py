@@ -30,6 +30,7 @@ from edgelora.cli.common import (
 from edgelora.config import LoraConfig
 from edgelora.errors import DataError
 from edgelora.manifest import LORA_GRAPHS, LostPoint, Manifest
+from edgelora.media.placement import FITS, RESAMPLES
 from edgelora.memory_plan import MemoryPlan
 
 CHECK_FAILED = 1
@@ -55,9 +56,11 @@ def add_verbs(verbs: Verbs) -> None:
         "--task",
         default=None,
         help="sequence-classification (default), token-classification, regression, sentence-embedding, "
-        "feature-extraction",
+        "feature-extraction, image-classification",
     )
-    parser.add_argument("--pooling", default=None, help="what the head reads: mean (default), cls or pooler")
+    parser.add_argument(
+        "--pooling", default=None, help="what the head reads: mean (default; of a map over its places), cls or pooler"
+    )
     parser.add_argument(
         "--source-output",
         metavar="NAME",
@@ -75,6 +78,7 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json (default: beside the source)")
     parser.add_argument("--max-length", type=int, metavar="N", help="tokens at most (default: the tokenizer's)")
     parser.add_argument("--exporter", default="dynamo", help="for torch sources: dynamo (default) or torchscript")
+    add_image_options(parser)
     parser.add_argument(
         "--fix",
         nargs="+",
@@ -200,6 +204,32 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """How pictures become the model's input: fields of `ImageSettings`."""
+    group = parser.add_argument_group("pictures (default: what the source says of itself)")
+    group.add_argument("--image-size", nargs=2, type=int, metavar=("H", "W"), help="height and width of the input")
+    group.add_argument(
+        "--image-fit", choices=FITS, help="how a picture is put into it: stretch (default), crop, letterbox"
+    )
+    group.add_argument(
+        "--image-share", type=float, metavar="S", help="of crop: the share of the shorter side that is kept (1)"
+    )
+    group.add_argument(
+        "--image-scale", type=float, metavar="X", help="what pixels from 0 to 255 are multiplied by (1/255)"
+    )
+    group.add_argument("--image-mean", nargs="+", type=float, metavar="X", help="then subtracted, of each channel (0)")
+    group.add_argument("--image-std", nargs="+", type=float, metavar="X", help="then divided by, of each channel (1)")
+    group.add_argument("--image-order", choices=("RGB", "BGR"), help="of the channels (RGB)")
+    group.add_argument("--image-resample", choices=RESAMPLES, help="(bilinear)")
+
+
+def image_options(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The fields of `ImageSettings` that were given; None if none was."""
+    names = ("size", "fit", "share", "scale", "mean", "std", "order", "resample")
+    given = {name: getattr(options, f"image_{name}") for name in names}
+    return {name: value for name, value in given.items() if value is not None} or None
+
+
 def run_convert(options: argparse.Namespace) -> int:
     """SOURCE -> BUNDLE, verified."""
     compiler = desktop("compile")
@@ -236,6 +266,7 @@ def run_convert(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         length=options.length,
         ram=options.ram,
+        image=image_options(options),
     )
     plans: list[MemoryPlan] = []
     manifest: Manifest = compiler.convert(source, Path(options.output), chosen, progress_line, plans.append)

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgelora.data import Named
 from edgelora.errors import ConfigError, DataError, StoreError
+from edgelora.records import first_of
+from edgelora.samples import Named
 from edgelora.store import AdapterStore
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,12 @@ class Choice:
     by_line: bool
 
 
-def choose_adapters(lines: Sequence[Named[Any]], given: Sequence[str], file: str | None, store: AdapterStore) -> Choice:
+def choose_adapters(
+    lines: Sequence[Named[Any]], given: Sequence[str], file: str | None, store: AdapterStore, what: str
+) -> Choice:
     """The adapter of every line: its own, that of `file` (a name a line), one of `given` for each, or the one for all.
+
+    `what` is what messages call the lines.
 
     Raises:
         ConfigError: names from several places, or another number of names than of lines.
@@ -46,7 +49,7 @@ def choose_adapters(lines: Sequence[Named[Any]], given: Sequence[str], file: str
         default = given[0] if given else None
         named = [Named(None, line.adapter or default, line.where if line.adapter else "") for line in lines]
     if len(named) != len(lines):
-        raise ConfigError(f"{len(named)} adapters for {len(lines)} texts: give one for all, or one for each")
+        raise ConfigError(f"{len(named)} adapters for {len(lines)} {what}: give one for all, or one for each")
     _check_known(named, store)
     return Choice(tuple(one.adapter for one in named), own or each)
 
@@ -81,5 +84,4 @@ def _check_known(named: Sequence[Named[None]], store: AdapterStore) -> None:
                 raise
             problems.append(f"{where}: {error}")
     if problems:
-        more = f"\nand {len(problems) - _SHOWN:,} more unknown adapters" if len(problems) > _SHOWN else ""
-        raise DataError("\n".join(problems[:_SHOWN]) + more)
+        raise DataError(first_of(problems, "unknown adapters"))

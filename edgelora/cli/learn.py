@@ -23,7 +23,6 @@ from edgelora.cli.common import (
     table,
 )
 from edgelora.config import BIASES, AdapterConfig, LoraConfig
-from edgelora.data import Sample, read_samples, split
 from edgelora.errors import ConfigError
 from edgelora.gate import Gate
 from edgelora.memory import peak_memory
@@ -38,6 +37,7 @@ from edgelora.methods import (
     VeraConfig,
 )
 from edgelora.prefix_cache import DTYPES, PLACES
+from edgelora.samples import Sample, split
 from edgelora.trainer import StepResult
 from edgelora.training import TrainingReport, train
 from edgelora.training_config import GRADIENTS, OPTIMIZERS, TrainingConfig
@@ -72,7 +72,12 @@ def add_verbs(verbs: Verbs) -> None:
     )
     add_bundle(parser)
     parser.add_argument("--adapter", required=True, metavar="NAME", help="whose adapter: a user id")
-    parser.add_argument("--data", required=True, metavar="FILE", help="CSV or JSONL; - reads standard input")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="CSV or JSONL; - reads standard input; of pictures also a folder with a folder for each label",
+    )
     parser.add_argument("--format", choices=("csv", "jsonl"), help="of standard input or an unusual file name")
     parser.add_argument("--validation", metavar="FILE", help="held-out samples: the best epoch is kept")
     parser.add_argument(
@@ -191,6 +196,14 @@ def add_verbs(verbs: Verbs) -> None:
         "--patience", type=int, metavar="EPOCHS", help="stop after so many epochs without a better validation"
     )
     run.add_argument("--no-group-by-length", action="store_true", help="mix lengths within a batch (more padding)")
+    run.add_argument(
+        "--augment",
+        nargs="+",
+        default=[],
+        metavar="KIND",
+        help="vary the training samples in each epoch (not at all), pictures by flip, crop, color; the frozen layers "
+        "of --train-last then run at every step",
+    )
     run.add_argument("--seed", type=int, default=0)
     run.add_argument(
         "--train-last",
@@ -227,10 +240,10 @@ def run_train(options: argparse.Namespace) -> None:
     """Train and report."""
     config = training_config(options)
     model = open_model(options)
-    task = model.bundle.manifest.task
-    samples = read_samples(options.data, task, options.format)
-    held_out = read_samples(options.validation, task) if options.validation else None
-    judged = read_samples(options.held_out, task) if options.held_out else None
+    task = model.task
+    samples = task.read(options.data, options.format)
+    held_out = task.read(options.validation) if options.validation else None
+    judged = task.read(options.held_out) if options.held_out else None
     if judged is None and options.held_out_split is not None:
         samples, judged = split(samples, options.held_out_split, np.random.default_rng(options.seed))
     if held_out is None and options.validation_split:
@@ -314,6 +327,7 @@ def training_config(options: argparse.Namespace) -> TrainingConfig:
         cache_dtype=options.cache_dtype,
         cache_limit=options.cache_limit,
         keep_cache=options.keep_cache,
+        augment=tuple(options.augment),
     )
 
 
@@ -447,6 +461,7 @@ def report_text(report: TrainingReport, samples: int, seconds: float, config: Tr
     stopped = " (stopped early)" if report.stopped_early else ""
     held = "" if report.active else ", and did not pass the gate: the version before stays current"
     text = f"{report.adapter}: version {report.version} saved{stopped}{held}\n" + table(rows, ("", ""))
+    text += "".join(f"\n{one}" for one in report.notes)
     if report.gate is not None:
         text += f"\ngate: {report.gate.reason}"
     if not report.active:

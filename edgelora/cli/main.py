@@ -40,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 (a check failed), 2 (an error of the user's)."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "texts")):
+    if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "given")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # argparse takes no texts once an option has come between them and BUNDLE
-        options.texts = [*options.texts, *rest]
+    if rest:  # argparse takes no more inputs once an option has come between them and BUNDLE
+        options.given = [*options.given, *rest]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", StoreWarning)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
 from edgelora.cli.by_line import choose_adapters
 from edgelora.cli.common import Verbs, add_bundle, add_verb, desktop, emit, open_model, table
-from edgelora.data import Named, Sample, read_named_samples, read_named_texts
 from edgelora.errors import ConfigError, DataError
 from edgelora.evaluation import evaluate_each
 from edgelora.runtime import Model
+from edgelora.samples import Named, Sample
 from edgelora.tasks import objective_for
 from edgelora.trainer import evaluate
 from edgelora.training_config import TrainingConfig
@@ -40,7 +37,7 @@ def add_verbs(verbs: Verbs) -> None:
         "--data",
         required=True,
         metavar="FILE",
-        help="CSV or JSONL; - reads standard input. A field adapter says whose a record is",
+        help="as for train; - reads standard input. A field adapter says whose a record is",
     )
     parser.add_argument("--format", choices=("csv", "jsonl"))
     parser.add_argument("--batch-size", type=int, default=32)
@@ -57,19 +54,26 @@ def add_verbs(verbs: Verbs) -> None:
         '    with lines such as {"text": "make it cosy", "adapter": "user-1"}',
     )
     add_bundle(parser)
-    parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; none: one per line of standard input")
+    parser.add_argument(
+        "given",
+        nargs="*",
+        metavar="INPUT",
+        help="texts, or files and folders of pictures; none: one per line of standard input",
+    )
     parser.add_argument(
         "--adapter",
         action="append",
         default=[],
         metavar="NAME",
-        help="whose adapter (default: the base alone); given several times, one for each text, in order",
+        help="whose adapter (default: the base alone); given several times, one for each input, in order",
     )
     parser.add_argument(
-        "--adapters-file", metavar="FILE", help="a name per line, one for each text; a blank line is the base alone"
+        "--adapters-file", metavar="FILE", help="a name per line, one for each input; a blank line is the base alone"
     )
     parser.add_argument(
-        "--data", metavar="FILE", help="texts from CSV or JSONL (field text; a field adapter says whose a text is)"
+        "--data",
+        metavar="FILE",
+        help="inputs from CSV or JSONL (field text or image; a field adapter says whose one is)",
     )
     parser.add_argument("--format", choices=("csv", "jsonl"))
     parser.add_argument(
@@ -85,7 +89,7 @@ def add_verbs(verbs: Verbs) -> None:
 def run_eval(options: argparse.Namespace) -> None:
     """Metrics of an adapter, or of each that a record names."""
     model = open_model(options)
-    named = read_named_samples(options.data, model.bundle.manifest.task, options.format)
+    named = model.task.read_named(options.data, options.format)
     if any(line.adapter is not None for line in named):
         _eval_each(options, model, named)
         return
@@ -104,7 +108,7 @@ def _eval_each(options: argparse.Namespace, model: Model, named: list[Named[Samp
     """Metrics of every adapter on the records that name it, and over all records."""
     if options.version is not None:
         raise ConfigError("--version is of one adapter, and the records name their own: leave one of them out")
-    chosen = choose_adapters(named, [] if options.adapter is None else [options.adapter], None, model.store)
+    chosen = choose_adapters(named, [] if options.adapter is None else [options.adapter], None, model.store, "records")
     adapters: list[str] = []
     for line, adapter in zip(named, chosen.adapters, strict=True):
         if adapter is None:
@@ -118,26 +122,28 @@ def _eval_each(options: argparse.Namespace, model: Model, named: list[Named[Samp
 
 
 def run_predict(options: argparse.Namespace) -> None:
-    """One line per text."""
+    """One line per input."""
     if (options.engine == "tflite") != (options.source is not None):
         raise ConfigError("--engine tflite and --source go together: the adapter goes into that file's weights")
     model = open_model(options)
     if options.source is not None:
         model = desktop("interop.tflite_engine").InterpreterModel(model, options.source)
-    lines = [Named(text, None, f"text {number}") for number, text in enumerate(options.texts, 1)]
+    task = model.task
     if options.data:
-        lines = read_named_texts(options.data, options.format)
-    elif not lines:
-        lines = stdin_lines()
+        lines = task.read_inputs(options.data, options.format)
+    else:
+        words = [Named(word, None, f"input {number}") for number, word in enumerate(options.given, 1)]
+        lines = task.given_inputs(words or stdin_lines())
     if not lines:
-        raise ConfigError("there is nothing to predict: give texts, --data FILE, or lines on standard input")
-    chosen = choose_adapters(lines, options.adapter, options.adapters_file, model.store)
-    texts = [line.content for line in lines]
+        what = task.inputs_name
+        raise ConfigError(f"there is nothing to predict: give {what}, --data FILE, or lines on standard input")
+    chosen = choose_adapters(lines, options.adapter, options.adapters_file, model.store, task.inputs_name)
+    inputs = [line.content for line in lines]
     if chosen.by_line:
-        results = predictions(model, texts, None, chosen.adapters)
+        results = task.results(model, inputs, None, chosen.adapters)
         results = [{"adapter": name, **r} for name, r in zip(chosen.adapters, results, strict=True)]
     else:
-        results = predictions(model, texts, chosen.adapters[0])
+        results = task.results(model, inputs, chosen.adapters[0], None)
     if options.json:
         emit(options, results, "")
         return
@@ -156,27 +162,6 @@ def stdin_lines() -> list[Named[str]]:
         return [Named(x.rstrip("\n"), None, f"standard input, line {n}") for n, x in numbered if x.strip()]
     except UnicodeDecodeError as error:
         raise DataError("standard input: not UTF-8") from error
-
-
-def predictions(
-    model: Model, texts: list[str], adapter: str | None, adapters: Sequence[str | None] | None = None
-) -> list[dict[str, Any]]:
-    """JSON-able predictions with one adapter, or with one of `adapters` for each text."""
-    predicted = model.predict(texts, adapter, adapters)
-    if model.bundle.manifest.task == "sequence-classification":
-        scores = model.predict_proba(texts, adapter, adapters).max(-1)
-        return [
-            {"text": t, "label": p, "score": round(float(s), 4)}
-            for t, p, s in zip(texts, predicted, scores, strict=True)
-        ]
-    if model.bundle.manifest.task == "token-classification":
-        return [{"text": t, "tokens": t.split(), "labels": p} for t, p in zip(texts, predicted, strict=True)]
-    if isinstance(predicted, dict):
-        return [{"text": t, **{k: v[i].tolist() for k, v in predicted.items()}} for i, t in enumerate(texts)]
-    return [
-        {"text": t, "prediction": p.tolist() if isinstance(p, np.ndarray) else p}
-        for t, p in zip(texts, predicted, strict=True)
-    ]
 
 
 def _short(text: str, width: int = 60) -> str:

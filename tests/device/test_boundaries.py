@@ -14,7 +14,12 @@ from tests.device import tiny
 
 DEVICE = tiny.ROOT / "edgelora"
 EVERYWHERE = {"numpy", "safetensors", "edgelora"}
-ONLY_IN = {"onnxruntime": {"session.py"}, "tokenizers": {"text.py"}, "cryptography": {"sealing.py"}}
+ONLY_IN = {
+    "onnxruntime": {"session.py"},
+    "tokenizers": {"text.py"},
+    "cryptography": {"sealing.py"},
+    "PIL": {"images.py", "placement.py"},
+}
 REFUSED = ("onnx", "onnx_ir", "onnxscript", "torch", "transformers", "peft", "edgelora_tools", "rich", "matplotlib")
 
 BLOCKED = f"""

@@ -22,17 +22,20 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from edgelora.data import PairSample, TokenSample, read_samples, read_texts
+from edgelora.data import NumberSample, PairSample, TextSample, TokenSample, read_samples, read_texts
 from edgelora.dimensions import evaluate_dimension
+from edgelora.encoders import ENCODERS
 from edgelora.errors import ConversionError
-from edgelora.manifest import InsertionPoint, TensorSpec
+from edgelora.manifest import InsertionPoint
 from edgelora.quantization import LEAST_COSINE, QUANTIZATION_FILE, cosine
-from edgelora.text import TextEncoder
+from edgelora.tasks import task_named
+from edgelora_tools.graphs import specs
 from edgelora_tools.insertion import Site
 from edgelora_tools.ladders import RUNGS, Ladder, ladders, weighed
 from edgelora_tools.lowering import Lowered
 from edgelora_tools.measure_shapes import Sizes, batch_name
 from edgelora_tools.passes.quantize import Choice, Product, Rung, products
+from edgelora_tools.preprocessing import InputOptions, preprocessing_of
 from edgelora_tools.runner import open_session, sample_inputs
 from edgelora_tools.sources.base import Source
 
@@ -50,13 +53,9 @@ _FINE, _ROUGH = 0.01, 0.1  # errors of outputs
 _MARGIN = 5e-4  # another processor rounds differently
 
 
-class CalibrationOptions(Protocol):
+class CalibrationOptions(InputOptions, Protocol):
     """What of the conversion's options is read here."""
 
-    @property
-    def task(self) -> str: ...
-    @property
-    def max_length(self) -> int | None: ...
     @property
     def calibration(self) -> Path | None: ...
 
@@ -147,10 +146,10 @@ def files(found: Calibrated) -> dict[str, bytes]:
 def calibration_sample(
     source: Source, model: ir.Model, base: ir.Model, sizes: Sizes, options: CalibrationOptions
 ) -> Feeds:
-    """A batch to calibrate on: texts of the file that `options` name, else random inputs.
+    """A batch to calibrate on: texts or pictures of the file that `options` name, else random inputs.
 
     Raises:
-        ConversionError: there is a file, and the source has no tokenizer.
+        ConversionError: there is a file, and the source has no tokenizer and takes no pictures.
     """
     taken = {str(v.name) for v in base.graph.inputs}
     if options.calibration is None:
@@ -158,29 +157,33 @@ def calibration_sample(
         tried = sizes | ({batch: _TEXTS} if batch is not None else {})
         feeds = sample_inputs(model, tried, np.random.default_rng(0))
     else:
-        settings = source.preprocessing(options.max_length)
-        if settings["kind"] != "text":
+        taken_in = specs(base.graph.inputs)
+        settings = preprocessing_of(source, taken_in, options)
+        if settings["kind"] not in ENCODERS:
             raise ConversionError(f"{options.calibration}: the source has no tokenizer for texts to calibrate on")
         with tempfile.TemporaryDirectory(prefix="edgelora-") as folder:
             for name, content in source.files.items():
                 (Path(folder) / name).write_bytes(content)
-            specs = [
-                TensorSpec(str(v.name), v.dtype.numpy().name, ()) for v in base.graph.inputs if v.dtype is not None
-            ]
-            encoder = TextEncoder(Path(folder), settings, specs)
-            feeds = encoder.encode(_texts(options.calibration, options.task)[:_TEXTS])
+            encoder = ENCODERS[settings["kind"]](Path(folder), settings, taken_in)
+            made = encoder.inputs(_raw_inputs(options.calibration, options.task)[:_TEXTS])
+            feeds = made.feeds(np.arange(len(made)))
     return {name: x for name, x in feeds.items() if name in taken}
 
 
-def _texts(path: Path, task: str) -> list[str]:
+def _raw_inputs(path: Path, task: str) -> list[Any]:
+    """What the file of samples gives a model to read."""
     if task == "feature-extraction":
         return read_texts(path)
+    if task_named(task).inputs_name != "texts":
+        return [line.content for line in task_named(task).read_inputs(path)]
     texts: list[str] = []
     for sample in read_samples(path, task):
         if isinstance(sample, TokenSample):
             texts.append(" ".join(sample.words))
-        else:
-            texts.append(sample.anchor if isinstance(sample, PairSample) else sample.text)
+        elif isinstance(sample, PairSample):
+            texts.append(sample.anchor)
+        elif isinstance(sample, TextSample | NumberSample):
+            texts.append(sample.text)
     return texts
 
 

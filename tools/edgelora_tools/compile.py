@@ -31,6 +31,7 @@ from edgelora_tools.options import ConvertOptions
 from edgelora_tools.passes.independent_rows import rows_are_independent
 from edgelora_tools.passes.padding import ignores_padding
 from edgelora_tools.passes.quantize import Rung, quantize
+from edgelora_tools.preprocessing import preprocessing_of
 from edgelora_tools.runner import sample_inputs
 from edgelora_tools.skips import with_skips
 from edgelora_tools.sources.base import Source
@@ -77,6 +78,7 @@ def convert(
     sites = find_sites(base)
     if not sites:
         raise ConversionError("the model has no MatMul, Gemm or Conv with frozen weights: there is nothing to adapt")
+    preprocessing = preprocessing_of(source, specs(base.graph.inputs), options)
     skips = None
     if options.placement == "skip":
         skips = with_skips(base, sites, sizes[0], options.task, options.pooling)
@@ -97,7 +99,6 @@ def convert(
     if mixed is not None:
         graphs[MIXED_FILE] = mixed
     unpadded = options.unpad and ignores_padding(standard(base), sizes[0])
-    preprocessing = source.preprocessing(options.max_length)
     length = min(options.length, preprocessing.get("max_length", options.length))
     weighed = weighing_sizes(model, sizes[1], options.batch_size, length)
     trained, training, lost = training_graphs(

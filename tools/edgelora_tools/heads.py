@@ -25,8 +25,14 @@ TASKS = (
     "sentence-embedding",
     "feature-extraction",
     *MAP_HEADS,
+    "image-classification",
 )
-HEAD_NAME = {"sequence-classification": "classifier", "token-classification": "classifier", "regression": "regressor"}
+HEAD_NAME = {
+    "sequence-classification": "classifier",
+    "token-classification": "classifier",
+    "regression": "regressor",
+    "image-classification": "classifier",
+}
 
 
 @dataclass(frozen=True)
@@ -57,14 +63,14 @@ def attach_task(
         chosen = [_named_output(graph, source_output)] if source_output else list(graph.outputs)
         return TaskOutput({str(v.name): v if virtual is None else virtual.behind(op, v) for v in chosen}, None, None)
     if task == "token-classification":
-        hidden = _output_of_rank(graph, 3, source_output, "token classification")
+        hidden = _output_of_rank(graph, (3,), source_output, "token classification")
         hidden = hidden if virtual is None else virtual.behind(op, hidden)
         logits, head = _logits(op, hidden, HEAD_NAME[task], "token")
         return TaskOutput({"logits": logits}, head, logits)
     if task in MAP_HEADS:
-        logits, head = map_logits(op, graph, _output_of_rank(graph, 4, source_output, task), task)
+        logits, head = map_logits(op, graph, _output_of_rank(graph, (4,), source_output, task), task)
         return TaskOutput({"logits": logits}, head, logits)
-    features = pool(op, graph, pooling, source_output, virtual)
+    features = pool(op, graph, pooling, source_output, virtual, vectors=task == "image-classification")
     if task == "sentence-embedding":
         embedding = op.LpNormalization(features, axis=-1, p=2)
         embedding.shape, embedding.type = features.shape, features.type
@@ -74,20 +80,31 @@ def attach_task(
 
 
 def pool(
-    op: OpBuilder, graph: ir.Graph, pooling: str, source_output: str | None, virtual: VirtualTokens | None = None
+    op: OpBuilder,
+    graph: ir.Graph,
+    pooling: str,
+    source_output: str | None,
+    virtual: VirtualTokens | None = None,
+    vectors: bool = False,
 ) -> ir.Value:
     """One feature vector per sample, `[batch, features]`.
 
-    mean: over the tokens that `attention_mask` keeps (Sentence-BERT, arXiv:1908.10084); cls: the first
-    token's; pooler: the source's own pooled output. Virtual tokens are tokens to them, as in PEFT.
+    mean: over the tokens that `attention_mask` keeps (Sentence-BERT, arXiv:1908.10084), or over the places of a map
+    `[batch, features, h, w]`; cls: the first token's; pooler: the source's own pooled output, as mean takes it too with
+    `vectors`. Virtual tokens are tokens to them, as in PEFT.
     """
     if pooling not in POOLINGS:
         raise ConversionError(f"unknown pooling {pooling!r}; one of {', '.join(POOLINGS)}")
     if pooling == "pooler":
-        return _output_of_rank(graph, 2, source_output, "pooling 'pooler'")
-    hidden = _output_of_rank(graph, 3, source_output, f"pooling {pooling!r}")
+        return _output_of_rank(graph, (2,), source_output, "pooling 'pooler'")
+    ranks = (3,) if pooling == "cls" else (3, 4, 2) if vectors else (3, 4)
+    hidden = _output_of_rank(graph, ranks, source_output, f"pooling {pooling!r}")
     if pooling == "cls":
         return op.Gather(hidden, op.Constant(value_int=0), axis=1)
+    if rank(hidden) == 2:
+        return hidden
+    if rank(hidden) == 4:
+        return op.ReduceMean(hidden, [2, 3], keepdims=0)
     own = next((x for x in graph.inputs if x.name == "attention_mask"), None)
     mask = own if virtual is None else virtual.mask
     if mask is None:
@@ -121,15 +138,18 @@ def _named_output(graph: ir.Graph, name: str) -> ir.Value:
     raise ConversionError(f"the source has no output {name!r}; it has {', '.join(str(v.name) for v in graph.outputs)}")
 
 
-def _output_of_rank(graph: ir.Graph, wanted: int, name: str | None, what: str) -> ir.Value:
+def _output_of_rank(graph: ir.Graph, wanted: tuple[int, ...], name: str | None, what: str) -> ir.Value:
+    """The named output, or the first that is floating-point and of the first of these ranks that there is."""
+    ranks = " or ".join(map(str, wanted))
     if name is not None:
         value = _named_output(graph, name)
-        if value.shape is None or rank(value) != wanted:
-            raise ConversionError(f"{what} needs an output of rank {wanted}; {name!r} has shape {value.shape}")
+        if value.shape is None or rank(value) not in wanted:
+            raise ConversionError(f"{what} needs an output of rank {ranks}; {name!r} has shape {value.shape}")
         return value
-    for value in graph.outputs:
-        floating = value.dtype is not None and value.dtype.is_floating_point()
-        if floating and value.shape is not None and rank(value) == wanted:
-            return value
+    for one in wanted:
+        for value in graph.outputs:
+            floating = value.dtype is not None and value.dtype.is_floating_point()
+            if floating and value.shape is not None and rank(value) == one:
+                return value
     listed = ", ".join(f"{v.name} {v.shape}" for v in graph.outputs)
-    raise ConversionError(f"{what} needs a floating-point output of rank {wanted}; the source has {listed}")
+    raise ConversionError(f"{what} needs a floating-point output of rank {ranks}; the source has {listed}")

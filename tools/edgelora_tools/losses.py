@@ -183,6 +183,7 @@ LOSSES: dict[str, tuple[Loss, ...]] = {
     "feature-extraction": (COTANGENT,),
     "semantic-segmentation": (Loss("cross-entropy-dice", cross_entropy_dice), COTANGENT),
     "keypoint-detection": (Loss("heatmap", heatmap), COTANGENT),
+    "image-classification": (Loss("cross-entropy", cross_entropy), COTANGENT),
 }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class ConvertOptions:
     hidden state, instead of into the modules (skips.py). `methods` names the adapter methods, beside LoRA, that get
     graphs of their own. `unpad` leaves padding out of the training graphs' row-wise operators where that changes no
     result. Memory is weighed at steps of `batch_size` samples, and `length` along the other dynamic dimensions; at
-    these, training must fit into `ram` bytes, which are its default budget.
+    these, training must fit into `ram` bytes, which are its default budget. `image` are fields of
+    `edgelora.media.images.ImageSettings` for a model that takes pictures.
     """
 
     task: str = "sequence-classification"
@@ -38,3 +41,4 @@ class ConvertOptions:
     length: int = 128
     methods: tuple[str, ...] = ()
     ram: int | None = None
+    image: Mapping[str, Any] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from edgelora.errors import ConversionError
 from edgelora_tools.normalize import onnx_errors
@@ -13,6 +14,7 @@ from edgelora_tools.sources.onnx_file import tokenizer_files
 from edgelora_tools.sources.torch_export import module_source, require_torch
 
 _TEXT_SAMPLE = (2, 8)
+_RESAMPLES = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
 _VOCABULARIES = ("vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
 
@@ -45,6 +47,8 @@ def huggingface_source(folder: Path, exporter: str = "dynamo", tokenizer: Path |
     config = module.config
     limit = int(getattr(config, "max_position_embeddings", 0) or 0)
     known = dict(facts) | {"model_type": model_type}
+    if (pictures := image_facts(folder)) is not None:
+        known["image"] = pictures
     if "max_length" in known and limit:
         known["max_length"] = min(int(known["max_length"]), limit)
     if files and getattr(config, "pad_token_id", None) is not None:
@@ -66,6 +70,44 @@ def _tokenizer(folder: Path) -> tuple[dict[str, bytes], dict[str, int]]:
     with onnx_errors(f"{folder}: transformers cannot read its tokenizer"), TemporaryDirectory() as made:
         transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(made)
         return tokenizer_files(Path(made) / "tokenizer.json", required=True)
+
+
+def image_facts(folder: Path) -> dict[str, Any] | None:
+    """What `preprocessor_config.json` says of pictures, as fields of `ImageSettings`; None if it is not there.
+
+    A shortest edge with a crop after it is the fit "crop", a height and a width are "stretch".
+
+    Raises:
+        ConversionError: it is not JSON, or asks for another size or resampling than these are.
+    """
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return None
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        size, crop = (body.get(key) for key in ("size", "crop_size"))
+        found: dict[str, Any] = {"scale": body.get("rescale_factor", 1 / 255) if body.get("do_rescale", True) else 1.0}
+        if body.get("do_normalize", True) and "image_mean" in body:
+            found |= {"mean": _numbers(body["image_mean"]), "std": _numbers(body["image_std"])}
+        if body.get("do_resize", True) and size is not None:
+            found["resample"] = _RESAMPLES[body.get("resample", 2)]
+            edge = size.get("shortest_edge") if isinstance(size, dict) else size
+            if edge is None:
+                found["size"] = [size["height"], size["width"]]  # pyright: ignore[reportIndexIssue]
+            elif "crop_pct" in body:
+                found |= {"size": [edge, edge], "fit": "crop", "share": body["crop_pct"]}
+            elif body.get("do_center_crop") and crop is not None:
+                sides = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
+                found |= {"size": list(sides), "fit": "crop", "share": min(1.0, min(sides) / edge)}
+            else:
+                found["size"] = [edge, edge]
+        return found
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ConversionError(f"{path}: cannot be followed ({error!r}); say --image-size and so on instead") from error
+
+
+def _numbers(given: Any) -> list[float]:
+    return [float(x) for x in (given if isinstance(given, list) else [given])]
 
 
 def _sample(module, config) -> tuple[dict, dict]:

@@ -1,0 +1,103 @@
+"""Hand signs of the ten digits, photographed: MobileNetV2 learns them from some people and is asked about others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.tasks.case import HEAD_ALONE, LORA, Outcome, Progress, unpacked
+from benchmarks.tasks.peft_side import train_by_peft
+from edgelora import ImageSample, LoraConfig, Model, TrainingConfig, train
+from edgelora.objectives import Classification
+from edgelora.tasks import objective_for
+from edgelora.training import starting_adapter
+from edgelora_tools.compile import ConvertOptions, convert
+from edgelora_tools.recipes import load_recipe, network, open_recipe
+
+RECIPE, TASK = "mobilenetv2", "image-classification"
+RANK, BATCH, RATE = 8, 16, 3e-3
+
+
+@dataclass(frozen=True)
+class SignDigits:
+    """The last quarter of each digit's photographs, in the order of their numbers, is of other people: held out."""
+
+    title: str = "Sign digits, MobileNetV2"
+
+    def sizes(self, quick: bool) -> tuple[int, int, int]:
+        """Side of the pictures, training pictures a digit, epochs."""
+        return (32, 8, 1) if quick else (96, 40, 8)
+
+    def settings(self, quick: bool) -> str:
+        side, count, epochs = self.sizes(quick)
+        return (
+            f"{count} pictures a digit, {side} × {side}, LoRA r={RANK} at every dense convolution, AdamW {RATE:g} "
+            f"falling linearly, batch {BATCH}, {epochs} epochs; tested on the last quarter of each digit's "
+            "photographs, which are of other people."
+        )
+
+    def run(self, folder: Path, quick: bool, progress: Progress) -> list[Outcome]:
+        side, count, epochs = self.sizes(quick)
+        train_data, test_data = digits(unpacked("sign_digits", folder / "data") / "Dataset", count, quick)
+        progress("converting")
+        recipe = load_recipe(RECIPE)
+        image = {**recipe.image, "size": (side, side)}
+        convert(open_recipe(recipe), folder / "base.edgelora", ConvertOptions(TASK, image=image, name=recipe.name))
+        model = Model.open(folder / "base.edgelora")
+        config = TrainingConfig(num_train_epochs=epochs, batch_size=BATCH, learning_rate=RATE)
+        lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=tuple(p.id for p in model.bundle.manifest.points))
+        outcomes: list[Outcome] = []
+        for side_name, asked in ((HEAD_ALONE, LoraConfig(r=RANK, target_modules=())), (LORA, lora)):
+            progress(side_name)
+            outcomes.append(_ours(side_name, model, train_data, test_data, asked, config))
+        progress("PEFT")
+        labels = tuple(str(digit) for digit in range(10))
+        start = starting_adapter(model.bundle.manifest, None, lora, labels, train_data, config.seed, model.bundle)
+        made: list[Any] = [objective_for(model, data, labels, config) for data in (train_data, test_data)]
+        ours, held_out = (one for one in made if isinstance(one, Classification))
+        module, _, _ = network(RECIPE).features(_weights(recipe))
+        return [*outcomes, train_by_peft(module, start, ours, held_out, config, folder / "start")]
+
+
+def _ours(
+    side: str,
+    model: Model,
+    train_data: Sequence[ImageSample],
+    test_data: Sequence[ImageSample],
+    lora: LoraConfig,
+    config: TrainingConfig,
+) -> Outcome:
+    begun = time.monotonic()
+    train(model, "learner", train_data, lora=lora, config=config, restart=True)
+    seconds = time.monotonic() - begun
+    told = model.predict([s.path for s in test_data], adapter="learner")
+    return Outcome(
+        side, {"accuracy": float(np.mean([t == s.label for t, s in zip(told, test_data, strict=True)]))}, seconds
+    )
+
+
+def _weights(recipe: Any) -> Path:
+    from edgelora_tools.recipes import fetch
+
+    return fetch(recipe)
+
+
+def digits(folder: Path, count: int, quick: bool = False) -> tuple[list[ImageSample], list[ImageSample]]:
+    """`count` training pictures of each digit, evenly from its first three quarters, and all of the last quarter."""
+    train_data: list[ImageSample] = []
+    test_data: list[ImageSample] = []
+    for digit in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files = sorted(digit.iterdir())
+        border = len(files) * 3 // 4
+        chosen = np.linspace(0, border - 1, count).round().astype(int)
+        train_data += [ImageSample(files[i], digit.name) for i in chosen]
+        test_data += [ImageSample(file, digit.name) for file in files[border : border + 4 if quick else None]]
+    return train_data, test_data
+
+
+CASE = SignDigits()

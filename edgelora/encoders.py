@@ -1,0 +1,43 @@
+"""From raw input to a bundle's graph inputs, by the kind of its preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgelora.manifest import Manifest, TensorSpec
+from edgelora.media.image_inputs import ImageEncoder
+from edgelora.objectives import Inputs
+from edgelora.text import TextEncoder
+
+
+class Encoder(Protocol):
+    """What makes graph inputs of texts, of pictures, …; `takes` says what it takes, in the plural."""
+
+    @property
+    def takes(self) -> str: ...
+
+    def inputs(self, raw: Sequence[Any]) -> Inputs:
+        """The graph inputs of these, which may be made batch by batch.
+
+        Raises:
+            DataError: one of them cannot be read, or is of another kind.
+        """
+        ...
+
+
+ENCODERS: dict[str, Callable[[Path, Mapping[str, Any], Sequence[TensorSpec]], Encoder]] = {
+    "text": TextEncoder,
+    "image": ImageEncoder,
+}
+
+
+def encoder_of(folder: Path, manifest: Manifest) -> Encoder | None:
+    """The encoder of the bundle in `folder`; None if it takes arrays alone.
+
+    Raises:
+        BundleError: its settings are malformed. EdgeLoraError: a package is missing.
+    """
+    made = ENCODERS.get(str(manifest.preprocessing.get("kind")))
+    return None if made is None else made(folder, manifest.preprocessing, manifest.inputs)

@@ -1,0 +1,95 @@
+"""Files that samples and predictions are made of: found in folders, named by records, known by their content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgelora.errors import DataError
+from edgelora.records import Record, first_of, text_field
+from edgelora.samples import Named
+
+
+@dataclass(frozen=True)
+class LabelledFile:
+    """A file and its label; `name` is its path from where the data set begins."""
+
+    path: Path
+    name: str
+    label: str
+
+
+def labelled_files(folder: Path, suffixes: Sequence[str], what: str) -> list[LabelledFile]:
+    """The files FOLDER/LABEL/… of these suffixes, in the order of their names; `what` is what messages call them.
+
+    Hidden files and folders are passed over.
+
+    Raises:
+        DataError: there are none, or some lie in no label's folder.
+    """
+    found = [(path, path.relative_to(folder)) for path in _files(folder, suffixes)]
+    loose = [f"{path}: lies in no folder that names its label" for path, name in found if len(name.parts) < 2]
+    if loose:
+        raise DataError(first_of(loose, what))
+    if not found:
+        raise DataError(f"{folder}: holds no {what}; expected is FOLDER/LABEL/FILE of {', '.join(suffixes)}")
+    return [LabelledFile(path, name.as_posix(), name.parts[0]) for path, name in found]
+
+
+def file_field(record: Record, field: str, beside: Path) -> tuple[Path, str]:
+    """The file that a record names, from the folder `beside`, and its name there. ValueError: there is none."""
+    name = text_field(record, field).strip()
+    path = beside / name
+    if "\0" in name or not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    return path, name
+
+
+def given_files(words: Sequence[Named[str]], suffixes: Sequence[str], what: str) -> list[Named[Path]]:
+    """Files, and all those of these suffixes in folders, in the order of their names.
+
+    Raises:
+        DataError: there is no such file, or a folder holds none.
+    """
+    files: list[Named[Path]] = []
+    problems: list[str] = []
+    for word in words:
+        path = Path(word.content)
+        if path.is_dir():
+            inside = list(_files(path, suffixes))
+            problems += [] if inside else [f"{path}: holds no {what} ({', '.join(suffixes)})"]
+            files += [Named(file, word.adapter, word.where) for file in inside]
+        elif path.is_file():
+            files.append(Named(path, word.adapter, word.where))
+        else:
+            problems.append(f"{path}: no such file or folder")
+    if problems:
+        raise DataError(first_of(problems, what))
+    return files
+
+
+def content_record(path: Path) -> str:
+    """sha256 (hex) of a file's content: what tells it apart in a digest of data.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _files(folder: Path, suffixes: Sequence[str]) -> Iterator[Path]:
+    """The folder's files of these suffixes, also in folders inside, sorted; hidden ones are passed over."""
+    try:
+        paths = sorted(folder.rglob("*"))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror or error})") from error
+    for path in paths:
+        hidden = any(part.startswith((".", "__MACOSX")) for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in suffixes and not hidden and path.is_file():
+            yield path

@@ -1,0 +1,64 @@
+"""What the tasks on pictures share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edgelora.errors import ConfigError
+from edgelora.media.augmentation import IMAGE_KINDS, Augmentation
+from edgelora.media.files import file_field, given_files
+from edgelora.media.image_inputs import ImageEncoder, ImageInputs
+from edgelora.media.images import SUFFIXES
+from edgelora.records import Record, adapter_field, parse_records, source_name
+from edgelora.samples import Named
+from edgelora.tasks.base import Task
+from edgelora.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from edgelora.runtime import Model
+
+
+class ImageTask(Task):
+    """A task whose inputs are pictures: files, bytes or arrays."""
+
+    augmentations: ClassVar[tuple[str, ...]] = IMAGE_KINDS
+    inputs_name: ClassVar[str] = "pictures"
+
+    def read_inputs(self, path: str | Path, fmt: str | None = None) -> list[Named[Any]]:
+        """The pictures in a folder, or those that the fields `image` name."""
+        if Path(path).is_dir():
+            return [*given_files([Named(str(path), None, str(path))], SUFFIXES, "pictures")]
+        beside = Path(path).parent
+
+        def parse(record: Record) -> tuple[Path, str | None]:
+            return file_field(record, "image", beside)[0], adapter_field(record)
+
+        lines = parse_records(path, fmt, parse, ("image",))
+        return [Named(file, adapter, f"{source_name(path)}, line {line}") for line, (file, adapter) in lines]
+
+    def given_inputs(self, words: Sequence[Named[str]]) -> list[Named[Any]]:
+        return [*given_files(words, SUFFIXES, "pictures")]
+
+
+def image_encoder(model: Model) -> ImageEncoder:
+    """The model's encoder of pictures.
+
+    Raises:
+        ConfigError: it takes none.
+    """
+    if not isinstance(model.encoder, ImageEncoder):
+        raise ConfigError("this bundle takes arrays, not pictures: build an objective from edgelora.objectives")
+    return model.encoder
+
+
+def image_inputs(model: Model, paths: Sequence[Path], config: TrainingConfig) -> ImageInputs:
+    """The pictures as a data set, varied in training as the settings say. Raises as `image_encoder`."""
+    augmentation = Augmentation(config.augment, config.seed) if config.augment else None
+    return image_encoder(model).inputs(paths, augmentation)
+
+
+def shown_input(raw: Any) -> str | None:
+    """How a result names a picture: by its path; arrays and bytes have none."""
+    return str(raw) if isinstance(raw, str | Path) else None

@@ -1,0 +1,63 @@
+"""How raw input becomes a bundle's graph inputs, from what the source brings and what the person says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from edgelora.errors import BundleError, ConversionError
+from edgelora.manifest import TensorSpec
+from edgelora.media.images import ImageSettings
+from edgelora.tasks import task_named
+from edgelora_tools.sources.base import Source
+
+
+class InputOptions(Protocol):
+    """What of the conversion's options is read here."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def max_length(self) -> int | None: ...
+    @property
+    def image(self) -> Mapping[str, Any] | None: ...
+
+
+def preprocessing_of(source: Source, inputs: Sequence[TensorSpec], options: InputOptions) -> dict[str, Any]:
+    """The manifest's `preprocessing`: of pictures where the task or the options ask for them, else the source's own.
+
+    Raises:
+        ConversionError: the inputs are no pictures, or settings are missing or contradict them.
+    """
+    if options.image is None and task_named(options.task).inputs_name != "pictures":
+        return source.preprocessing(options.max_length)
+    return image_preprocessing(inputs, {**source.facts.get("image", {}), **(options.image or {})})
+
+
+def image_preprocessing(inputs: Sequence[TensorSpec], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of kind "image" for a graph's one input, `[batch, channels, height, width]` or with the channels last.
+
+    `given` are fields of `ImageSettings`; the input tells its name, its layout, and the size where that is fixed.
+    """
+    listed = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in inputs)
+    pictures = [spec for spec in inputs if len(spec.shape) == 4]
+    if len(inputs) != 1 or not pictures:
+        raise ConversionError(f"pictures need one input of rank 4; the source has {listed}")
+    shape = pictures[0].shape[1:]
+    if shape[0] in (1, 3):
+        layout, channels, size = "NCHW", shape[0], shape[1:]
+    elif shape[2] in (1, 3):
+        layout, channels, size = "NHWC", shape[2], shape[:2]
+    else:
+        raise ConversionError(f"pictures need an input of 1 or 3 channels; the source has {listed}")
+    fixed = tuple(side for side in size if isinstance(side, int))
+    wanted = tuple(given["size"]) if "size" in given else fixed
+    if len(wanted) != 2:
+        raise ConversionError(f"the input leaves the pictures' size open ({listed}): give --image-size HEIGHT WIDTH")
+    if any(isinstance(side, int) and side != chosen for side, chosen in zip(size, wanted, strict=True)):
+        raise ConversionError(f"pictures of {wanted[0]} × {wanted[1]} do not fit the input: the source has {listed}")
+    settings = {"input": pictures[0].name, "layout": layout, "channels": channels, **given, "size": list(wanted)}
+    try:
+        return ImageSettings.read(settings, "the options for pictures").to_manifest()
+    except BundleError as error:
+        raise ConversionError(str(error).removesuffix("; convert the model again")) from error
