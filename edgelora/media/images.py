@@ -102,7 +102,8 @@ class ImageSettings:
 
     def to_manifest(self) -> dict[str, Any]:
         """The manifest's `preprocessing`."""
-        return {"kind": "image", **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}
+        tuples = {name: list(getattr(self, name)) for name in ("size", "mean", "std")}
+        return {"kind": "image", **asdict(self), **tuples}
 
     def placement(self, picture: Picture) -> Placement:
         """Where a picture lies in the input."""

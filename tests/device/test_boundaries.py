@@ -18,7 +18,7 @@ ONLY_IN = {
     "onnxruntime": {"session.py"},
     "tokenizers": {"text.py"},
     "cryptography": {"sealing.py"},
-    "PIL": {"images.py", "placement.py"},
+    "PIL": {"images.py", "placement.py", "drawing.py", "contact_sheet.py"},
 }
 REFUSED = ("onnx", "onnx_ir", "onnxscript", "torch", "transformers", "peft", "edgelora_tools", "rich", "matplotlib")
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from edgelora.errors import BundleError, ConversionError
 from edgelora.manifest import TensorSpec
 from edgelora.media.images import ImageSettings
-from edgelora.tasks import task_named
+from edgelora.tasks import TASKS
 from edgelora_tools.sources.base import Source
 
 
@@ -24,12 +24,15 @@ class InputOptions(Protocol):
 
 
 def preprocessing_of(source: Source, inputs: Sequence[TensorSpec], options: InputOptions) -> dict[str, Any]:
-    """The manifest's `preprocessing`: of pictures where the task or the options ask for them, else the source's own.
+    """The manifest's `preprocessing`: of pictures where the options ask for them, or the task is on pictures and the
+    input may hold some; else the source's own.
 
     Raises:
         ConversionError: the inputs are no pictures, or settings are missing or contradict them.
     """
-    if options.image is None and task_named(options.task).inputs_name != "pictures":
+    task = TASKS.get(options.task)
+    on_pictures = task is not None and task.inputs_name == "pictures" and len(inputs) == 1 and _channels(inputs[0])
+    if options.image is None and not on_pictures:
         return source.preprocessing(options.max_length)
     return image_preprocessing(inputs, {**source.facts.get("image", {}), **(options.image or {})})
 
@@ -40,24 +43,25 @@ def image_preprocessing(inputs: Sequence[TensorSpec], given: Mapping[str, Any]) 
     `given` are fields of `ImageSettings`; the input tells its name, its layout, and the size where that is fixed.
     """
     listed = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in inputs)
-    pictures = [spec for spec in inputs if len(spec.shape) == 4]
-    if len(inputs) != 1 or not pictures:
-        raise ConversionError(f"pictures need one input of rank 4; the source has {listed}")
-    shape = pictures[0].shape[1:]
-    if shape[0] in (1, 3):
-        layout, channels, size = "NCHW", shape[0], shape[1:]
-    elif shape[2] in (1, 3):
-        layout, channels, size = "NHWC", shape[2], shape[:2]
-    else:
-        raise ConversionError(f"pictures need an input of 1 or 3 channels; the source has {listed}")
+    if len(inputs) != 1 or not (channels := _channels(inputs[0])):
+        raise ConversionError(f"pictures need one input of rank 4 with 1 or 3 channels; the source has {listed}")
+    shape = inputs[0].shape[1:]
+    layout, size = ("NCHW", shape[1:]) if shape[0] == channels else ("NHWC", shape[:2])
     fixed = tuple(side for side in size if isinstance(side, int))
     wanted = tuple(given["size"]) if "size" in given else fixed
     if len(wanted) != 2:
         raise ConversionError(f"the input leaves the pictures' size open ({listed}): give --image-size HEIGHT WIDTH")
     if any(isinstance(side, int) and side != chosen for side, chosen in zip(size, wanted, strict=True)):
         raise ConversionError(f"pictures of {wanted[0]} × {wanted[1]} do not fit the input: the source has {listed}")
-    settings = {"input": pictures[0].name, "layout": layout, "channels": channels, **given, "size": list(wanted)}
+    settings = {"input": inputs[0].name, "layout": layout, "channels": channels, **given, "size": list(wanted)}
     try:
         return ImageSettings.read(settings, "the options for pictures").to_manifest()
     except BundleError as error:
         raise ConversionError(str(error).removesuffix("; convert the model again")) from error
+
+
+def _channels(spec: TensorSpec) -> int | None:
+    """1 or 3, of `[batch, channels, height, width]` or with the channels last; None if the input is no such one."""
+    if len(spec.shape) != 4:
+        return None
+    return next((d for d in (spec.shape[1], spec.shape[3]) if isinstance(d, int) and d in (1, 3)), None)
