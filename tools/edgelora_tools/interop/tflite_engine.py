@@ -13,7 +13,7 @@ from edgelora.active import ActiveAdapter
 from edgelora.bundle import Bundle
 from edgelora.errors import ConversionError
 from edgelora.mixing import Batch, plan_batches
-from edgelora.objectives import Array, Feeds
+from edgelora.objectives import Array, Feeds, Inputs
 from edgelora.parity import expected_outputs, parity_samples
 from edgelora.runtime import Model
 from edgelora_tools.compile import AS_IT_IS
@@ -82,14 +82,13 @@ class InterpreterModel(Model):
         self._engines: OrderedDict[Hashable, Engine] = OrderedDict()
 
     def _run(
-        self, feeds: Feeds, batch: Batch, active: Mapping[Hashable, ActiveAdapter]
+        self, inputs: Inputs, batch: Batch, active: Mapping[Hashable, ActiveAdapter]
     ) -> list[tuple[NDArray[np.int64], dict[str, Array]]]:
         parts = []
         for one in plan_batches(batch.keys, len(batch.rows), 0):
             rows = np.array([batch.rows[i] for i in one.rows])
             (key,) = set(one.keys)
-            given = {name: array[rows] for name, array in feeds.items()}
-            parts.append((rows, self._engine(key, active[key]).run({**given, **active[key].feeds})))
+            parts.append((rows, self._engine(key, active[key]).run({**inputs.feeds(rows), **active[key].feeds})))
         return parts
 
     def _engine(self, key: Hashable, adapter: ActiveAdapter) -> Engine:
