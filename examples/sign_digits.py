@@ -33,8 +33,7 @@ def make_bundle(path: Path) -> Path:
     from edgelora_tools.recipes import load_recipe, open_recipe
 
     recipe = load_recipe("mobilenetv2")
-    image = {**recipe.image, "size": (SIDE, SIDE)}
-    convert(open_recipe(recipe), path, ConvertOptions(TASK, image=image, name=recipe.name))
+    convert(open_recipe(recipe), path, ConvertOptions(TASK, image={"size": (SIDE, SIDE)}, name=recipe.name))
     return path
 
 

@@ -46,8 +46,11 @@ class SignDigits:
         train_data, test_data = digits(unpacked("sign_digits", folder / "data") / "Dataset", count, quick)
         progress("converting")
         recipe = load_recipe(RECIPE)
-        image = {**recipe.image, "size": (side, side)}
-        convert(open_recipe(recipe), folder / "base.edgelora", ConvertOptions(TASK, image=image, name=recipe.name))
+        convert(
+            open_recipe(recipe),
+            folder / "base.edgelora",
+            ConvertOptions(TASK, image={"size": (side, side)}, name=recipe.name),
+        )
         model = Model.open(folder / "base.edgelora")
         config = TrainingConfig(num_train_epochs=epochs, batch_size=BATCH, learning_rate=RATE)
         lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=tuple(p.id for p in model.bundle.manifest.points))

@@ -11,10 +11,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from edgelora.errors import ConversionError
 from edgelora_tools.normalize import onnx_errors
@@ -41,6 +42,7 @@ class Recipe:
 
     `source` is one of the files, "." for the folder of all of them, or `network.py:FACTORY`: a function of that
     folder in the recipe's own file, that makes a torch module. `target_modules` None leaves the choice to `convert`.
+    `image` are fields of `edgelora.media.images.ImageSettings` for a model that takes pictures.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Recipe:
     pooling: str
     target_modules: tuple[str, ...] | None
     files: tuple[RecipeFile, ...]
+    image: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def factory(self) -> str | None:
@@ -116,7 +119,11 @@ def open_recipe(
     Raises:
         ConversionError: see `fetch` and `open_source`.
     """
-    path = fetch(recipe, progress)
+    source = _opened(recipe, fetch(recipe, progress), exporter, tokenizer)
+    return replace(source, facts={**source.facts, "image": dict(recipe.image)}) if recipe.image else source
+
+
+def _opened(recipe: Recipe, path: Path, exporter: str, tokenizer: Path | None) -> Source:
     if recipe.factory is None:
         return open_source(str(path), exporter, tokenizer)
     from edgelora_tools.sources.torch_export import made_source, require_torch
