@@ -161,7 +161,7 @@ class Adapter:
     def _shape_problems(self, manifest: Manifest, joined: Sequence[InsertionPoint]) -> list[str]:
         expected = self.method.shapes(self.config, joined)
         if manifest.head is not None:
-            outputs = "outputs" if self.labels is None else len(self.labels)
+            outputs = "outputs" if self.labels is None else manifest.head.leading + len(self.labels)
             expected |= {manifest.head.weight: (outputs, manifest.head.features), manifest.head.bias: (outputs,)}
         problems: list[str] = []
         for name, tensor in self.tensors.items():
@@ -234,8 +234,8 @@ def new_adapter(
     """A fresh adapter with PEFT's initialisation (LoRA: A uniform in ±1/√(inputs of an output), B zero); the head's
     weight N(0, 0.02), its bias zero.
 
-    The head has a row per label, or `outputs` rows. `rng` draws the values (default: seed 0). Methods that ask the
-    base, as DoRA does, need `base=bundle`.
+    The head has a row per label behind its leading ones, or `outputs` rows. `rng` draws the values (default: seed 0).
+    Methods that ask the base, as DoRA does, need `base=bundle`.
 
     Raises:
         ConfigError: a pattern matches nothing, the settings do not suit a point, the bundle has no graphs for the
@@ -253,7 +253,7 @@ def new_adapter(
         raise ConfigError("\n".join(problems))
     tensors = method.new(config, points, rng, base)
     if manifest.head is not None:
-        rows = len(labels) if labels is not None else outputs
+        rows = manifest.head.leading + len(labels) if labels is not None else outputs
         if not rows:
             raise ConfigError("a new head needs its labels, or its number of outputs")
         weight = rng.standard_normal((rows, manifest.head.features)).astype(np.float32) * np.float32(0.02)

@@ -90,12 +90,13 @@ class Head:
     """The new head of an adapter: `logits = features · weightᵀ + bias`, weight `[outputs, features]`.
 
     `name` is the module's name in `modules_to_save`, `per` is "sequence", "token", or "pixel": at every place of a map
-    `[batch, features, h, w]`.
+    `[batch, features, h, w]`. Of its outputs, `leading` come before those of the classes.
     """
 
     name: str
     features: int
     per: str
+    leading: int = 0
 
     @property
     def weight(self) -> str:
@@ -104,6 +105,19 @@ class Head:
     @property
     def bias(self) -> str:
         return f"{self.name}.bias"
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """What a detector's outputs, maps `[batch, anchors·(5 + classes), h, w]`, mean (edgelora/vision/detectors).
+
+    `anchors` are the widths and heights in pixels of the input that boxes are told in, map by map, if `family` has any.
+    `labels` are the classes that the base tells apart, none where those are an adapter's own.
+    """
+
+    family: str
+    anchors: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -285,6 +299,7 @@ class Manifest:
     methods: Mapping[str, GraphSet] = field(default_factory=dict[str, GraphSet])
     budget: Budget | None = None
     values: str | None = None
+    detector: DetectorSettings | None = None
 
     def graph_set(self, name: str) -> GraphSet | None:
         """The graphs of this name: "lora", or one of `methods`; None if the bundle has none."""

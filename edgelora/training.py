@@ -242,7 +242,7 @@ def default_budget(manifest: Manifest, config: TrainingConfig) -> int | None:
 
 
 def merged_labels(manifest: Manifest, current: Adapter | None, samples: Sequence[Sample]) -> tuple[str, ...] | None:
-    """The head's classes: those of the adapter that exists, then the data's new ones.
+    """The classes: the base's where it has its own, else those of the adapter that exists, then the data's new ones.
 
     Raises:
         ConfigError: a classification with fewer than two classes.
@@ -250,6 +250,8 @@ def merged_labels(manifest: Manifest, current: Adapter | None, samples: Sequence
     task = task_named(manifest.task)
     if not task.has_classes:
         return None
+    if manifest.detector is not None and manifest.detector.labels:
+        return manifest.detector.labels
     known = () if current is None or current.labels is None else current.labels
     labels = (*known, *(label for label in labels_of(samples) if label not in known))
     if len(labels) < task.least_classes:
@@ -350,7 +352,7 @@ def starting_adapter(
         if current.labels is None:
             raise ConfigError("the adapter's head has classes without names: add --restart to begin anew")
         for name in (head.weight, head.bias):
-            tensors[name] = np.concatenate([tensors[name], fresh.tensors[name][len(current.labels) :]])
+            tensors[name] = np.concatenate([tensors[name], fresh.tensors[name][len(tensors[name]) :]])
     return replace(current, config=settings, tensors=tensors, labels=labels)
 
 

@@ -28,10 +28,11 @@ from edgelora.cli.common import (
     table,
 )
 from edgelora.config import LoraConfig
-from edgelora.errors import DataError
-from edgelora.manifest import LORA_GRAPHS, LostPoint, Manifest
+from edgelora.errors import ConfigError, DataError
+from edgelora.manifest import LORA_GRAPHS, DetectorSettings, LostPoint, Manifest
 from edgelora.media.placement import FITS, RESAMPLES
 from edgelora.memory_plan import MemoryPlan
+from edgelora.vision.detectors import FAMILIES
 
 CHECK_FAILED = 1
 _MOST_NAMES = 12
@@ -56,7 +57,7 @@ def add_verbs(verbs: Verbs) -> None:
         "--task",
         default=None,
         help="sequence-classification (default), token-classification, regression, sentence-embedding, "
-        "feature-extraction, image-classification",
+        "feature-extraction, image-classification, object-detection",
     )
     parser.add_argument(
         "--pooling", default=None, help="what the head reads: mean (default; of a map over its places), cls or pooler"
@@ -79,6 +80,7 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument("--max-length", type=int, metavar="N", help="tokens at most (default: the tokenizer's)")
     parser.add_argument("--exporter", default="dynamo", help="for torch sources: dynamo (default) or torchscript")
     add_image_options(parser)
+    add_detector_options(parser)
     parser.add_argument(
         "--fix",
         nargs="+",
@@ -230,6 +232,42 @@ def image_options(options: argparse.Namespace) -> dict[str, Any] | None:
     return {name: value for name, value in given.items() if value is not None} or None
 
 
+def add_detector_options(parser: argparse.ArgumentParser) -> None:
+    """What a detector's own outputs mean: fields of `DetectorSettings`."""
+    group = parser.add_argument_group("object detection by the source's own outputs (default: a new head on its maps)")
+    group.add_argument("--detector", choices=FAMILIES, help="the family of detectors that says what the maps mean")
+    group.add_argument("--classes", type=Path, metavar="FILE", help="the names of its classes, one a line, in order")
+    group.add_argument(
+        "--anchors", nargs="+", metavar="W,H,W,H,…", help="for yolo: the anchors of each map, in pixels of the input"
+    )
+
+
+def detector_options(options: argparse.Namespace) -> DetectorSettings | None:
+    """The settings that were given; None if there are none.
+
+    Raises:
+        ConfigError: some without --detector, or anchors that are no pairs of numbers.
+        DataError: the classes' names cannot be read.
+    """
+    if options.detector is None:
+        if options.classes or options.anchors:
+            raise ConfigError("--classes and --anchors are of a source's own detector: name its family with --detector")
+        return None
+    try:
+        lines = [] if options.classes is None else options.classes.read_text(encoding="utf-8-sig").splitlines()
+        sides = [[float(side) for side in level.split(",")] for level in options.anchors or []]
+    except OSError as error:
+        raise DataError(f"{options.classes}: cannot be read ({error.strerror or error})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{options.classes}: not UTF-8; save the file as UTF-8") from error
+    except ValueError as error:
+        raise ConfigError("--anchors takes a list W,H,W,H,… for each map") from error
+    if any(len(level) % 2 for level in sides):
+        raise ConfigError("--anchors takes pairs: a width and a height for each anchor")
+    anchors = tuple(tuple(zip(level[::2], level[1::2], strict=True)) for level in sides)
+    return DetectorSettings(options.detector, anchors, tuple(line.strip() for line in lines if line.strip()))
+
+
 def run_convert(options: argparse.Namespace) -> int:
     """SOURCE -> BUNDLE, verified."""
     compiler = desktop("compile")
@@ -267,6 +305,7 @@ def run_convert(options: argparse.Namespace) -> int:
         length=options.length,
         ram=options.ram,
         image=image_options(options),
+        detector=detector_options(options),
     )
     plans: list[MemoryPlan] = []
     manifest: Manifest = compiler.convert(source, Path(options.output), chosen, progress_line, plans.append)

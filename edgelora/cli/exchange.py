@@ -185,9 +185,9 @@ def _with_labels(adapter: Adapter, labels: tuple[str, ...], manifest: Manifest) 
     if manifest.head is None or manifest.head.weight not in adapter.tensors:
         raise ConfigError("--labels names a head's classes, and the adapter has no head")
     problems = label_problems(labels)
-    outputs = len(adapter.tensors[manifest.head.weight])
+    outputs = len(adapter.tensors[manifest.head.weight]) - manifest.head.leading
     if len(labels) != outputs:
-        problems.append(f"--labels names {len(labels)} classes where the head has {outputs} outputs")
+        problems.append(f"--labels names {len(labels)} classes where the head has {outputs} outputs for them")
     if problems:
         raise ConfigError("; ".join(problems))
     return replace(adapter, labels=labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,8 @@ from edgelora.errors import ConfigError, DataError
 from edgelora.evaluation import evaluate_each
 from edgelora.runtime import Model
 from edgelora.samples import Named, Sample
-from edgelora.tasks import objective_for
+from edgelora.tasks import Task, objective_for
+from edgelora.tasks.object_detection import ObjectDetection
 from edgelora.trainer import evaluate
 from edgelora.training_config import TrainingConfig
 
@@ -66,6 +68,10 @@ def add_verbs(verbs: Verbs) -> None:
         default=[],
         metavar="NAME",
         help="whose adapter (default: the base alone); given several times, one for each input, in order",
+    )
+    parser.add_argument("--score", type=float, metavar="S", help="objects: how sure at least, from 0 to 1 (0.25)")
+    parser.add_argument(
+        "--overlap", type=float, metavar="S", help="objects: how far two of one label may overlap, from 0 to 1 (0.45)"
     )
     parser.add_argument(
         "--adapters-file", metavar="FILE", help="a name per line, one for each input; a blank line is the base alone"
@@ -128,7 +134,7 @@ def run_predict(options: argparse.Namespace) -> None:
     model = open_model(options)
     if options.source is not None:
         model = desktop("interop.tflite_engine").InterpreterModel(model, options.source)
-    task = model.task
+    task = with_thresholds(model.task, options)
     if options.data:
         lines = task.read_inputs(options.data, options.format)
     else:
@@ -149,6 +155,20 @@ def run_predict(options: argparse.Namespace) -> None:
         return
     rows = [[_short(str(v)) if k == "text" else _show(v) for k, v in r.items()] for r in results]
     emit(options, results, table(rows, list(results[0])))
+
+
+def with_thresholds(task: Task, options: argparse.Namespace) -> Task:
+    """The task with the thresholds that were given.
+
+    Raises:
+        ConfigError: the task has none, or one is out of range.
+    """
+    given = {name: getattr(options, name) for name in ("score", "overlap") if getattr(options, name) is not None}
+    if not given:
+        return task
+    if not isinstance(task, ObjectDetection):
+        raise ConfigError(f"--{next(iter(given))} is for object detection, and this bundle is for {task.name}")
+    return replace(task, **given)
 
 
 def stdin_lines() -> list[Named[str]]:
@@ -172,6 +192,8 @@ def _show(value: Any) -> Any:
     if not isinstance(value, list):
         return value
     items = cast("list[Any]", value)
+    if items and isinstance(items[0], dict):
+        return "; ".join(f"{o['label']} {o['score']:.2f} at {', '.join(f'{x:.0f}' for x in o['box'])}" for o in items)
     if items and isinstance(items[0], float | list):
         return _short(json.dumps(items), 40)
     return " ".join(map(str, items))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -150,11 +151,26 @@ def read_picture(raw: RawPicture, channels: int = 3, least: tuple[int, int] | No
             raise DataError(f"{name}: has no pixels")
         raw = raw[..., 0] if raw.ndim == 3 and raw.shape[2] == 1 else raw
         return _picture(image_module.fromarray(np.ascontiguousarray(raw)), channels, least)
+    with _opened(raw) as image:
+        return _picture(image, channels, least)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """The height and width of the picture in a file, upright, without decoding it. Raises as `read_picture`."""
+    with _opened(path) as image:
+        turned = image.getexif().get(_ORIENTATION) in _TURNED
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextmanager
+def _opened(raw: str | Path | bytes) -> Generator[Image]:
+    """The picture of a file or of the bytes of one, as Pillow has it; what goes wrong is a DataError."""
+    image_module, name = pillow(), picture_name(raw)
     try:
         with image_module.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw, formats=_FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise DataError(f"{name}: has {image.width * image.height:,} pixels, at most {MOST_PIXELS:,} are read")
-            return _picture(image, channels, least)
+            yield image
     except DataError:
         raise
     except FileNotFoundError as error:

@@ -12,6 +12,7 @@ from edgelora.samples import Sample
 from edgelora.tasks.base import Task
 from edgelora.tasks.feature_extraction import FeatureExtraction
 from edgelora.tasks.image_classification import ImageClassification
+from edgelora.tasks.object_detection import ObjectDetection
 from edgelora.tasks.regression import Regression
 from edgelora.tasks.sentence_embedding import SentenceEmbedding
 from edgelora.tasks.sequence_classification import SequenceClassification
@@ -30,6 +31,7 @@ TASKS: dict[str, Task] = {
         SentenceEmbedding(),
         FeatureExtraction(),
         ImageClassification(),
+        ObjectDetection(),
     )
 }
 

@@ -18,6 +18,7 @@ from edgelora_tools.base_values import values_graph
 from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_weights, write_bundle
 from edgelora_tools.calibration import Plan, Quantized, calibrate, calibration_sample, facts, files
 from edgelora_tools.composites import recognise_composites
+from edgelora_tools.detectors import detector_settings
 from edgelora_tools.frozen import rounds_activations
 from edgelora_tools.graph_sets import graphs_after_prefix, graphs_after_skips, graphs_of_method
 from edgelora_tools.graphs import LOWERED, forward_graph, mixed_graph, prune, shape_names, specs, standard
@@ -79,6 +80,7 @@ def convert(
     if not sites:
         raise ConversionError("the model has no MatMul, Gemm or Conv with frozen weights: there is nothing to adapt")
     preprocessing = preprocessing_of(source, specs(base.graph.inputs), options)
+    detector = detector_settings(base.graph, options)
     skips = None
     if options.placement == "skip":
         skips = with_skips(base, sites, sizes[0], options.task, options.pooling)
@@ -156,6 +158,7 @@ def convert(
         methods=sets,
         budget=None if options.ram is None else Budget(options.ram, options.batch_size, length),
         values=None if values is None else VALUES_FILE,
+        detector=detector,
     )
     progress("writing")
     files = source.files if found is None else {**source.files, **found.files}

@@ -53,7 +53,7 @@ def prune(model: ir.Model, options: ConvertOptions) -> ir.Model:
     marked = base.clone()
     outputs = set(marked.graph.outputs)
     task = attach_task(
-        GraphBuilder(free_names(marked.graph)).op, marked.graph, options.task, options.pooling, options.output
+        GraphBuilder(free_names(marked.graph)).op, marked.graph, options.head_task, options.pooling, options.output
     )
     read = {v.name for v in _upstream(task.outputs.values(), stop=outputs) & outputs}
     needed = {v.name for v in _upstream(task.outputs.values())}
@@ -85,7 +85,7 @@ def adapt(
     op = GraphBuilder(free_names(model.graph)).op
     placed = method.place(op, method.sites(model, points), dropout)
     fold_batch_norms(model, op)
-    task = attach_task(op, model.graph, options.task, options.pooling, options.output, placed.virtual)
+    task = attach_task(op, model.graph, options.head_task, options.pooling, options.output, placed.virtual)
     head = () if task.head is None else (task.head.weight, task.head.bias)
     model.graph.outputs.clear()
     return Adapted(model, op, task, (*placed.inputs, *(v for v in model.graph.inputs if v.name in head)))

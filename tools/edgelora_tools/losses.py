@@ -181,6 +181,7 @@ LOSSES: dict[str, tuple[Loss, ...]] = {
     "regression": (Loss("mse", mean_squared_error), COTANGENT),
     "sentence-embedding": (Loss("contrastive", contrastive), Loss("triplet", triplet), COTANGENT),
     "feature-extraction": (COTANGENT,),
+    "object-detection": (COTANGENT,),
     "semantic-segmentation": (Loss("cross-entropy-dice", cross_entropy_dice), COTANGENT),
     "keypoint-detection": (Loss("heatmap", heatmap), COTANGENT),
     "image-classification": (Loss("cross-entropy", cross_entropy), COTANGENT),

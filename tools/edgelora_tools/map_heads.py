@@ -10,8 +10,10 @@ from edgelora.manifest import Head
 from edgelora.parity import COLOURS
 from edgelora_tools.gradients.shapes import dims, known_equal, rank, shape_of
 
-MAP_HEADS = {"semantic-segmentation": "classifier", "keypoint-detection": "keypoints"}
+MAP_HEADS = {"semantic-segmentation": "classifier", "keypoint-detection": "keypoints", "object-detection": "detector"}
 """The tasks whose head reads a map, and the name of the head."""
+LEADING = {"object-detection": 5}
+"""How many outputs come before those of the classes: objectness and a box."""
 AT_THE_PICTURES_SIZE = ("semantic-segmentation",)
 """Those whose logits are enlarged to the picture's height and width, so that the loss sees every pixel."""
 
@@ -28,7 +30,7 @@ def map_logits(op: OpBuilder, graph: ir.Graph, features: ir.Value, task: str) ->
     batch, channels, *places = dims(features)
     if not isinstance(channels, int):
         raise ConversionError(f"the channels of {features.name!r} are dynamic: a head needs a fixed number of them")
-    head = Head(MAP_HEADS[task], channels, "pixel")
+    head = Head(MAP_HEADS[task], channels, "pixel", LEADING.get(task, 0))
     weight = op.builder.input(head.weight, ir.DataType.FLOAT, ["outputs", channels])
     bias = op.builder.input(head.bias, ir.DataType.FLOAT, ["outputs"])
     logits = op.Conv(features, op.Unsqueeze(weight, [2, 3]), bias, kernel_shape=[1, 1])

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgelora.manifest import DetectorSettings
+
 
 @dataclass(frozen=True)
 class ConvertOptions:
@@ -21,7 +23,8 @@ class ConvertOptions:
     graphs of their own. `unpad` leaves padding out of the training graphs' row-wise operators where that changes no
     result. Memory is weighed at steps of `batch_size` samples, and `length` along the other dynamic dimensions; at
     these, training must fit into `ram` bytes, which are its default budget. `image` are fields of
-    `edgelora.media.images.ImageSettings` for a model that takes pictures.
+    `edgelora.media.images.ImageSettings` for a model that takes pictures. `detector` says what the source's outputs
+    mean where object detection keeps them; without it an adapter has a head of its own.
     """
 
     task: str = "sequence-classification"
@@ -42,3 +45,9 @@ class ConvertOptions:
     methods: tuple[str, ...] = ()
     ram: int | None = None
     image: Mapping[str, Any] | None = None
+    detector: DetectorSettings | None = None
+
+    @property
+    def head_task(self) -> str:
+        """The task whose head the graphs have: a detector's own maps are returned as they are."""
+        return self.task if self.detector is None else "feature-extraction"

@@ -165,7 +165,7 @@ def _only_what_is_read(model: ir.Model, options: ConvertOptions, seeds: Seeds, u
     model.graph.outputs[:] = [*seeds, *seeds.values()]
     if options.unpad:
         slice_early(model)
-    if options.task != "feature-extraction" and options.pooling in ("mean", "cls"):
+    if options.head_task != "feature-extraction" and options.pooling in ("mean", "cls"):
         gather_rows(model, kept=unpadded)
     gather_heads(model)
     if joined:

@@ -1,0 +1,129 @@
+"""Boxes around objects, each with a label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from edgelora.errors import ConfigError, DataError
+from edgelora.manifest import Manifest
+from edgelora.samples import Named, Sample, label_index
+from edgelora.tasks.image import ImageTask, image_encoder, image_inputs, shown_input
+from edgelora.training_config import TrainingConfig
+from edgelora.vision.annotations import DetectionSample, read_boxes
+from edgelora.vision.average_precision import Found, Truth
+from edgelora.vision.detectors import FAMILIES, Detector
+from edgelora.vision.detectors.objective import Detection, in_picture
+
+if TYPE_CHECKING:
+    from edgelora.runtime import AdapterLike, Model, RawInputs
+
+
+@dataclass(frozen=True)
+class ObjectDetection(ImageTask):
+    """Objects in pictures, learned from annotations in the formats of COCO, YOLO and Pascal VOC, or in CSV.
+
+    A prediction has the objects that are at least `score` sure, without those that overlap a surer one of their label
+    by more than `overlap`, at most `most` a picture.
+    """
+
+    score: float = 0.25
+    overlap: float = 0.45
+    most: int = 100
+
+    name: ClassVar[str] = "object-detection"
+    losses: ClassVar[tuple[str, ...]] = ("cotangent",)
+    has_classes: ClassVar[bool] = True
+    least_classes: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.score <= 1 and 0 <= self.overlap <= 1 and self.most >= 1):
+            raise ConfigError(
+                f"the score ({self.score:g}) and the overlap ({self.overlap:g}) must be from 0 to 1, and the most objects "
+                f"of a picture ({self.most}) at least 1"
+            )
+
+    def read(self, path: str | Path, fmt: str | None = None) -> list[Sample]:
+        return [*read_boxes(path, fmt)]
+
+    def read_named(self, path: str | Path, fmt: str | None = None) -> list[Named[Sample]]:
+        return [Named(sample, None, str(sample.path)) for sample in read_boxes(path, fmt)]
+
+    def objective_of(
+        self,
+        model: Model,
+        samples: Sequence[Sample],
+        labels: tuple[str, ...] | None,
+        config: TrainingConfig,
+        loss: str,
+    ) -> Detection:
+        pictures = [s for s in samples if isinstance(s, DetectionSample)]
+        index = label_index(pictures, labels)
+        truths = [truth_of(sample, index) for sample in pictures]
+        inputs = image_inputs(model, [s.path for s in pictures], config)
+        manifest = model.bundle.manifest
+        return Detection(inputs, truths, detector_of(manifest), [o.name for o in manifest.outputs], len(index))
+
+    def predict(
+        self, model: Model, inputs: RawInputs, adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
+    ) -> list[list[dict[str, Any]]]:
+        """For each picture its objects, surest first: `label`, `score`, and `box` as left, top, right, bottom in its
+        pixels.
+        """
+        if isinstance(inputs, Mapping):
+            raise DataError("objects are found in pictures: give paths, bytes or uint8 arrays; `outputs` takes arrays")
+        pictures = image_encoder(model).inputs(inputs)
+        outputs, labels = model.answer(pictures, adapter, adapters)
+        manifest, size = model.bundle.manifest, pictures.encoder.settings.size
+        maps = [outputs[spec.name] for spec in manifest.outputs]
+        found = detector_of(manifest).find(maps, size, self.score, self.overlap, self.most)
+        own = () if manifest.detector is None else manifest.detector.labels
+        return [
+            _objects(in_picture(one, pictures.placement(row)), own or names)
+            for row, (one, names) in enumerate(zip(found, labels, strict=True))
+        ]
+
+    def results(
+        self, model: Model, inputs: Sequence[Any], adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
+    ) -> list[dict[str, Any]]:
+        found = self.predict(model, inputs, adapter, adapters)
+        return [{"image": shown_input(raw), "objects": objects} for raw, objects in zip(inputs, found, strict=True)]
+
+
+def detector_of(manifest: Manifest) -> Detector:
+    """What the maps of a bundle mean.
+
+    Raises:
+        ConfigError: it does not say, or says what is not known here.
+    """
+    settings = manifest.detector
+    if settings is None or settings.family not in FAMILIES:
+        said = "does not say" if settings is None else f"says {settings.family!r}"
+        raise ConfigError(f"the bundle {said} what its detector's outputs mean; known are {', '.join(FAMILIES)}")
+    anchors = tuple(tuple((one[0], one[1]) for one in level) for level in settings.anchors)
+    return Detector(FAMILIES[settings.family], anchors)
+
+
+def truth_of(sample: DetectionSample, index: Mapping[str, int]) -> Truth:
+    """A sample's boxes with the numbers of their labels, without ignored ones of labels that are not known."""
+    boxes = [box for box in sample.boxes if box.label in index or not box.ignored]
+    return Truth(
+        np.array([box.corners for box in boxes], np.float64).reshape(-1, 4),
+        np.array([index[box.label] for box in boxes], np.int64),
+        np.array([box.ignored for box in boxes], np.bool_),
+    )
+
+
+def _objects(found: Found, labels: tuple[str, ...] | None) -> list[dict[str, Any]]:
+    return [
+        {
+            "label": int(label) if labels is None else labels[int(label)],
+            "score": round(float(score), 4),
+            "box": [round(float(x), 1) for x in box],
+        }
+        for box, label, score in zip(found.boxes, found.classes, found.scores, strict=True)
+    ]
