@@ -253,13 +253,15 @@ def detector_options(options: argparse.Namespace) -> DetectorSettings | None:
         if options.classes or options.anchors:
             raise ConfigError("--classes and --anchors are of a source's own detector: name its family with --detector")
         return None
+    classes: Path | None = options.classes
+    levels: list[str] = options.anchors or []
     try:
-        lines = [] if options.classes is None else options.classes.read_text(encoding="utf-8-sig").splitlines()
-        sides = [[float(side) for side in level.split(",")] for level in options.anchors or []]
+        lines = [] if classes is None else classes.read_text(encoding="utf-8-sig").splitlines()
+        sides = [[float(side) for side in level.split(",")] for level in levels]
     except OSError as error:
-        raise DataError(f"{options.classes}: cannot be read ({error.strerror or error})") from error
+        raise DataError(f"{classes}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{options.classes}: not UTF-8; save the file as UTF-8") from error
+        raise DataError(f"{classes}: not UTF-8; save the file as UTF-8") from error
     except ValueError as error:
         raise ConfigError("--anchors takes a list W,H,W,H,… for each map") from error
     if any(len(level) % 2 for level in sides):

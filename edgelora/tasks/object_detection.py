@@ -43,8 +43,8 @@ class ObjectDetection(ImageTask):
     def __post_init__(self) -> None:
         if not (0 <= self.score <= 1 and 0 <= self.overlap <= 1 and self.most >= 1):
             raise ConfigError(
-                f"the score ({self.score:g}) and the overlap ({self.overlap:g}) must be from 0 to 1, and the most objects "
-                f"of a picture ({self.most}) at least 1"
+                f"the score ({self.score:g}) and the overlap ({self.overlap:g}) must be from 0 to 1, and the most "
+                f"objects of a picture ({self.most}) at least 1"
             )
 
     def read(self, path: str | Path, fmt: str | None = None) -> list[Sample]:
