@@ -3,8 +3,8 @@
 The cotangent graph is held against the inference graph: f(θ) = Σ <c, output(θ)> is evaluated by the inference graph,
 its derivative along a direction by differences. A loss graph is held against differences of its own loss.
 
-Where activations are rounded to int8, outputs are staircases: there the gradients are held against wide differences at
-many places at once, and no tolerance is finer than the steps (docs/bundle-format.md, precision).
+Where activations are rounded to int8, outputs are staircases: there gradients along a step are held against differences
+at many places at once, and no tolerance is finer than the steps (docs/bundle-format.md, precision).
 """
 
 from __future__ import annotations
@@ -120,18 +120,24 @@ def _on_average(
         weights: Feeds = {n: rng.standard_normal(y.shape).astype(np.float32) for n, y in here.items()}
         return at, weights, _direction(at[tensor], gradient_at(at, weights), rng)
 
-    def spot(at: Feeds, weights: Feeds, direction: NDArray[np.float32]) -> tuple[float, Function]:
+    def spot(at: Feeds, weights: Feeds, direction: NDArray[np.float32]) -> tuple[Function, Function]:
         here: Feeds = forward.run({**base, **at})
 
+        def moved(step: float) -> Feeds:
+            return {**at, tensor: at[tensor] + np.float32(step) * direction}
+
         def value(step: float) -> float:
-            moved = forward.run({**base, **at, tensor: at[tensor] + np.float32(step) * direction})
-            return sum(float(np.sum((moved[n] - here[n]) * w.astype(np.float64))) for n, w in weights.items())
+            there = forward.run({**base, **moved(step)})
+            return sum(float(np.sum((there[n] - here[n]) * w.astype(np.float64))) for n, w in weights.items())
 
-        return float((gradient_at(at, weights) * direction).sum()), value
+        return lambda step: float((gradient_at(moved(step), weights) * direction).sum()), value
 
-    def around(at: Feeds, weights: Feeds, direction: NDArray[np.float32]) -> tuple[float, Function]:
+    def around(at: Feeds, weights: Feeds, direction: NDArray[np.float32]) -> tuple[Function, Function]:
         spots = [spot(_nearby(at, rng), weights, direction) for _ in range(_SPOTS)]
-        return sum(a for a, _ in spots) / _SPOTS, lambda step: sum(value(step) for _, value in spots) / _SPOTS
+        return (
+            lambda step: sum(slope(step) for slope, _ in spots) / _SPOTS,
+            lambda step: sum(value(step) for _, value in spots) / _SPOTS,
+        )
 
     places = [place() for _ in range(_PLACES)]
     found = fit_staircase([spot(*one) for one in places])
@@ -164,7 +170,7 @@ def loss_slope_error(
     values = {n: feeds[n] for n in names}
     if rounds_activations(bundle):
         places = [place(_nearby(values, rng)) for _ in range(_PLACES)]
-        return fit_staircase([(float(sum(p.sum() for p in parts)), loss) for parts, loss, _ in places])[2]
+        return fit_staircase([(slope, loss) for _, loss, slope in places])[2]
     parts, loss, slope = place(values)
     return slope_along(loss, slope, parts)[2]
 

@@ -17,7 +17,7 @@ ROUNDED_TOLERANCE = 0.25
 LARGEST = 1e9
 _STEP, _SMOOTH = 4e-2, 5e-3
 _STRETCHES, _PARTS = (1e-2, 2.5e-3, 2.5e-4), 16
-_WIDE_STEPS = (0.32, 0.64, 0.16)
+_COARSE_STEPS, _MIDDLES, _SURE = (0.08, 0.16, 0.32, 0.64, 0.04, 0.02), (-0.75, -0.25, 0.25, 0.75), 0.95
 
 Function = Callable[[float], float]
 
@@ -52,22 +52,26 @@ def _relative(analytic: float, numeric: float, parts: list[NDArray[Any]]) -> flo
     return bounded(abs(analytic - numeric) / scale)
 
 
-def fit_staircase(places: list[tuple[float, Function]]) -> tuple[float, float, float]:
-    """Analytic slopes a against wide differences n of a staircase: |a|, n along a, and how far they are apart.
+def fit_staircase(places: list[tuple[Function, Function]]) -> tuple[float, float, float]:
+    """Analytic slopes a against coarse differences n of a staircase: |a|, n along a, and how far they are apart.
 
-    Rounding adds noise to every n, and none to the least-squares factor of n = factor·a in the mean. The gap is
-    the larger of |1 − factor| and 1 − correlation: a wrong sign or scale moves the one, a wrong part the other.
+    A place is its slope and its value along its direction. A difference is the mean of slopes over its step, along
+    which codes may saturate: a is that mean too. Rounding adds noise to every n, and none to the least-squares factor
+    of n = factor·a in the mean. The gap is the larger of |1 − factor| and 1 − correlation: a wrong sign or scale moves
+    the one, a wrong part the other. The first step that noise hardly shows in decides, else the best one.
     """
-    analytic = np.array([a for a, _ in places])
-    length, best = float(np.linalg.norm(analytic)), (0.0, 0.0, LARGEST)
-    for step in _WIDE_STEPS:
+    best = (0.0, 0.0, LARGEST)
+    for step in _COARSE_STEPS:
+        analytic = np.array([sum(slope(step * middle) for middle in _MIDDLES) / len(_MIDDLES) for slope, _ in places])
         numeric = np.array([(value(step) - value(-step)) / (2 * step) for _, value in places])
+        length = float(np.linalg.norm(analytic))
         along = float(numeric @ analytic) / max(length, 1e-12)
         correlation = along / max(float(np.linalg.norm(numeric)), 1e-12)
         gap = bounded(max(abs(1 - along / max(length, 1e-12)), 1 - correlation))
-        best = min(best, (finite(length), finite(along), gap), key=lambda found: found[2])
-        if best[2] <= ROUNDED_TOLERANCE:
-            break
+        found = (finite(length), finite(along), gap)
+        if correlation >= _SURE:
+            return found
+        best = min(best, found, key=lambda one: one[2])
     return best
 
 
