@@ -19,6 +19,7 @@ import numpy as np
 import edgelora as el
 from edgelora.objectives import OwnLoss
 from edgelora.tasks import ArrayInputs
+from edgelora.training_run import fit
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.interop.tflite_file import merged_file, save_file
 from edgelora_tools.sources import open_source
@@ -62,7 +63,7 @@ def before_softmax(original: Path) -> str:
 def personalise(original: Path, pictures: np.ndarray, labels: np.ndarray, folder: Path, epochs: int) -> Row:
     """Convert, train, export, and run the exported file on every fifth photograph, which training has not seen."""
     logits, bundle = before_softmax(original), folder / f"{original.stem}.edgelora"
-    options = ConvertOptions(task="feature-extraction", output=logits, target_modules="all-linear", overwrite=True)
+    options = ConvertOptions(task="feature-extraction", output=logits, overwrite=True)
     convert(open_source(str(original)), bundle, options)
     model = el.Model.open(bundle, folder / f"{original.stem}.adapters")
     (spec,) = model.bundle.manifest.inputs
@@ -78,19 +79,19 @@ def personalise(original: Path, pictures: np.ndarray, labels: np.ndarray, folder
         share[np.arange(len(y)), y] -= 1
         return float(loss), {logits: share}
 
-    el.train(
-        model, "signs", OwnLoss(ArrayInputs(taught), cross_entropy), lora=el.LoraConfig(r=RANK, lora_alpha=2 * RANK),
-        config=el.TrainingConfig(num_train_epochs=epochs, learning_rate=RATE, batch_size=32), restart=True,
-    )  # fmt: skip
-    active = model.activate("signs")
+    objective = OwnLoss(ArrayInputs(taught), cross_entropy)
+    config = el.TrainingConfig(num_train_epochs=epochs, learning_rate=RATE, batch_size=32)
+    fresh = el.new_adapter(model.bundle.manifest, el.LoraConfig(r=RANK, lora_alpha=2 * RANK))
+    adapter = fit(el.Trainer(model.bundle, fresh, objective, config)).adapter
+    active = model.activate(adapter)
     merged = merged_file(model.bundle, active.graphs, active.feeds, original)
     save_file(merged, original, folder / f"{original.stem}.signs.tflite")
     theirs = original_of(merged.content, original.name, [logits], False).run(asked)[logits].argmax(1)
-    ours, plain = (model.outputs(asked, adapter)[logits].argmax(1) for adapter in ("signs", None))
-    wanted, was = labels[held], np.frombuffer(original.read_bytes(), np.uint8)
-    changed = int((np.frombuffer(merged.content, np.uint8) != was).sum())
-    accuracies = [float((found == wanted).mean()) for found in (plain, ours, theirs)]
-    return Row(original.stem, *accuracies, float((ours == theirs).mean()), changed, len(was))
+    ours, plain = (model.outputs(asked, adapter)[logits].argmax(1) for adapter in (adapter, None))
+    was, made = (np.frombuffer(content, np.uint8) for content in (original.read_bytes(), merged.content))
+    before, bundled, exported = (float((found == labels[held]).mean()) for found in (plain, ours, theirs))
+    alike, changed = float((ours == theirs).mean()), int((made != was).sum())
+    return Row(original.stem, before, bundled, exported, alike, changed, len(was))
 
 
 def table(rows: list[Row]) -> str:
