@@ -37,6 +37,7 @@ def evaluate_each(
         groups.setdefault(name, []).append(number)
     objectives: dict[str, Objective] = {}
     classes: dict[str, int | None] = {}
+    on_maps = manifest.head is not None and manifest.head.per == "pixel"
     for name, numbers in groups.items():
         adapter = model.store.load(name)
         adapter.validate(manifest)
@@ -61,7 +62,7 @@ def evaluate_each(
         named = [name for name, count in zip(parts, counts, strict=True) for _ in range(count)]
         made = model.outputs(stack(feeds), adapters=named)[manifest.outputs[0].name]
         for (name, part), y in zip(parts.items(), np.split(made, np.cumsum(counts)[:-1]), strict=True):
-            outputs[name].append(y if classes[name] is None else y[..., : classes[name]])
+            outputs[name].append(objectives[name].measured(_own(y, classes[name], on_maps), part))
             rows[name].append(part)
     found = {name: one.metrics(outputs[name], rows[name]) for name, one in objectives.items()}
     weights = {name: one.weight(np.arange(len(one))) for name, one in objectives.items()}
@@ -69,3 +70,10 @@ def evaluate_each(
     keys = next(iter(found.values()))
     mean = {key: sum(weights[name] * one[key] for name, one in found.items()) / total for key in keys}
     return mean, found
+
+
+def _own(outputs: Array, classes: int | None, on_maps: bool) -> Array:
+    """The outputs without what wider heads of the batch have more: classes stand last, or second of maps."""
+    if classes is None:
+        return outputs
+    return outputs[:, :classes] if on_maps else outputs[..., :classes]

@@ -29,6 +29,7 @@ MIXED_TOLERANCE = 1e-4
 _MIXED_RANKS, _MIXED_MEMORY = (0, 4, 2), 1 << 28
 _NEAR = 0.1
 _LEAST = 1e-4  # of the largest gradient: one that is less is rounding, as of a key's bias, which moves no output
+_ROUNDED = 1e-3  # of the largest gradient's length: of less the errors are told as if it were so long
 _ALONG = "loss along a direction"
 
 
@@ -200,9 +201,9 @@ def _expected(bundle: Bundle, record: TrainingGraph, feeds: Feeds, made: Feeds, 
 
 
 def _rounding(expected: Feeds) -> float:
-    """What a gradient must have to be more than rounding, beside the largest of those that are expected."""
+    """A length below which a gradient's error is rounding: beside a long one, or as of a bias that moves no loss."""
     norms = (float(np.linalg.norm(y)) for name, y in expected.items() if name.startswith("grad."))
-    return _LEAST * max(norms, default=0.0)
+    return _ROUNDED * max(norms, default=0.0)
 
 
 def _gap(got: NDArray[Any], wanted: NDArray[Any], least: float = 1e-6) -> float:

@@ -80,8 +80,12 @@ class Objective(Protocol):
         """Model inputs alone."""
         ...
 
+    def measured(self, outputs: Array, rows: NDArray[np.int64]) -> Array:
+        """What the metrics need of the forward graph's prediction for these samples: less than it if it is large."""
+        ...
+
     def metrics(self, outputs: Sequence[Array], rows: Sequence[NDArray[np.int64]]) -> dict[str, float]:
-        """Metrics of the forward graph's prediction, batch by batch."""
+        """Metrics of what was `measured`, batch by batch."""
         ...
 
     def of_epoch(self, epoch: int) -> Objective:
@@ -101,7 +105,7 @@ def is_augmented(objective: Objective) -> bool:
     return objective.of_epoch(0) is not objective
 
 
-class _OnSamples:
+class OnSamples:
     """What objectives on one data set share: every sample counts one unless an objective weighs it."""
 
     data: Inputs
@@ -119,6 +123,9 @@ class _OnSamples:
     def inputs(self, rows: NDArray[np.int64]) -> Feeds:
         return self.data.feeds(rows)
 
+    def measured(self, outputs: Array, rows: NDArray[np.int64]) -> Array:
+        return outputs
+
     def of_epoch(self, epoch: int) -> Self:
         data = self.data.of_epoch(epoch) if isinstance(self.data, FileInputs) else self.data
         if data is self.data:
@@ -132,7 +139,7 @@ class _OnSamples:
             self.data.examine()
 
 
-class Classification(_OnSamples):
+class Classification(OnSamples):
     """Cross-entropy of a label per sample. `class_weights` `[classes]` multiplies each sample's loss."""
 
     loss, metric, higher_is_better = "cross-entropy", "accuracy", True
@@ -159,7 +166,7 @@ class Classification(_OnSamples):
 LossFunction = Callable[[Mapping[str, Array], NDArray[np.int64]], tuple[float, Mapping[str, Array]]]
 
 
-class OwnLoss(_OnSamples):
+class OwnLoss(OnSamples):
     """Any loss that the caller can differentiate with respect to the model's outputs (docs/tutorial.md).
 
     `function(outputs, rows)` takes the forward graph's outputs for these samples and returns their
@@ -191,7 +198,7 @@ class OwnLoss(_OnSamples):
         raise ConfigError("a loss of your own has no metrics here: evaluate the model's outputs yourself")
 
 
-class Regression(_OnSamples):
+class Regression(OnSamples):
     """Mean squared error of a number, or a vector, per sample; `targets` `[samples, outputs]`."""
 
     loss, metric, higher_is_better = "mse", "mse", False
@@ -210,7 +217,7 @@ class Regression(_OnSamples):
         return {"loss": mse, "mse": mse, "mae": float(np.abs(error).mean())}
 
 
-class TokenClassification(_OnSamples):
+class TokenClassification(OnSamples):
     """Cross-entropy of a label per token; `labels[i]` is the i-th sample's, −100 where none counts.
 
     The labels are padded with −100 to the width that the inputs were padded to.
@@ -282,6 +289,9 @@ class Pairs:
     def weight(self, rows: NDArray[np.int64]) -> float:
         return float(len(rows))
 
+    def measured(self, outputs: Array, rows: NDArray[np.int64]) -> Array:
+        return outputs
+
     def inputs(self, rows: NDArray[np.int64]) -> Feeds:
         return stack([column.feeds(rows) for column in self.columns])
 
@@ -336,5 +346,10 @@ def stack(parts: Sequence[Feeds]) -> Feeds:
 
 def balanced_weights(labels: NDArray[np.int64], classes: int) -> Floats:
     """n/(k·n_c) for each class c (scikit-learn's class_weight="balanced"); 1 for a class without samples."""
-    counts = np.bincount(labels, minlength=classes)
-    return np.where(counts > 0, len(labels) / (classes * np.maximum(counts, 1)), 1.0).astype(np.float32)
+    return balanced_by_count(np.bincount(labels, minlength=classes))
+
+
+def balanced_by_count(counts: NDArray[np.int64]) -> Floats:
+    """`balanced_weights` of labels of which there are so many in each class, `[classes]`."""
+    whole = counts.sum() / len(counts)
+    return np.where(counts > 0, whole / np.maximum(counts, 1), 1.0).astype(np.float32)

@@ -464,7 +464,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of an adapter on samples, by the inference graph, or by what comes after the prefix of `cache`.
 
-    `loss` and accuracy (classification), mse and mae (regression) or recall@1 (sentence embedding).
+    `loss` and what the objective has beside it, as accuracy (classification) or recall@1 (sentence embedding).
 
     Raises:
         ConfigError: no samples, no head, or a batch size below 1. DataError: another number of targets.
@@ -483,7 +483,7 @@ def evaluate(
         if cache is not None:
             inputs = cache.feeds(inputs, batch)
         graph = bundle.forward_in(adapter.method.graphs) if cache is None else bundle.graph(cache.prefix.forward)
-        outputs.append(graph.run({**inputs, **feeds}, [name])[name])
+        outputs.append(objective.measured(graph.run({**inputs, **feeds}, [name])[name], batch))
         graph.give_back_pages()
         rows.append(batch)
     return objective.metrics(outputs, rows)

@@ -356,6 +356,25 @@ def starting_adapter(
     return replace(current, config=settings, tensors=tensors, labels=labels)
 
 
+def before_training(
+    model: Model,
+    name: str,
+    samples: Sequence[Sample],
+    lora: AdapterConfig | None,
+    config: TrainingConfig,
+    restart: bool = False,
+) -> Adapter:
+    """What a training of the adapter `name` begins from: its current version with rows for new labels, or a fresh one.
+
+    Raises:
+        as `train` does of the settings and the labels.
+    """
+    manifest = model.bundle.manifest
+    current = None if restart or not model.store.exists(name) else model.store.load(name)
+    labels, lora = merged_labels(manifest, current, samples), chosen_lora(manifest, current, lora, config)
+    return starting_adapter(manifest, current, lora, labels, samples, config.seed, model.bundle)
+
+
 def identity_of(adapter: Adapter) -> str:
     """What a run that starts from this adapter depends on: its run, or its bytes if it was imported."""
     known = adapter.training.get("run_id")

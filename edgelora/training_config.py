@@ -45,6 +45,8 @@ class TrainingConfig:
 
     `augment` names how training samples are varied, of what the task has (`Task.augmentations`): another way each
     epoch, drawn from (seed, epoch, sample) alone. A frozen prefix then runs at every step, and nothing of it is kept.
+    `flip_pairs` are names of points that change places in a mirrored picture, such as left and right ones (none).
+    `dice_weight` is what the Dice loss of masks counts beside their cross-entropy; 0 leaves it out.
 
     Raises:
         ConfigError: values out of range; all are named.
@@ -82,6 +84,8 @@ class TrainingConfig:
     cache_limit: int | None = None
     keep_cache: bool = False
     augment: tuple[str, ...] = ()
+    flip_pairs: tuple[tuple[str, str], ...] = ()
+    dice_weight: float = 1.0
 
     def __post_init__(self) -> None:
         problems = [
@@ -107,6 +111,7 @@ class TrainingConfig:
                 ),
                 ("temperature", "above 0", 0 < self.temperature < float("inf")),
                 ("margin", "at least 0", 0 <= self.margin < float("inf")),
+                ("dice_weight", "at least 0", 0 <= self.dice_weight < float("inf")),
                 ("seed", "at least 0", self.seed >= 0),
                 ("save_steps", "at least 1", self.save_steps >= 1),
                 ("gradient", f"one of {', '.join(GRADIENTS)}", self.gradient in GRADIENTS),
@@ -134,9 +139,11 @@ class TrainingConfig:
     def decisive(self) -> dict[str, Any]:
         """The settings that a result depends on: all but where a cache lies, and those of what there is not."""
         settings = self.to_dict()
-        for name in ("loraplus_lr_ratio", "lora_fa", "augment"):
+        for name in ("loraplus_lr_ratio", "lora_fa", "augment", "flip_pairs"):
             if not settings[name]:
                 del settings[name]
+        if self.dice_weight == 1:
+            del settings["dice_weight"]
         names = ("train_last", "cache", "cache_dtype", "cache_limit", "keep_cache")
         cache = {name: settings.pop(name) for name in names}
         settings |= {"train_last": self.train_last, "cached": self.cache is not None}

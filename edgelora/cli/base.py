@@ -57,7 +57,7 @@ def add_verbs(verbs: Verbs) -> None:
         "--task",
         default=None,
         help="sequence-classification (default), token-classification, regression, sentence-embedding, "
-        "feature-extraction, image-classification, object-detection",
+        "feature-extraction, image-classification, object-detection, semantic-segmentation, keypoint-detection",
     )
     parser.add_argument(
         "--pooling", default=None, help="what the head reads: mean (default; of a map over its places), cls or pooler"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from edgelora.cli.common import (
     progress_line,
     table,
 )
+from edgelora.cli.pictures import BeforeAndAfter, drawing_task
 from edgelora.config import BIASES, AdapterConfig, LoraConfig
 from edgelora.errors import ConfigError
 from edgelora.gate import Gate
@@ -39,7 +41,7 @@ from edgelora.methods import (
 from edgelora.prefix_cache import DTYPES, PLACES
 from edgelora.samples import Sample, split
 from edgelora.trainer import StepResult
-from edgelora.training import TrainingReport, train
+from edgelora.training import TrainingReport, before_training, train
 from edgelora.training_config import GRADIENTS, OPTIMIZERS, TrainingConfig
 from edgelora.training_state import Progress
 
@@ -85,6 +87,12 @@ def add_verbs(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--keep", choices=("best", "last"), default="best", help="which epoch, if there is a validation (best)"
+    )
+    parser.add_argument(
+        "--contact-sheet",
+        type=Path,
+        metavar="FILE",
+        help="of pictures: leave a sheet of some (held-out ones if there are any) with the truth, before and after",
     )
     parser.add_argument("--progress", action="store_true", help="show progress with --json too")
     parser.add_argument(
@@ -204,6 +212,12 @@ def add_verbs(verbs: Verbs) -> None:
         help="vary the training samples in each epoch (not at all), pictures by flip, crop, color; the frozen layers "
         "of --train-last then run at every step",
     )
+    run.add_argument(
+        "--flip-pairs", nargs="+", default=[], metavar="A=B", help="points that change places in a mirrored picture"
+    )
+    run.add_argument(
+        "--dice-weight", type=float, default=defaults.dice_weight, help="of the Dice loss beside cross-entropy (1)"
+    )
     run.add_argument("--seed", type=int, default=0)
     run.add_argument(
         "--train-last",
@@ -250,6 +264,11 @@ def run_train(options: argparse.Namespace) -> None:
         samples, held_out = split(samples, options.validation_split, np.random.default_rng(options.seed))
     gate = chosen_gate(options.gate_margin, judged, held_out)
     lora = adapter_config(options)
+    sheet = None
+    if options.contact_sheet is not None:
+        drawing_task(model, "--contact-sheet")
+        before = before_training(model, options.adapter, samples, lora, config, options.restart)
+        sheet = BeforeAndAfter(model, held_out or judged or samples, before, options.contact_sheet)
     started = time.monotonic()
     show = EpochLines(options.json and not options.progress, config, len(samples))
     report = train(
@@ -268,6 +287,8 @@ def run_train(options: argparse.Namespace) -> None:
         gate=gate,
     )
     end_progress()
+    if sheet is not None:
+        sheet.save(model.store.load(options.adapter, report.version))
     emit(
         options,
         {**report.to_dict(), "peak_memory_bytes": peak_memory()},
@@ -328,6 +349,8 @@ def training_config(options: argparse.Namespace) -> TrainingConfig:
         cache_limit=options.cache_limit,
         keep_cache=options.keep_cache,
         augment=tuple(options.augment),
+        flip_pairs=name_pairs(options.flip_pairs),
+        dice_weight=options.dice_weight,
     )
 
 
@@ -396,6 +419,21 @@ def pattern_values(given: list[str] | None, number: Callable[[str], N]) -> dict[
             kind = "WHOLE NUMBER" if number is int else "NUMBER"
             raise ConfigError(f"{word!r} is not PATTERN={kind}, as in query=16")
     return values
+
+
+def name_pairs(given: list[str]) -> tuple[tuple[str, str], ...]:
+    """A=B words as pairs.
+
+    Raises:
+        ConfigError: a word has another form.
+    """
+    pairs: list[tuple[str, str]] = []
+    for word in given:
+        first, _, second = (part.strip() for part in word.partition("="))
+        if not first or not second:
+            raise ConfigError(f"{word!r} is not A=B, as in leftear=rightear")
+        pairs.append((first, second))
+    return tuple(pairs)
 
 
 class EpochLines:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from edgelora.cli.by_line import choose_adapters
 from edgelora.cli.common import Verbs, add_bundle, add_verb, desktop, emit, open_model, table
+from edgelora.cli.pictures import drawing_task, save_drawn
 from edgelora.errors import ConfigError, DataError
 from edgelora.evaluation import evaluate_each
 from edgelora.runtime import Model
@@ -90,6 +91,9 @@ def add_verbs(verbs: Verbs) -> None:
         "made from, with the adapter in its weights",
     )
     parser.add_argument("--source", type=Path, metavar="FILE.tflite", help="for --engine tflite: that file")
+    parser.add_argument(
+        "--draw", type=Path, metavar="FOLDER", help="of pictures: also leave each with what was predicted drawn on it"
+    )
 
 
 def run_eval(options: argparse.Namespace) -> None:
@@ -145,16 +149,21 @@ def run_predict(options: argparse.Namespace) -> None:
         raise ConfigError(f"there is nothing to predict: give {what}, --data FILE, or lines on standard input")
     chosen = choose_adapters(lines, options.adapter, options.adapters_file, model.store, task.inputs_name)
     inputs = [line.content for line in lines]
+    if options.draw is not None:
+        drawing_task(model, "--draw")
     if chosen.by_line:
         results = task.results(model, inputs, None, chosen.adapters)
         results = [{"adapter": name, **r} for name, r in zip(chosen.adapters, results, strict=True)]
     else:
         results = task.results(model, inputs, chosen.adapters[0], None)
+    if options.draw is not None:
+        save_drawn(model, inputs, results, chosen.adapters, options.draw)
     if options.json:
         emit(options, results, "")
         return
-    rows = [[_short(str(v)) if k == "text" else _show(v) for k, v in r.items()] for r in results]
-    emit(options, results, table(rows, list(results[0])))
+    told = [task.shown(result) for result in results]
+    rows = [[_short(str(v)) if k == "text" else _show(v) for k, v in r.items()] for r in told]
+    emit(options, results, table(rows, list(told[0])))
 
 
 def with_thresholds(task: Task, options: argparse.Namespace) -> Task:

@@ -61,6 +61,12 @@ def _fitted(picture: Picture, cell: int) -> Image.Image:
     return image_module.fromarray(picture).resize(size, image_module.Resampling.LANCZOS)
 
 
+def check_name(path: Path) -> None:
+    """Raise DataError unless the file's name says a format that Pillow writes."""
+    if path.suffix.lower() not in pillow()[0].registered_extensions():
+        raise DataError(f"{path}: which kind of picture? Name it .png or .jpg")
+
+
 def save_picture(picture: Picture, path: Path) -> None:
     """Write a picture `[H, W, 3]`, its folder too, in the format that the name says (.png, .jpg, .webp).
 

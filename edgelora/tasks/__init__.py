@@ -12,8 +12,10 @@ from edgelora.samples import Sample
 from edgelora.tasks.base import Task
 from edgelora.tasks.feature_extraction import FeatureExtraction
 from edgelora.tasks.image_classification import ImageClassification
+from edgelora.tasks.keypoint_detection import KeypointDetection
 from edgelora.tasks.object_detection import ObjectDetection
 from edgelora.tasks.regression import Regression
+from edgelora.tasks.semantic_segmentation import SemanticSegmentation
 from edgelora.tasks.sentence_embedding import SentenceEmbedding
 from edgelora.tasks.sequence_classification import SequenceClassification
 from edgelora.tasks.token_classification import TokenClassification
@@ -32,6 +34,8 @@ TASKS: dict[str, Task] = {
         FeatureExtraction(),
         ImageClassification(),
         ObjectDetection(),
+        SemanticSegmentation(),
+        KeypointDetection(),
     )
 }
 

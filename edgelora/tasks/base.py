@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -137,3 +137,7 @@ class Task(ABC):
         self, model: Model, inputs: Sequence[Any], adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
     ) -> list[dict[str, Any]]:
         """A JSON-able prediction for each input, which it begins with."""
+
+    def shown(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """A result in few words, for a table."""
+        return dict(result)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgelora.errors import ConfigError
+from edgelora.errors import ConfigError, DataError
 from edgelora.media.augmentation import IMAGE_KINDS, Augmentation
+from edgelora.media.drawing import Figure
 from edgelora.media.files import file_field, given_files
 from edgelora.media.image_inputs import ImageEncoder, ImageInputs
 from edgelora.media.images import SUFFIXES
 from edgelora.records import Record, adapter_field, parse_records, source_name
-from edgelora.samples import Named
+from edgelora.samples import Named, Sample
 from edgelora.tasks.base import Task
 from edgelora.training_config import TrainingConfig
 
 if TYPE_CHECKING:
-    from edgelora.runtime import Model
+    from edgelora.runtime import Model, RawInputs
 
 
 class ImageTask(Task):
@@ -41,6 +43,14 @@ class ImageTask(Task):
     def given_inputs(self, words: Sequence[Named[str]]) -> list[Named[Any]]:
         return [*given_files(words, SUFFIXES, "pictures")]
 
+    @abstractmethod
+    def figure(self, result: Mapping[str, Any], names: tuple[str, ...]) -> Figure:
+        """What of a result is drawn on its picture; `names` are the adapter's labels."""
+
+    @abstractmethod
+    def truth(self, sample: Sample, names: tuple[str, ...]) -> tuple[Path, Figure]:
+        """A sample's picture, and what is drawn on it of its labels."""
+
 
 def image_encoder(model: Model) -> ImageEncoder:
     """The model's encoder of pictures.
@@ -62,3 +72,14 @@ def image_inputs(model: Model, paths: Sequence[Path], config: TrainingConfig) ->
 def shown_input(raw: Any) -> str | None:
     """How a result names a picture: by its path; arrays and bytes have none."""
     return str(raw) if isinstance(raw, str | Path) else None
+
+
+def picture_list(inputs: RawInputs) -> list[Any]:
+    """Pictures as they were given.
+
+    Raises:
+        DataError: arrays by name, of which the size of the picture is not known.
+    """
+    if isinstance(inputs, Mapping):
+        raise DataError("what is predicted lies on a picture: give files, bytes or uint8 arrays, not the graph's input")
+    return list(inputs)

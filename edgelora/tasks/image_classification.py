@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from edgelora.media.drawing import Figure
 from edgelora.media.files import content_record, file_field, labelled_files
 from edgelora.media.images import SUFFIXES
 from edgelora.objectives import Classification, balanced_weights
@@ -90,6 +91,13 @@ class ImageClassification(ImageTask):
     ) -> list[dict[str, Any]]:
         scored = scored_classes(*model.answer(inputs, adapter, adapters))
         return [{"image": shown_input(raw), **one} for raw, one in zip(inputs, scored, strict=True)]
+
+    def figure(self, result: Mapping[str, Any], names: tuple[str, ...]) -> Figure:
+        return Figure(names, f"{result['label']}  {result['score']:.2f}")
+
+    def truth(self, sample: Sample, names: tuple[str, ...]) -> tuple[Path, Figure]:
+        assert isinstance(sample, ImageSample)
+        return sample.path, Figure(names, sample.label)
 
 
 def _in_folder(folder: Path) -> list[ImageSample]:

@@ -1,0 +1,128 @@
+"""A class for each pixel of a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from edgelora.errors import ConfigError
+from edgelora.media.drawing import Figure
+from edgelora.objectives import Floats, balanced_by_count
+from edgelora.records import Record
+from edgelora.samples import Named, Sample, label_index
+from edgelora.tasks.image import ImageTask, image_encoder, image_inputs, picture_list, shown_input
+from edgelora.training_config import TrainingConfig
+from edgelora.vision.mask_files import MaskSample, read_masks
+from edgelora.vision.mask_objective import Segmentation
+from edgelora.vision.masks import IGNORED, Classes
+from edgelora.vision.resampling import classes_of_picture
+from edgelora.vision.runs import from_runs, to_runs
+
+if TYPE_CHECKING:
+    from edgelora.runtime import AdapterLike, Model, RawInputs
+
+_AT_ONCE = 16  # pictures whose logits are held
+
+
+class SemanticSegmentation(ImageTask):
+    """Cross-entropy and Dice of a mask of classes per picture.
+
+    Data are a folder with the folders `images` and `masks`, or records with the fields `image` and `mask`
+    (`edgelora.vision.mask_files`). A prediction is an array of class numbers `[H, W]` for each picture, in its own
+    size, 255 where the model does not see it (of fit "crop").
+    """
+
+    name: ClassVar[str] = "semantic-segmentation"
+    losses: ClassVar[tuple[str, ...]] = ("cross-entropy-dice",)
+    fields: ClassVar[tuple[str, ...]] = ("image", "mask")
+    has_classes: ClassVar[bool] = True
+
+    def sample(self, record: Record, beside: Path) -> Sample:
+        raise NotImplementedError("masks are read all together: their values tell what they mean")
+
+    def read(self, path: str | Path, fmt: str | None = None) -> list[Sample]:
+        return [one.content for one in read_masks(path, fmt)]
+
+    def read_named(self, path: str | Path, fmt: str | None = None) -> list[Named[Sample]]:
+        return [Named(one.content, one.adapter, one.where) for one in read_masks(path, fmt)]
+
+    def objective_of(
+        self,
+        model: Model,
+        samples: Sequence[Sample],
+        labels: tuple[str, ...] | None,
+        config: TrainingConfig,
+        loss: str,
+    ) -> Segmentation:
+        masked = [s for s in samples if isinstance(s, MaskSample)]
+        index = label_index(masked, labels)
+        if len(index) > IGNORED:
+            raise ConfigError(f"there are {len(index)} classes; {IGNORED} are the most")
+        inputs = image_inputs(model, [s.path for s in masked], config)
+        weights = _balanced(masked, index) if config.class_weight else None
+        return Segmentation(inputs, masked, index, weights, config.dice_weight)
+
+    def predict(
+        self, model: Model, inputs: RawInputs, adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
+    ) -> list[Classes]:
+        return [mask for mask, _ in self._masks(model, inputs, adapter, adapters)]
+
+    def results(
+        self, model: Model, inputs: Sequence[Any], adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
+    ) -> list[dict[str, Any]]:
+        """Of each picture the share of each class, and its mask in COCO's runs."""
+        made: list[dict[str, Any]] = []
+        for raw, (mask, labels) in zip(inputs, self._masks(model, inputs, adapter, adapters), strict=True):
+            counts = np.bincount(mask.ravel(), minlength=len(labels))[: len(labels)]
+            shares = counts / max(int(counts.sum()), 1)
+            present = [(number, name) for number, name in enumerate(labels) if counts[number]]
+            made.append({
+                "image": shown_input(raw),
+                "classes": {name: round(float(shares[number]), 4) for number, name in present},
+                "masks": {name: to_runs(mask == number) for number, name in present},
+            })  # fmt: skip
+        return made
+
+    def shown(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in result["classes"].items())
+        return {**{name: x for name, x in result.items() if name != "masks"}, "classes": shares}
+
+    def figure(self, result: Mapping[str, Any], names: tuple[str, ...]) -> Figure:
+        masks = {name: from_runs(runs) for name, runs in result["masks"].items()}
+        whole = np.full(next(iter(masks.values())).shape if masks else (1, 1), IGNORED, np.uint8)
+        for name, mask in masks.items():
+            whole[mask] = names.index(name)
+        return Figure(names, mask=whole)
+
+    def truth(self, sample: Sample, names: tuple[str, ...]) -> tuple[Path, Figure]:
+        assert isinstance(sample, MaskSample)
+        return sample.path, Figure(names, mask=sample.classes({name: i for i, name in enumerate(names)}))
+
+    def _masks(
+        self, model: Model, inputs: RawInputs, adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
+    ) -> list[tuple[Classes, tuple[str, ...]]]:
+        """Of each picture the classes of its pixels, and the classes' names."""
+        pictures = picture_list(inputs)
+        made: list[tuple[Classes, tuple[str, ...]]] = []
+        for start in range(0, len(pictures), _AT_ONCE):
+            part = image_encoder(model).inputs(pictures[start : start + _AT_ONCE])
+            own = None if adapters is None else adapters[start : start + _AT_ONCE]
+            outputs, labels = model.answer(part, adapter, own)
+            for row, (logits, names) in enumerate(zip(outputs["logits"], labels, strict=True)):
+                numbered = tuple(map(str, range(len(logits)))) if names is None else names
+                made.append((classes_of_picture(logits[: len(numbered)], part.placement(row)), numbered))
+        return made
+
+
+def _balanced(samples: Sequence[MaskSample], index: Mapping[str, int]) -> Floats:
+    """Weights that make up for how rare a class's pixels are."""
+    counts = np.zeros(len(index), np.int64)
+    for sample in samples:
+        names = dict(sample.names)
+        for value, count in sample.values:
+            if value in names:
+                counts[index[names[value]]] += count
+    return balanced_by_count(counts)

@@ -1,0 +1,134 @@
+"""What keypoint detection asks of a batch: a heatmap for each point to feed, PCK to report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelora.errors import DataError
+from edgelora.media.image_inputs import ImageInputs
+from edgelora.media.placement import Placement
+from edgelora.objectives import Array, Feeds, OnSamples
+from edgelora.records import first_of
+from edgelora.reference_losses import log_softmax
+from edgelora.vision.keypoint_files import KeypointSample
+from edgelora.vision.keypoints import decode, distances, extents, gaussian_maps, pck
+
+Reals = NDArray[np.float64]
+SHARES = (0.05, 0.1, 0.2)
+
+
+class Keypoints(OnSamples):
+    """Cross-entropy of where each visible point is, over the places of its map, against a Gaussian of `sigma` places.
+
+    `index` numbers the names of points, `maps` is the height and width of a map. `swapped` names for a point the one
+    that takes its place in a mirrored picture. PCK and the error, in pixels, are of the pictures' own pixels; PCK's
+    length is the longer side of the box around a picture's visible points, or the mean of these where a picture has
+    one alone.
+    """
+
+    loss, metric, higher_is_better = "heatmap", "pck@0.1", True
+
+    def __init__(
+        self,
+        data: ImageInputs,
+        samples: Sequence[KeypointSample],
+        index: Mapping[str, int],
+        maps: tuple[int, int],
+        sigma: float = 0.6,
+        swapped: Mapping[str, str] | None = None,
+    ) -> None:
+        self.samples = samples
+        self.data, self.maps, self.sigma, self.index = data, maps, sigma, index
+        self.points = np.full((len(samples), max(index.values()) + 1, 2), np.nan)
+        for row, sample in enumerate(samples):
+            for point in sample.points:
+                self.points[row, index[point.name]] = point.x, point.y
+        self._mirrored = np.arange(self.points.shape[1])
+        for name, other in (swapped or {}).items():
+            self._mirrored[index[name]] = index[other]
+
+    @property
+    def pictures(self) -> ImageInputs:
+        assert isinstance(self.data, ImageInputs)
+        return self.data
+
+    def examine(self) -> None:
+        super().examine()
+        problems: list[str] = []
+        for row, sample in enumerate(self.samples):
+            height, width = self.pictures.placement(row).source
+            for point in sample.points:
+                if not (0 <= point.x <= width and 0 <= point.y <= height):
+                    where = f"({point.x:g}, {point.y:g}), outside of its {width} × {height} pixels"
+                    problems.append(f"{sample.path}: the point {point.name!r} lies at {where}")
+        if problems:
+            raise DataError(first_of(problems, "points outside"))
+
+    def weight(self, rows: NDArray[np.int64]) -> float:
+        return float(self.visible[rows].sum()) or 1.0
+
+    @property
+    def visible(self) -> NDArray[np.bool_]:
+        """Which points each sample has, `[samples, points]`."""
+        return ~np.isnan(self.points[..., 0])
+
+    def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
+        placed = self._placed(rows)
+        height, width = self.pictures.encoder.settings.size
+        inside = np.asarray(((placed >= 0) & (placed <= (width, height))).all(-1))
+        feeds: Feeds = {
+            "targets": self._targets(np.where(inside[..., None], placed, 0.0)),
+            "loss_weight": np.asarray(inside / total, np.float32),
+        }
+        return self.data.feeds(rows) | feeds
+
+    def measured(self, outputs: Array, rows: NDArray[np.int64]) -> Array:
+        """Of each picture's points x and y in its own pixels, and their losses: `[rows, points, 3]`."""
+        found, _ = decode(outputs)
+        targets = self._targets(np.nan_to_num(self._placed(rows)))
+        flat = (*outputs.shape[:2], -1)
+        losses = -(targets.reshape(flat) * log_softmax(outputs.reshape(flat).astype(np.float64))).sum(-1)
+        return np.concatenate([self.points_back(found, rows), losses[..., None]], -1)
+
+    def metrics(self, outputs: Sequence[Array], rows: Sequence[NDArray[np.int64]]) -> dict[str, float]:
+        made, order = np.concatenate(outputs), np.concatenate(rows)
+        truth, visible = self.points[order], self.visible[order]
+        lengths = extents(truth, visible)
+        lengths = np.where(lengths > 0, lengths, np.nanmean(lengths) if np.nansum(lengths) else 0.0)
+        predicted = made[..., :2].astype(np.float64)
+        gaps = distances(predicted, truth)[visible]
+        return {
+            "loss": float(made[..., 2][visible].mean()),
+            **{f"pck@{share:g}": pck(predicted, truth, visible, lengths, share) for share in SHARES},
+            "error_mean": float(gaps.mean()),
+            "error_median": float(np.median(gaps)),
+        }
+
+    def points_back(self, found: Reals, rows: NDArray[np.int64]) -> Reals:
+        """Points `[rows, points, 2]` of the maps, in the pictures' pixels."""
+        return np.stack([
+            on_picture(points, self.maps, self.pictures.placement(row))
+            for points, row in zip(found, rows.tolist(), strict=True)
+        ])  # fmt: skip
+
+    def _placed(self, rows: NDArray[np.int64]) -> Reals:
+        """The points in the input's pixels, those of a mirrored picture under the names that they have there."""
+        made = np.empty((len(rows), *self.points.shape[1:]))
+        for i, row in enumerate(rows.tolist()):
+            placement = self.pictures.placement(row)
+            points = placement.points(self.points[row])
+            made[i] = points[self._mirrored] if placement.scale[0] < 0 else points
+        return made
+
+    def _targets(self, placed: Reals) -> NDArray[np.float32]:
+        height, width = self.pictures.encoder.settings.size
+        return gaussian_maps(placed * (self.maps[1] / width, self.maps[0] / height), *self.maps, self.sigma)
+
+
+def on_picture(points: Reals, maps: tuple[int, int], placement: Placement) -> Reals:
+    """Points `[..., 2]` of a map of this height and width, in the pixels of a picture that lies so in the input."""
+    (height, width), (h, w) = placement.size, maps
+    return placement.points_back(points * (width / w, height / h))
