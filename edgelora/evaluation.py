@@ -67,7 +67,7 @@ def evaluate_each(
     found = {name: one.metrics(outputs[name], rows[name]) for name, one in objectives.items()}
     weights = {name: one.weight(np.arange(len(one))) for name, one in objectives.items()}
     total = sum(weights.values())
-    keys = next(iter(found.values()))
+    keys = [key for key in next(iter(found.values())) if all(key in one for one in found.values())]
     mean = {key: sum(weights[name] * one[key] for name, one in found.items()) / total for key in keys}
     return mean, found
 

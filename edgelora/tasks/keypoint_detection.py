@@ -12,7 +12,6 @@ from edgelora.adapter import absent_adapter
 from edgelora.errors import ConfigError
 from edgelora.media.drawing import Figure, Point
 from edgelora.probes import random_head
-from edgelora.records import Record
 from edgelora.samples import Named, Sample, label_index
 from edgelora.tasks.image import ImageTask, image_encoder, image_inputs, picture_list, shown_input
 from edgelora.training_config import TrainingConfig
@@ -38,9 +37,6 @@ class KeypointDetection(ImageTask):
     fields: ClassVar[tuple[str, ...]] = ("image", "name", "x", "y")
     has_classes: ClassVar[bool] = True
     least_classes: ClassVar[int] = 1
-
-    def sample(self, record: Record, beside: Path) -> Sample:
-        raise NotImplementedError("a picture's points may stand in several records")
 
     def read(self, path: str | Path, fmt: str | None = None) -> list[Sample]:
         return [one.content for one in read_keypoints(path, fmt)]

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgelora.errors import ConfigError, DataError
 from edgelora.manifest import Manifest
+from edgelora.media.drawing import Box, Figure
 from edgelora.samples import Named, Sample, label_index
 from edgelora.tasks.image import ImageTask, image_encoder, image_inputs, shown_input
 from edgelora.training_config import TrainingConfig
@@ -92,6 +93,18 @@ class ObjectDetection(ImageTask):
     ) -> list[dict[str, Any]]:
         found = self.predict(model, inputs, adapter, adapters)
         return [{"image": shown_input(raw), "objects": objects} for raw, objects in zip(inputs, found, strict=True)]
+
+    def shown(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        objects = (f"{one['label']} {one['score']:.2f}" for one in result["objects"])
+        return {**result, "objects": ", ".join(objects)}
+
+    def figure(self, result: Mapping[str, Any], names: tuple[str, ...]) -> Figure:
+        boxes = (Box(tuple(one["box"]), str(one["label"]), one["score"]) for one in reversed(result["objects"]))
+        return Figure(names, boxes=tuple(boxes))
+
+    def truth(self, sample: Sample, names: tuple[str, ...]) -> tuple[Path, Figure]:
+        assert isinstance(sample, DetectionSample)
+        return sample.path, Figure(names, boxes=tuple(Box(box.corners, box.label) for box in sample.boxes))
 
 
 def detector_of(manifest: Manifest) -> Detector:

@@ -11,7 +11,6 @@ import numpy as np
 from edgelora.errors import ConfigError
 from edgelora.media.drawing import Figure
 from edgelora.objectives import Floats, balanced_by_count
-from edgelora.records import Record
 from edgelora.samples import Named, Sample, label_index
 from edgelora.tasks.image import ImageTask, image_encoder, image_inputs, picture_list, shown_input
 from edgelora.training_config import TrainingConfig
@@ -39,9 +38,6 @@ class SemanticSegmentation(ImageTask):
     losses: ClassVar[tuple[str, ...]] = ("cross-entropy-dice",)
     fields: ClassVar[tuple[str, ...]] = ("image", "mask")
     has_classes: ClassVar[bool] = True
-
-    def sample(self, record: Record, beside: Path) -> Sample:
-        raise NotImplementedError("masks are read all together: their values tell what they mean")
 
     def read(self, path: str | Path, fmt: str | None = None) -> list[Sample]:
         return [one.content for one in read_masks(path, fmt)]

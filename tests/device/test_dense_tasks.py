@@ -207,7 +207,8 @@ def test_a_gate_and_adapters_of_different_classes_by_row(bundles, discs, tmp_pat
     train(model, "three", three, None, LORA, short)
     from edgelora.evaluation import evaluate_each
 
-    _, found = evaluate_each(model, [*two[:4], *three[:4]], ["two"] * 4 + ["three"] * 4)
+    mean, found = evaluate_each(model, [*three[:4], *two[:4]], ["three"] * 4 + ["two"] * 4)
+    assert set(mean) == set(found["two"])
     assert set(found["three"]) == {
         "loss",
         "mean_iou",
@@ -256,3 +257,23 @@ def test_the_commands_draw(task, bundles, discs, tmp_path, capsys):
     assert main(["predict", bundle, *store, "--adapter", "ann", folder, "--json"]) == 0
     results: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     assert {len(one) for one in results} == {3 if task == MASKS else 2}
+
+
+def test_classes_and_boxes_are_drawn_too():
+    from edgelora.media.drawing import Box, Figure
+    from edgelora.tasks import TASKS
+    from edgelora.tasks.image import ImageTask
+
+    names = ("cat", "dog")
+    results = {
+        "image-classification": {"image": "a.png", "label": "dog", "score": 0.75},
+        "object-detection": {"objects": [{"label": "dog", "score": 0.9, "box": [1.0, 2.0, 30.0, 40.0]}]},
+    }
+    wanted = {
+        "image-classification": Figure(names, "dog  0.75"),
+        "object-detection": Figure(names, boxes=(Box((1.0, 2.0, 30.0, 40.0), "dog", 0.9),)),
+    }
+    for name, result in results.items():
+        task = TASKS[name]
+        assert isinstance(task, ImageTask)
+        assert task.figure(result, names) == wanted[name]
