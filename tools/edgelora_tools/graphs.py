@@ -25,6 +25,7 @@ from edgelora_tools.passes.fold_batch_norms import fold_batch_norms
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.gelu_slopes import LOWERED as SLOPES
 from edgelora_tools.passes.heads import LOWERED as HEADS
+from edgelora_tools.passes.point_kernels import LOWERED as POINT_KERNELS
 from edgelora_tools.passes.rows import LOWERED as ROWS
 from edgelora_tools.passes.tidy import tidy
 
@@ -34,6 +35,7 @@ LOWERED: dict[str, Lowered] = {
     **ROWS,
     **HEADS,
     **SLOPES,
+    **POINT_KERNELS,
 }
 
 

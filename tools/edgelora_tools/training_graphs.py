@@ -24,6 +24,7 @@ from edgelora_tools.passes.add_in_product import add_in_product, of_matrices
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.gelu_slopes import keep_slopes
 from edgelora_tools.passes.heads import gather_heads
+from edgelora_tools.passes.point_kernels import join_point_kernels
 from edgelora_tools.passes.rematerialize import COTANGENT as SEED
 from edgelora_tools.passes.rematerialize import rematerialize
 from edgelora_tools.passes.rows import gather_rows
@@ -171,6 +172,7 @@ def _only_what_is_read(model: ir.Model, options: ConvertOptions, seeds: Seeds, u
     if joined:
         share_inputs(model.graph)
         keep_slopes(model.graph)
+        join_point_kernels(model.graph)
     values = list(model.graph.outputs)
     model.graph.outputs.clear()
     return dict(zip(values[: len(seeds)], values[len(seeds) :], strict=True))

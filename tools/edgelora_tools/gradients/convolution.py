@@ -27,6 +27,8 @@ from edgelora_tools.gradients.windows import (
 
 _TAPS = 16
 """Above so many taps, a product each is slower than one convolution (measured on ONNX Runtime, one thread)."""
+_RANK = 8
+"""What the number of an adapter's channels, which is open, is taken for."""
 
 
 @gradient_rule("Conv")
@@ -134,16 +136,35 @@ def _flipped(
 
 def _transposed(op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: Window, group: int) -> ir.Value:
     """The input gradient at any stride. What the strides did not reach at the end is zero."""
+    fitting = _fitting(dy, x, window)
+    pads, more = fitting or ([0] * 2 * len(window.kernel), [s - 1 for s in window.strides])
     wide = op.ConvTranspose(
         dy,
         w,
+        pads=pads,
         strides=window.strides,
         dilations=window.dilations,
         group=group,
         kernel_shape=window.kernel,
-        output_padding=[s - 1 for s in window.strides],
+        output_padding=more,
     )
-    return crop(op, wide, window.before, x)
+    return annotate(wide, x) if fitting else crop(op, wide, window.before, x)
+
+
+def _fitting(dy: ir.Value, x: ir.Value, window: Window) -> tuple[list[int], list[int]] | None:
+    """The pads and output_padding with which a transposed convolution of `dy` has the size of `x`; None if unknown."""
+    before, places, sizes = window.before, dims(dy)[2:], dims(x)[2:]
+    if not isinstance(before, list):
+        return None
+    after: list[int] = []
+    more: list[int] = []
+    for p, n, s, r, b in zip(places, sizes, window.strides, window.reach, before, strict=True):
+        if not isinstance(p, int) or not isinstance(n, int):
+            return None
+        over = (p - 1) * s + r + 1 - b - n
+        after.append(max(over, 0))
+        more.append(max(-over, 0))
+    return (before + after, more) if all(m < s for m, s in zip(more, window.strides, strict=True)) else None
 
 
 def _weight_gradient(
@@ -151,18 +172,13 @@ def _weight_gradient(
 ) -> ir.Value:
     """dW at a tap of the kernel = dY·Xᵀ, with the pixels of X that the tap saw: a product a tap.
 
-    The fewer channels are moved the better: those of dY go to the pixels of X where they are known to be fewer, as
-    in a low-rank adapter; `pads` are the window's adjoint_pads, or None where Y is longer than its places need. A
-    kernel of many taps, or of one channel, is better convolved.
+    The fewer channels are moved the better: those of dY go to the pixels of X where they are fewer, as in a low-rank
+    adapter, of which an open number of channels is the rank; `pads` are the window's adjoint_pads, or None where Y is
+    longer than its places need. A kernel of many taps, or of one channel, is better convolved.
     """
     taps, many, few = prod(window.kernel), dims(x)[1], dims(dy)[1]
-    if (
-        pads is not None
-        and isinstance(few, int)
-        and isinstance(many, int)
-        and taps * few <= _TAPS * many
-        and few < many
-    ):
+    few = few if isinstance(few, int) else _RANK
+    if pads is not None and taps > 1 and isinstance(many, int) and taps * few <= _TAPS * many and few < many:
         return _from_taps_of_y(op, dy, x, w, window, pads, group)
     depthwise = group > 1 and dims(w)[1] == 1
     return (_swapped if taps > _TAPS or depthwise else _from_taps_of_x)(op, dy, x, w, window, group)
@@ -194,7 +210,8 @@ def _from_taps_of_x(op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, windo
     taps = []
     for tap in product(*map(range, window.kernel)):
         start = [t * d for t, d in zip(tap, window.dilations, strict=True)]
-        seen = op.Slice(padded, start, op.Add(length, start), axes, strides)
+        whole = window.unpadded and set(strides) == {1} == set(window.kernel)
+        seen = x if whole else op.Slice(padded, start, op.Add(length, start), axes, strides)
         images = op.Transpose(_by_group(op, seen, x, group), perm=[0, 1, 3, 2])
         taps.append(op.Unsqueeze(op.ReduceSum(op.MatMul(cotangents, images), [0], keepdims=0), [3]))
     return reshape_like(op, taps[0] if len(taps) == 1 else op.Concat(*taps, axis=3), w)
