@@ -26,6 +26,7 @@ from edgelora.methods import no_prefix
 from edgelora.methods.lora_fa import project
 from edgelora.objectives import Array, Feeds, Floats, Objective, OwnLoss, Regression, is_augmented
 from edgelora.optimizers import SGD, AdamW, Optimizer, clip_by_global_norm
+from edgelora.pieces import most_samples
 from edgelora.prefix_cache import CacheSettings, PrefixCache, chosen_prefix
 from edgelora.reference_losses import REFERENCES
 from edgelora.schedules import learning_rate_factor
@@ -121,6 +122,7 @@ class Trainer:
         self.step_number = 0
         self._pool = ThreadPoolExecutor(bundle.settings.cores, "edgelora-train")
         self._lengths = objective.lengths()
+        self._most = self._most_samples()
         steps = self.steps_per_epoch * config.num_train_epochs
         self.total_steps = steps if config.max_steps is None else min(steps, config.max_steps)
 
@@ -152,6 +154,18 @@ class Trainer:
         rows = min(self.config.batch_size, self.part_size, len(self.objective))
         cores = self.bundle.settings.cores
         return cores if self.objective.separable and rows >= 2 * cores else 1
+
+    def _most_samples(self) -> int:
+        """How many samples the training graph is given at once: see pieces.py."""
+        if self.record is None or not self.objective.separable:
+            return len(self.objective)
+        feeds = self.objective.inputs(np.zeros(1, np.int64))
+        sizes = {
+            str(d): n
+            for spec in self.bundle.manifest.inputs
+            for d, n in zip(spec.shape, feeds[spec.name].shape, strict=True)
+        }
+        return int(min(most_samples(self.bundle.manifest, self.record.file, sizes), len(self.objective)))
 
     def _check_method(self) -> None:
         """Whether the training settings that are a method's own suit the adapter."""
@@ -270,11 +284,11 @@ class Trainer:
             return self._backward(record, feeds | self._masks(record, feeds, rows), rows, total, gradients)
 
         for part, members in enumerate(parts):
-            pieces = [members] if self._workers == 1 else shares(members, self._lengths, self._workers)
+            pieces = shares(members, self._lengths, max(self._workers, -(-len(members) // self._most)))
             made = self._room(len(pieces), beside_the_sum=part > 0)
             fed = [self._feeds(adapter, rows, total) for rows in pieces]
-            if len(pieces) == 1:
-                loss += run(fed[0], pieces[0], made[0][1])
+            if self._workers == 1:
+                loss += sum(map(run, fed, pieces, [views for _, views in made]))
             else:
                 loss += sum(self._pool.map(run, fed, pieces, [views for _, views in made]))
             self.graph(record).give_back_pages()
