@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks import (
     clinc,
     conversion,
+    convolutions,
     inference,
     memory,
     methods,
@@ -24,6 +25,7 @@ from benchmarks import (
     sweep,
     tasks,
     variants,
+    vision,
 )
 from benchmarks.cases import CASES
 from benchmarks.measure import BenchmarkError
@@ -85,6 +87,21 @@ def parser() -> argparse.ArgumentParser:
     case.add_argument("--size", choices=list(conversion.SIZES), default="thin", help="width of the decoder (thin)")
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     case.set_defaults(run=lambda o: conversion.run(o.layers, o.size, progress), markdown=conversion.markdown, plot=None)
+    case = cases.add_parser(
+        "convolutions", help="the ways of a convolution's input gradient", description=convolutions.__doc__
+    )
+    case.add_argument("--threads", nargs="+", type=positive, default=[1, 2], metavar="N")
+    case.add_argument("--batch-size", type=positive, default=4)
+    case.add_argument("--runs", type=positive, default=21, help="of each way")
+    case.add_argument("--only", nargs="+", metavar="KIND", help=f"of {', '.join(k.name for k in convolutions.KINDS)}")
+    case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.add_argument("--markdown", type=Path, metavar="FILE", dest="markdown_file", help="write the table")
+    case.set_defaults(
+        run=lambda o: convolutions.run(o.threads, o.batch_size, o.runs, o.only, progress),
+        markdown=convolutions.markdown,
+        plot=None,
+    )
+    add_vision(cases)
     case = cases.add_parser("memory", help="memory budgets, predicted and measured", description=memory.__doc__)
     budgets = memory.MemoryOptions()
     case.add_argument("--ram", nargs="*", default=budgets.ram, metavar="SIZE", help="the budgets")
@@ -139,6 +156,32 @@ def parser() -> argparse.ArgumentParser:
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     case.set_defaults(run=lambda o: quantized.run(o.steps, progress), markdown=quantized.markdown, plot=None)
     return root
+
+
+def add_vision(cases: Any) -> None:
+    default = vision.VisionOptions()
+    case = cases.add_parser("vision", help="a vision network's step against torch's", description=vision.__doc__)
+    case.add_argument("--case", choices=list(vision.CASES), default=default.case, dest="work")
+    case.add_argument("--rounds", nargs="+", choices=vision.ROUNDS, default=list(default.rounds))
+    case.add_argument("--size", type=positive, metavar="N", help="of the pictures (the case's own)")
+    case.add_argument("--batch-size", type=positive, metavar="N", help="(the case's own)")
+    case.add_argument("--steps", type=positive, default=default.steps, help="of each run, or of its epochs")
+    case.add_argument("--repeats", type=positive, default=default.repeats, help="runs of each contender")
+    case.add_argument("--threads", type=positive, default=default.threads, help="threads of each process")
+    case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.set_defaults(run=lambda o: vision.run(vision_options(o), progress), markdown=vision.markdown, plot=None)
+
+
+def vision_options(options: argparse.Namespace) -> vision.VisionOptions:
+    return vision.VisionOptions(
+        case=options.work,
+        rounds=tuple(options.rounds),
+        size=options.size,
+        batch_size=options.batch_size,
+        steps=options.steps,
+        repeats=options.repeats,
+        threads=options.threads,
+    )
 
 
 def add_sweep(cases: Any) -> None:

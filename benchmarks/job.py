@@ -86,14 +86,37 @@ class Texts:
             yield order[start : start + EVALUATION_BATCH]
 
 
+class Images:
+    """Pictures as the network takes them, float32 `[images, channels, height, width]`, with their labels."""
+
+    def __init__(self, pixels: NDArray[np.float32], labels: Ints) -> None:
+        self.pixels, self.labels = pixels, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def lengths(self) -> Ints:
+        """Ones: all cost the same."""
+        return np.ones(len(self), np.int64)
+
+    def feeds(self, rows: Ints) -> dict[str, NDArray[np.generic]]:
+        """`image`."""
+        return {"image": self.pixels[rows]}
+
+    def evaluation_batches(self) -> Iterator[Ints]:
+        """All rows, in order."""
+        for start in range(0, len(self), EVALUATION_BATCH):
+            yield np.arange(start, min(start + EVALUATION_BATCH, len(self)))
+
+
 @dataclass(frozen=True)
 class Job:
-    """A run with its data. `order` `[epochs, texts]` is the order of the training texts in each epoch."""
+    """A run with its data. `order` `[epochs, samples]` is the order of the training samples in each epoch."""
 
     folder: Path
     settings: Settings
-    train: Texts
-    test: Texts
+    train: Any
+    test: Any
     order: Ints
 
     @property
@@ -120,8 +143,12 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / JOB_FILE).write_text(json.dumps(asdict(self.settings)), encoding="utf-8")
         arrays: dict[str, Any] = {"order": self.order}
-        for name, texts in (("train", self.train), ("test", self.test)):
-            arrays |= {f"{name}_tokens": texts.tokens, f"{name}_offsets": texts.offsets, f"{name}_labels": texts.labels}
+        for name, part in (("train", self.train), ("test", self.test)):
+            arrays[f"{name}_labels"] = part.labels
+            if isinstance(part, Images):
+                arrays[f"{name}_pixels"] = part.pixels
+            else:
+                arrays |= {f"{name}_tokens": part.tokens, f"{name}_offsets": part.offsets}
         np.savez(self.folder / DATA_FILE, **arrays)
 
     @classmethod
@@ -130,11 +157,14 @@ class Job:
         settings = Settings(**json.loads((folder / JOB_FILE).read_text(encoding="utf-8")))
         with np.load(folder / DATA_FILE) as file:
             arrays = {name: file[name] for name in file.files}
-        train, test = (
-            Texts(arrays[f"{name}_tokens"], arrays[f"{name}_offsets"], arrays[f"{name}_labels"], settings.pad_id)
-            for name in ("train", "test")
-        )
-        return cls(folder, settings, train, test, arrays["order"])
+
+        def part(name: str) -> Texts | Images:
+            labels = arrays[f"{name}_labels"]
+            if f"{name}_pixels" in arrays:
+                return Images(arrays[f"{name}_pixels"], labels)
+            return Texts(arrays[f"{name}_tokens"], arrays[f"{name}_offsets"], labels, settings.pad_id)
+
+        return cls(folder, settings, part("train"), part("test"), arrays["order"])
 
 
 def peak_memory_mb() -> float:

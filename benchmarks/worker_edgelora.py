@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgelora
-from benchmarks.job import INITIAL, PROBE, Job, Recorder, worker_arguments, worker_options
+from benchmarks.job import INITIAL, PROBE, Job, Recorder, Texts, worker_arguments, worker_options
 from edgelora import Bundle, SessionSettings, Trainer, TrainingConfig
 from edgelora.adapter import Adapter, read_adapter
 from edgelora.memory_plan import follow, plan_memory
@@ -54,7 +54,7 @@ def main() -> None:
     batches = job.batches()
     snapshots: list[NDArray[np.float32]] = []
     for step, rows in enumerate(batches):
-        if options.get("padded"):
+        if options.get("padded") and isinstance(job.train, Texts):
             job.train.least_width = int(job.train.lengths()[rows].max())
         record.begin_step()
         loss = trainer.step(rows).loss
@@ -88,7 +88,8 @@ def adapter(folder: Path, bundle: Bundle) -> Adapter:
 
 def disk_gradients(trainer: Trainer) -> dict[str, NDArray[np.float32]]:
     """The last batch's gradients in PEFT's orientation."""
-    return {n: g.T if n.endswith((".lora_A", ".lora_B")) else g for n, g in trainer.gradients().items()}
+    turned = (".lora_A", ".lora_B")
+    return {n: g.T if n.endswith(turned) and g.ndim == 2 else g for n, g in trainer.gradients().items()}
 
 
 def planned_accuracy(trainer: Trainer, flat: NDArray[np.float32], job: Job) -> float:
