@@ -162,12 +162,12 @@ class FastestDet(nn.Module):
 class Maps(nn.Module):
     """The detector without its outputs, for a new head: pictures to `[N, 288, h, w]`."""
 
-    def __init__(self, detector: FastestDet) -> None:
+    def __init__(self, network: FastestDet) -> None:
         super().__init__()
-        self.detector = detector
+        self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.detector.detect_head.maps(self.detector.features(images))
+        return self.network.detect_head.maps(self.network.features(images))
 
 
 Made = tuple[nn.Module, dict[str, Tensor], dict[str, dict[int, str]]]

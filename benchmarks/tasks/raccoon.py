@@ -1,0 +1,109 @@
+"""Raccoons, photographed: FastestDet, which knows 80 classes of things, learns one that is not among them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.tasks.case import HEAD_ALONE, LORA, PEFT_LORA, Outcome, Progress, unpacked
+from benchmarks.tasks.peft_side import fit_in_torch, with_peft
+from edgelora.adapter import Adapter
+from edgelora.config import LoraConfig
+from edgelora.runtime import Model
+from edgelora.tasks import objective_for
+from edgelora.trainer import evaluate
+from edgelora.training import starting_adapter, train
+from edgelora.training_config import TrainingConfig
+from edgelora.vision.annotations import DetectionSample, read_boxes
+from edgelora.vision.detectors.objective import Detection
+from edgelora_tools.compile import ConvertOptions, convert
+from edgelora_tools.recipes import network
+from edgelora_tools.sources.torch_export import module_source
+
+HEAD = "detector"
+RANK, BATCH, RATE = 8, 16, 4e-3
+TARGETS = ".*(SPP|detect_head).*"  # behind the backbone
+AUGMENT = ("flip", "crop", "color")
+
+
+@dataclass(frozen=True)
+class Raccoon:
+    """160 photographs to learn from, 40 to be asked about, as the data set has them."""
+
+    title: str = "Raccoons, FastestDet"
+
+    def sizes(self, quick: bool) -> tuple[int, int | None, int]:
+        """Side of the pictures, training pictures, epochs."""
+        return (64, 16, 1) if quick else (256, None, 10)
+
+    def settings(self, quick: bool) -> str:
+        side, count, epochs = self.sizes(quick)
+        return (
+            f"{count or 160} photographs of one new class, {side} × {side}, a new head on the maps before the "
+            f"detector's outputs, LoRA r={RANK} at the dense convolutions behind the backbone, AdamW {RATE:g} falling "
+            f"linearly, batch {BATCH}, {epochs} epochs, {', '.join(AUGMENT)} varied; AP as COCO has it on "
+            f"{count or 40} other photographs. PEFT's side takes the same pictures and the same gradient of the loss."
+        )
+
+    def run(self, folder: Path, quick: bool, progress: Progress) -> list[Outcome]:
+        side, count, epochs = self.sizes(quick)
+        data = unpacked("raccoon", unpacked("fastestdet", folder / "data"))
+        train_data, test_data = (read_boxes(data / "data" / f"{part}_labels.csv") for part in ("train", "test"))
+        train_data, test_data = train_data[:count], test_data[:count]
+        progress("converting")
+        module, inputs, axes = network("fastestdet").maps(data, side)
+        options = ConvertOptions("object-detection", image={"size": (side, side), "order": "BGR"})
+        convert(module_source(module, inputs, "fastestdet", dynamic=axes), folder / "base.edgelora", options)
+        model = Model.open(folder / "base.edgelora")
+        config = TrainingConfig(num_train_epochs=epochs, batch_size=BATCH, learning_rate=RATE, augment=AUGMENT)
+        lora = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS)
+        outcomes: list[Outcome] = []
+        for side_name, asked in ((HEAD_ALONE, LoraConfig(r=RANK, target_modules=())), (LORA, lora)):
+            progress(side_name)
+            begun = time.monotonic()
+            train(model, "learner", train_data, lora=asked, config=config, restart=True)
+            seconds = time.monotonic() - begun
+            adapter = model.store.load("learner")
+            held_out = objective_for(model, test_data, adapter.labels, config)
+            metrics = evaluate(model.bundle, adapter, held_out, BATCH)
+            outcomes.append(Outcome(side_name, {name: metrics[name] for name in ("AP50", "AP")}, seconds))
+        progress("PEFT")
+        start = starting_adapter(model.bundle.manifest, None, lora, ("raccoon",), train_data, config.seed, model.bundle)
+        return [*outcomes, _by_peft(module, start, model, (train_data, test_data), config, folder / "start")]
+
+
+def _by_peft(
+    base: torch.nn.Module,
+    start: Adapter,
+    model: Model,
+    data: tuple[list[DetectionSample], list[DetectionSample]],
+    config: TrainingConfig,
+    folder: Path,
+) -> Outcome:
+    train_data, test_data = (objective_for(model, part, start.labels, config) for part in data)
+    assert isinstance(train_data, Detection) and isinstance(test_data, Detection)
+    weight, bias = (torch.from_numpy(start.tensors[f"{HEAD}.{name}"]) for name in ("weight", "bias"))
+    head = torch.nn.Conv2d(weight.shape[1], weight.shape[0], 1)
+    head.load_state_dict({"weight": weight[..., None, None], "bias": bias})
+    network = torch.nn.Sequential(with_peft(base, start, folder), head).eval()
+    (name,) = (spec.name for spec in model.bundle.manifest.inputs)
+
+    def backward(objective: Detection, rows: NDArray[np.int64]) -> None:
+        maps = network(torch.from_numpy(objective.inputs(rows)[name]))
+        _, gradients = objective.cotangents({"logits": maps.detach().numpy()}, rows, len(rows))
+        maps.backward(torch.from_numpy(gradients["cotangent.logits"]))
+
+    seconds = fit_in_torch(network, train_data, config, backward)
+    with torch.no_grad():
+        parts = np.array_split(np.arange(len(test_data)), -(-len(test_data) // BATCH))
+        maps = [network(torch.from_numpy(test_data.inputs(rows)[name])).numpy() for rows in parts]
+    metrics = test_data.metrics(maps, parts)
+    return Outcome(PEFT_LORA, {name: metrics[name] for name in ("AP50", "AP")}, seconds)
+
+
+CASE = Raccoon()
