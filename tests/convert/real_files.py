@@ -45,3 +45,12 @@ def fetched(package: str, version: str, members: dict[str, str], source: str) ->
         return fetch(recipe)
     except ConversionError as error:
         pytest.skip(f"{package} cannot be fetched: {error}")
+
+
+def logits(path: Path) -> str | None:
+    """The name of what a TFLite file's softmax reads, if it ends in one."""
+    from edgelora_tools.sources.tflite.model import read_model
+
+    graph = read_model(path.read_bytes(), str(path))
+    last = graph.operators[-1]
+    return graph.tensors[last.inputs[0]].name if last.kind == "SOFTMAX" else None

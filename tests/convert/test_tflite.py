@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +22,11 @@ from edgelora_tools.runner import open_session, sample_inputs
 from edgelora_tools.sources import open_source
 from tests.convert.bundles import ROOT
 from tests.convert.memory import memory_below
-from tests.convert.real_files import MEDIAPIPE, NMP, fetched
+from tests.convert.real_files import MEDIAPIPE, NMP, fetched, logits
 
 pytest.importorskip("tflite", reason="needs the TFLite schema: edgelora[tflite]")
 pytest.importorskip("ai_edge_litert", reason="needs TFLite's interpreter: edgelora[tflite]")
 
-from edgelora_tools.sources.tflite import graph_source
-from edgelora_tools.sources.tflite.model import read_model
 from edgelora_tools.sources.tflite.operators import TRANSLATIONS
 
 TINY = {
@@ -89,12 +86,9 @@ def test_the_document_lists_what_is_read():
 def test_resnet_has_right_gradients_and_trains(name, tiny, tmp_path):
     """The int8 one to its logits: behind a softmax in int8 few codes change."""
     path = tiny / f"{name}.tflite"
-    graph = read_model(path.read_bytes(), name)
-    if name.endswith("quant"):
-        graph = replace(graph, outputs=graph.operators[-1].inputs, operators=graph.operators[:-1])
-    chosen = ("model.conv2d_6", "model.dense")
-    options = ConvertOptions(task="feature-extraction", target_modules=chosen)
-    manifest = convert(graph_source(path, graph), tmp_path / "out.edgelora", options)
+    chosen, output = ("model.conv2d_6", "model.dense"), logits(path) if name.endswith("quant") else None
+    options = ConvertOptions(task="feature-extraction", target_modules=chosen, output=output)
+    manifest = convert(open_source(str(path)), tmp_path / "out.edgelora", options)
     assert {p.id for p in manifest.points} == set(chosen)
     bundle = Bundle.open(tmp_path / "out.edgelora")
     verdict = check(bundle)

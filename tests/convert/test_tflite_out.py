@@ -17,6 +17,7 @@ from edgelora.bundle import Bundle
 from edgelora.cli import main
 from edgelora.config import LoraConfig
 from edgelora.errors import AdapterError, ConversionError
+from edgelora.manifest import InsertionPoint
 from edgelora.methods import IA3Config
 from edgelora.parity import parity_samples
 from edgelora.probes import random_pair
@@ -25,16 +26,18 @@ from edgelora_tools.runner import open_session, sample_inputs
 from edgelora_tools.sources import open_source
 from tests.convert.bundles import relative, to_bundle
 from tests.convert.memory import memory_below
+from tests.convert.real_files import MEDIAPIPE, fetched, logits
 
 pytest.importorskip("tflite", reason="needs the TFLite schema: edgelora[tflite]")
 pytest.importorskip("ai_edge_litert", reason="needs TFLite's interpreter: edgelora[tflite]")
 
 from edgelora_tools.interop.tflite_engine import InterpreterModel, difference
-from edgelora_tools.interop.tflite_file import merged_file, save_file
+from edgelora_tools.interop.tflite_file import Constants, merged_file, save_file
+from edgelora_tools.methods.base import Change
 from edgelora_tools.sources.tflite import original_of
-from edgelora_tools.sources.tflite.model import read_model
+from edgelora_tools.sources.tflite.model import Graph, Operator, Sparsity, Tensor, read_model
 
-FLOAT = ("ad01_fp32", "pretrainedResnet", "vww_96_float")
+FLOAT = ("ad01_fp32", "pretrainedResnet")
 CODES = ("pretrainedResnet_quant", "ad01_int8", "kws_ref_model_float32")
 
 
@@ -50,13 +53,6 @@ def bundles(tiny, tmp_path_factory):
         return made[name], tiny / f"{name}.tflite"
 
     return bundle
-
-
-def logits(path: Path) -> str | None:
-    """What the file's softmax reads, if it ends in one."""
-    graph = read_model(path.read_bytes(), str(path))
-    last = graph.operators[-1]
-    return graph.tensors[last.inputs[0]].name if last.kind == "SOFTMAX" else None
 
 
 def random_feeds(bundle: Bundle, seed: int, size: float = 0.05) -> dict[str, np.ndarray]:
@@ -190,6 +186,40 @@ def test_the_command_exports_and_the_file_runs(bundles, tmp_path, capsys):
     assert main([*command[:-1], str(tmp_path)]) == 2 and "is a directory" in capsys.readouterr().err
 
 
+def test_the_command_predicts_on_pictures_by_both_engines(tiny, tmp_path, capsys):
+    """A head on features before the file's own classifier: the same answers from both."""
+    images = pytest.importorskip("PIL.Image", reason="needs Pillow: edgelora[vision]")
+    path, bundle = tiny / "pretrainedResnet.tflite", tmp_path / "out.edgelora"
+    graph = read_model(path.read_bytes(), str(path))
+    features = graph.tensors[graph.operators[-2].inputs[0]].name
+    for label in ("dark", "light"):
+        (tmp_path / "few" / label).mkdir(parents=True)
+        for i in range(4):
+            shade = np.random.default_rng(i).integers(0, 100, (32, 32, 3)) + 100 * (label == "light")
+            images.fromarray(shade.astype(np.uint8)).save(tmp_path / "few" / label / f"{i}.png")
+    chosen = [
+        "--source-output",
+        features,
+        "--image-mean",
+        "0",
+        "--image-std",
+        "1",
+        "--target-modules",
+        "model.conv2d_6",
+    ]
+    task = ["--task", "image-classification", "--pooling", "pooler", "--no-check"]
+    assert main(["convert", str(path), "-o", str(bundle), *task, *chosen]) == 0
+    assert main(["train", str(bundle), "--adapter", "ann", "--data", str(tmp_path / "few"), "--epochs", "2"]) == 0
+    asked = ["predict", str(bundle), "--adapter", "ann", "--json", str(tmp_path / "few" / "dark" / "0.png")]
+    capsys.readouterr()
+    answers = []
+    for engine in ([], ["--engine", "tflite", "--source", str(path)]):
+        assert main([*asked, *engine]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1] and answers[0][0]["label"] in ("dark", "light")
+    assert main([*asked, "--engine", "tflite"]) == 2 and "go together" in capsys.readouterr().err
+
+
 def test_what_is_not_the_source_is_refused(bundles, tiny, tmp_path):
     bundle, path = bundles("ad01_fp32")
     feeds = random_feeds(bundle, 0)
@@ -215,6 +245,60 @@ def test_convolutions_in_depth_take_ia3_and_no_lora(tiny, tmp_path):
     assert set(merged.changed) == {deep, plain} and gap is not None and gap <= 1e-5
     with pytest.raises(AdapterError, match=f"{deep}: its adapter reads all channels"):
         merged_file(bundle, "lora", random_feeds(bundle, 0), path)
+
+
+def test_half_precision(tmp_path):
+    """Weights in float16 behind a DEQUANTIZE: no adapter leaves the file as it is, one is rounded to halves."""
+    member = "face_detection/face_detection_short_range"
+    package = {f"mediapipe/modules/{m}.tflite": sha256 for m, sha256 in MEDIAPIPE.items()}
+    path = fetched("mediapipe", "0.10.21", package, ".") / f"{Path(member).name}.tflite"
+    names = [w.removesuffix(".weight") for w in open_source(str(path)).facts["tflite"]["weights"]]
+    bundle = to_bundle(path, tmp_path, target_modules=tuple(names[-4:]))
+    feeds = random_feeds(bundle, 0, 0.2)
+    merged, absent = merged_file(bundle, "lora", feeds, path), absent_adapter(bundle.manifest)
+    plain = merged_file(bundle, "lora", absent, path)
+    assert len(merged.changed) == 4 and plain.content == path.read_bytes()
+    gap, without = difference(bundle, "lora", feeds, merged), difference(bundle, "lora", feeds, plain)
+    assert gap is not None and without is not None and gap < 1e-3 < without and 10 * gap < without
+
+
+W, X, Y = (4, 3), (1, 3), (1, 4)
+KERNEL = np.arange(12, dtype=np.float32).reshape(W)
+
+
+def float_tensor(name: str, shape, data=None, sparsity=None) -> Tensor:
+    return Tensor(name, shape, False, np.dtype(np.float32), data, None, sparsity)
+
+
+@pytest.mark.parametrize(
+    ("stored", "more", "says"),
+    [
+        (KERNEL, [Operator("ADD", (0, 1), (3,))], "others read its weight too"),
+        (KERNEL, [Operator("FULLY_CONNECTED", (0, 1, 4), (3,))], "several biases"),
+        (None, [Operator("DENSIFY", (5,), (1,))], "stored sparse"),
+        (None, [Operator("ADD", (0, 0), (1,))], "computed in the file"),
+    ],
+    ids=["another reader", "another bias", "sparse", "computed"],
+)
+def test_weights_without_a_place_are_refused_by_name(stored, more, says):
+    sparse = Sparsity((0, 1), (), (4, 3))
+    tensors = (
+        float_tensor("x", X), float_tensor("w", W, stored), float_tensor("y", Y), float_tensor("z", Y),
+        float_tensor("b", (4,), np.zeros(4, np.float32)), float_tensor("s", W, KERNEL.reshape(-1), sparse),
+    )  # fmt: skip
+    graph = Graph(tensors, (*more, Operator("FULLY_CONNECTED", (0, 1), (2,))), (0,), (2,), 1000)
+    point = InsertionPoint("dense", "Gemm", 3, 4)
+    with pytest.raises(AdapterError, match=says):
+        Constants(graph, {"dense.weight": 1}).edits(point, Change(weight=lambda w: w + 1))
+
+
+def test_tensors_in_the_same_bytes_are_not_written():
+    both = [float_tensor(name, W, KERNEL.copy()) for name in ("w", "v")]
+    tensors = (float_tensor("x", X), both[0], float_tensor("y", Y), replace(both[1], data=both[0].data))
+    graph = Graph(tensors, (Operator("FULLY_CONNECTED", (0, 1), (2,)),), (0,), (2,), 1000)
+    constants = Constants(graph, {"dense.weight": 1})
+    edits = constants.edits(InsertionPoint("dense", "Gemm", 3, 4), Change(weight=lambda w: w + 1))
+    assert constants.shared(edits) == ["the tensors 'w' and 'v' lie in the same bytes"]
 
 
 @given(data=st.data())

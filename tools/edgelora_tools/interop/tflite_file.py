@@ -54,7 +54,7 @@ def merged_file(bundle: Bundle, graphs: str, feeds: Mapping[str, Floats], origin
     if merging is None:
         raise AdapterError(f"a {graphs} adapter is no change of the base's weights, and cannot be put into its file")
     told, content = _original(manifest, original)
-    file = _File(read_model(content, str(original)), told)
+    file = Constants(read_model(content, str(original)), told)
     edits: dict[int, Stored] = {}
     changed, rescaled, problems = list[str](), list[str](), list[str]()
     for point in manifest.points_in(graphs):
@@ -140,8 +140,8 @@ def _change(point: InsertionPoint, merging: Merging, feeds: Mapping[str, Floats]
     )
 
 
-class _File:
-    """A graph whose constants are views of a file that may be written, and which of them weights and biases are."""
+class Constants:
+    """The constants of a graph that are a file's weights and biases: views of its content, which can be written to."""
 
     def __init__(self, graph: Graph, weights: Mapping[str, int]) -> None:
         self.graph, self.weights = graph, weights
