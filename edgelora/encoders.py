@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from edgelora.manifest import Manifest, TensorSpec
 from edgelora.media.image_inputs import ImageEncoder
+from edgelora.media.sound_inputs import SoundEncoder
 from edgelora.objectives import Inputs
 from edgelora.text import TextEncoder
 
@@ -30,6 +31,7 @@ class Encoder(Protocol):
 ENCODERS: dict[str, Callable[[Path, Mapping[str, Any], Sequence[TensorSpec]], Encoder]] = {
     "text": TextEncoder,
     "image": ImageEncoder,
+    "audio": SoundEncoder,
 }
 
 

@@ -420,6 +420,8 @@ def _check_references(manifest: Manifest) -> None:
     named += [file for file in (manifest.mixed, manifest.values) if file is not None]
     if manifest.preprocessing.get("kind") == "text":
         named.append(_read(str, manifest.preprocessing.get("tokenizer"), "preprocessing.tokenizer"))
+    if manifest.preprocessing.get("kind") == "audio" and manifest.preprocessing.get("features") is not None:
+        named.append(_read(str, manifest.preprocessing["features"], "preprocessing.features"))
     absent = [name for name in named if name not in manifest.files]
     if absent:
         raise ValueError(f"files does not list {', '.join(absent)}")

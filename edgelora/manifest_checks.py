@@ -20,6 +20,8 @@ _OUTPUT = {
     "semantic-segmentation": "logits",
     "keypoint-detection": "logits",
     "image-classification": "logits",
+    "audio-classification": "logits",
+    "speaker-verification": "embedding",
 }
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _VALUES_A_BYTE = 8

@@ -73,7 +73,9 @@ def expected_outputs(
     if manifest.head is not None and manifest.head.per == "pixel":
         return {"logits": _of_maps(manifest, base, head, inputs)}
     pooling = manifest.source.get("pooling", "mean")
-    if manifest.task != "token-classification" and base.ndim == 4:
+    if pooling == "flatten" and manifest.task != "token-classification":
+        base = base.reshape(len(base), -1)
+    elif manifest.task != "token-classification" and base.ndim == 4:
         base = base.mean((2, 3))
     elif manifest.task != "token-classification" and base.ndim == 3:
         if pooling == "cls":

@@ -27,6 +27,7 @@ from edgelora.cli.common import (
     size_text,
     table,
 )
+from edgelora.cli.sound import add_sound_options, sound_options
 from edgelora.config import LoraConfig
 from edgelora.errors import ConfigError, DataError
 from edgelora.manifest import LORA_GRAPHS, DetectorSettings, LostPoint, Manifest
@@ -57,10 +58,13 @@ def add_verbs(verbs: Verbs) -> None:
         "--task",
         default=None,
         help="sequence-classification (default), token-classification, regression, sentence-embedding, "
-        "feature-extraction, image-classification, object-detection, semantic-segmentation, keypoint-detection",
+        "feature-extraction, image-classification, object-detection, semantic-segmentation, keypoint-detection, "
+        "audio-classification, speaker-verification",
     )
     parser.add_argument(
-        "--pooling", default=None, help="what the head reads: mean (default; of a map over its places), cls or pooler"
+        "--pooling",
+        default=None,
+        help="what the head reads: mean (default; of a map over its places), cls, pooler, flatten",
     )
     parser.add_argument(
         "--source-output",
@@ -81,6 +85,7 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument("--exporter", default="dynamo", help="for torch sources: dynamo (default) or torchscript")
     add_image_options(parser)
     add_detector_options(parser)
+    add_sound_options(parser)
     parser.add_argument(
         "--fix",
         nargs="+",
@@ -308,6 +313,7 @@ def run_convert(options: argparse.Namespace) -> int:
         ram=options.ram,
         image=image_options(options),
         detector=detector_options(options),
+        sound=sound_options(options),
     )
     plans: list[MemoryPlan] = []
     manifest: Manifest = compiler.convert(source, Path(options.output), chosen, progress_line, plans.append)

@@ -78,7 +78,7 @@ def add_verbs(verbs: Verbs) -> None:
         "--data",
         required=True,
         metavar="FILE",
-        help="CSV or JSONL; - reads standard input; of pictures also a folder with a folder for each label",
+        help="CSV or JSONL; - reads standard input; of pictures and sounds also a folder with a folder for each label",
     )
     parser.add_argument("--format", choices=("csv", "jsonl"), help="of standard input or an unusual file name")
     parser.add_argument("--validation", metavar="FILE", help="held-out samples: the best epoch is kept")
@@ -209,8 +209,8 @@ def add_verbs(verbs: Verbs) -> None:
         nargs="+",
         default=[],
         metavar="KIND",
-        help="vary the training samples in each epoch (not at all), pictures by flip, crop, color; the frozen layers "
-        "of --train-last then run at every step",
+        help="vary the training samples in each epoch (not at all), pictures by flip, crop, color, sounds by gain, "
+        "shift, noise; the frozen layers of --train-last then run at every step",
     )
     run.add_argument(
         "--flip-pairs", nargs="+", default=[], metavar="A=B", help="points that change places in a mirrored picture"

@@ -12,6 +12,7 @@ from typing import Any, cast
 from edgelora.cli.by_line import choose_adapters
 from edgelora.cli.common import Verbs, add_bundle, add_verb, desktop, emit, open_model, table
 from edgelora.cli.pictures import drawing_task, save_drawn
+from edgelora.cli.sound import recognised
 from edgelora.errors import ConfigError, DataError
 from edgelora.evaluation import evaluate_each
 from edgelora.runtime import Model
@@ -61,7 +62,7 @@ def add_verbs(verbs: Verbs) -> None:
         "given",
         nargs="*",
         metavar="INPUT",
-        help="texts, or files and folders of pictures; none: one per line of standard input",
+        help="texts, or files and folders of pictures or sounds; none: one per line of standard input",
     )
     parser.add_argument(
         "--adapter",
@@ -80,7 +81,7 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument(
         "--data",
         metavar="FILE",
-        help="inputs from CSV or JSONL (field text or image; a field adapter says whose one is)",
+        help="inputs from CSV or JSONL (field text, image or audio; a field adapter says whose one is)",
     )
     parser.add_argument("--format", choices=("csv", "jsonl"))
     parser.add_argument(
@@ -93,6 +94,17 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument("--source", type=Path, metavar="FILE.tflite", help="for --engine tflite: that file")
     parser.add_argument(
         "--draw", type=Path, metavar="FOLDER", help="of pictures: also leave each with what was predicted drawn on it"
+    )
+    parser.add_argument(
+        "--voices",
+        metavar="PATH",
+        help="of speaker-verification: enrol these, FOLDER/NAME/file.wav or one wav file, and tell whose a sound is",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="COSINE",
+        help="from which on a sound is a voice's (default: that of the equal error rate in the adapter's validation)",
     )
 
 
@@ -151,7 +163,11 @@ def run_predict(options: argparse.Namespace) -> None:
     inputs = [line.content for line in lines]
     if options.draw is not None:
         drawing_task(model, "--draw")
-    if chosen.by_line:
+    if options.voices is not None:
+        if chosen.by_line:
+            raise ConfigError("--voices are enrolled with one adapter: name one for all sounds")
+        results = recognised(model, inputs, options.voices, chosen.adapters[0], options.threshold)
+    elif chosen.by_line:
         results = task.results(model, inputs, None, chosen.adapters)
         results = [{"adapter": name, **r} for name, r in zip(chosen.adapters, results, strict=True)]
     else:

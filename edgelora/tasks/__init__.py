@@ -9,6 +9,7 @@ from edgelora.errors import ConfigError
 from edgelora.inputs import ArrayInputs, TokenInputs
 from edgelora.objectives import Objective
 from edgelora.samples import Sample
+from edgelora.tasks.audio_classification import AudioClassification
 from edgelora.tasks.base import Task
 from edgelora.tasks.feature_extraction import FeatureExtraction
 from edgelora.tasks.image_classification import ImageClassification
@@ -18,6 +19,7 @@ from edgelora.tasks.regression import Regression
 from edgelora.tasks.semantic_segmentation import SemanticSegmentation
 from edgelora.tasks.sentence_embedding import SentenceEmbedding
 from edgelora.tasks.sequence_classification import SequenceClassification
+from edgelora.tasks.speaker_verification import SpeakerVerification
 from edgelora.tasks.token_classification import TokenClassification
 from edgelora.training_config import TrainingConfig
 
@@ -36,6 +38,8 @@ TASKS: dict[str, Task] = {
         ObjectDetection(),
         SemanticSegmentation(),
         KeypointDetection(),
+        AudioClassification(),
+        SpeakerVerification(),
     )
 }
 

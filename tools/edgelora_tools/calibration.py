@@ -146,10 +146,10 @@ def files(found: Calibrated) -> dict[str, bytes]:
 def calibration_sample(
     source: Source, model: ir.Model, base: ir.Model, sizes: Sizes, options: CalibrationOptions
 ) -> Feeds:
-    """A batch to calibrate on: texts or pictures of the file that `options` name, else random inputs.
+    """A batch to calibrate on: texts, pictures or sounds of the file that `options` name, else random inputs.
 
     Raises:
-        ConversionError: there is a file, and the source has no tokenizer and takes no pictures.
+        ConversionError: there is a file, and the source has no tokenizer and takes no pictures or sounds.
     """
     taken = {str(v.name) for v in base.graph.inputs}
     if options.calibration is None:
@@ -158,11 +158,11 @@ def calibration_sample(
         feeds = sample_inputs(model, tried, np.random.default_rng(0))
     else:
         taken_in = specs(base.graph.inputs)
-        settings = preprocessing_of(source, taken_in, options)
+        settings, features = preprocessing_of(source, taken_in, options)
         if settings["kind"] not in ENCODERS:
             raise ConversionError(f"{options.calibration}: the source has no tokenizer for texts to calibrate on")
         with tempfile.TemporaryDirectory(prefix="edgelora-") as folder:
-            for name, content in source.files.items():
+            for name, content in {**source.files, **features}.items():
                 (Path(folder) / name).write_bytes(content)
             encoder = ENCODERS[settings["kind"]](Path(folder), settings, taken_in)
             made = encoder.inputs(_raw_inputs(options.calibration, options.task)[:_TEXTS])

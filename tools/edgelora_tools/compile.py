@@ -79,7 +79,7 @@ def convert(
     sites = find_sites(base)
     if not sites:
         raise ConversionError("the model has no MatMul, Gemm or Conv with frozen weights: there is nothing to adapt")
-    preprocessing = preprocessing_of(source, specs(base.graph.inputs), options)
+    preprocessing, features = preprocessing_of(source, specs(base.graph.inputs), options)
     detector = detector_settings(base.graph, options)
     skips = None
     if options.placement == "skip":
@@ -161,7 +161,7 @@ def convert(
         detector=detector,
     )
     progress("writing")
-    files = source.files if found is None else {**source.files, **found.files}
+    files = {**source.files, **features, **({} if found is None else found.files)}
     weighty = {manifest.forward, *(file for graph in manifest.training for file in graph.files)}
     for one in sets.values():
         weighty |= {one.forward, *(file for graph in one.training for file in graph.files)}

@@ -6,6 +6,7 @@ bias `[outputs]` are graph inputs, so that the classes are named when training b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -17,7 +18,7 @@ from edgelora_tools.gradients.shapes import dims, rank
 from edgelora_tools.map_heads import MAP_HEADS, map_logits
 from edgelora_tools.virtual_tokens import VirtualTokens
 
-POOLINGS = ("mean", "cls", "pooler")
+POOLINGS = ("mean", "cls", "pooler", "flatten")
 TASKS = (
     "sequence-classification",
     "token-classification",
@@ -26,13 +27,17 @@ TASKS = (
     "feature-extraction",
     *MAP_HEADS,
     "image-classification",
+    "audio-classification",
+    "speaker-verification",
 )
 HEAD_NAME = {
     "sequence-classification": "classifier",
     "token-classification": "classifier",
     "regression": "regressor",
     "image-classification": "classifier",
+    "audio-classification": "classifier",
 }
+VECTORS = ("image-classification", "audio-classification", "speaker-verification")  # mean takes pooled features too
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,8 @@ def attach_task(
     if task in MAP_HEADS:
         logits, head = map_logits(op, graph, _output_of_rank(graph, (4,), source_output, task), task)
         return TaskOutput({"logits": logits}, head, logits)
-    features = pool(op, graph, pooling, source_output, virtual, vectors=task == "image-classification")
-    if task == "sentence-embedding":
+    features = pool(op, graph, pooling, source_output, virtual, vectors=task in VECTORS)
+    if task in ("sentence-embedding", "speaker-verification"):
         embedding = op.LpNormalization(features, axis=-1, p=2)
         embedding.shape, embedding.type = features.shape, features.type
         return TaskOutput({"embedding": embedding}, None, embedding)
@@ -91,12 +96,14 @@ def pool(
 
     mean: over the tokens that `attention_mask` keeps (Sentence-BERT, arXiv:1908.10084), or over the places of a map
     `[batch, features, h, w]`; cls: the first token's; pooler: the source's own pooled output, as mean takes it too with
-    `vectors`. Virtual tokens are tokens to them, as in PEFT.
+    `vectors`; flatten: all of it in a row. Virtual tokens are tokens to them, as in PEFT.
     """
     if pooling not in POOLINGS:
         raise ConversionError(f"unknown pooling {pooling!r}; one of {', '.join(POOLINGS)}")
     if pooling == "pooler":
         return _output_of_rank(graph, (2,), source_output, "pooling 'pooler'")
+    if pooling == "flatten":
+        return _flat(op, graph, source_output)
     ranks = (3,) if pooling == "cls" else (3, 4, 2) if vectors else (3, 4)
     hidden = _output_of_rank(graph, ranks, source_output, f"pooling {pooling!r}")
     if pooling == "cls":
@@ -112,6 +119,20 @@ def pool(
     weight = op.Unsqueeze(op.Cast(mask, to=ir.DataType.FLOAT), [-1])
     total = op.ReduceSum(op.Mul(hidden, weight), [1], keepdims=0)
     return op.Div(total, op.Max(op.ReduceSum(weight, [1], keepdims=0), 1e-9))
+
+
+def _flat(op: OpBuilder, graph: ir.Graph, source_output: str | None) -> ir.Value:
+    """All of a sample's features `[batch, …]` in a row; all sizes but the batch's must be fixed."""
+    values = [_named_output(graph, source_output)] if source_output else list(graph.outputs)
+    for value in values:
+        sizes = [] if value.shape is None else list(dims(value))[1:]
+        fixed = [size for size in sizes if isinstance(size, int)]
+        if fixed and len(fixed) == len(sizes) and (value.dtype is None or value.dtype.is_floating_point()):
+            flat = op.Reshape(value, [-1, math.prod(fixed)])
+            flat.shape, flat.type = ir.Shape([dims(value)[0], math.prod(fixed)]), value.type
+            return flat
+    listed = ", ".join(f"{v.name} {v.shape}" for v in values)
+    raise ConversionError(f"pooling 'flatten' needs a floating-point output of fixed sizes; the source has {listed}")
 
 
 def _logits(op: OpBuilder, features: ir.Value, name: str, per: str) -> tuple[ir.Value, Head]:

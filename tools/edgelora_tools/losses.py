@@ -185,6 +185,8 @@ LOSSES: dict[str, tuple[Loss, ...]] = {
     "semantic-segmentation": (Loss("cross-entropy-dice", cross_entropy_dice), COTANGENT),
     "keypoint-detection": (Loss("heatmap", heatmap), COTANGENT),
     "image-classification": (Loss("cross-entropy", cross_entropy), COTANGENT),
+    "audio-classification": (Loss("cross-entropy", cross_entropy), COTANGENT),
+    "speaker-verification": (Loss("contrastive", contrastive), COTANGENT),
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelora.manifest import DetectorSettings
+from edgelora_tools.sound_features import SoundOptions
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class ConvertOptions:
     these, training must fit into `ram` bytes, which are its default budget. `image` are fields of
     `edgelora.media.images.ImageSettings` for a model that takes pictures. `detector` says what the source's outputs
     mean where object detection keeps them; without it an adapter has a head of its own.
+    `sound` says how a model hears.
     """
 
     task: str = "sequence-classification"
@@ -45,6 +47,7 @@ class ConvertOptions:
     methods: tuple[str, ...] = ()
     ram: int | None = None
     image: Mapping[str, Any] | None = None
+    sound: SoundOptions | None = None
     detector: DetectorSettings | None = None
 
     @property

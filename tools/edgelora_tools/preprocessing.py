@@ -9,6 +9,7 @@ from edgelora.errors import BundleError, ConversionError
 from edgelora.manifest import TensorSpec
 from edgelora.media.images import ImageSettings
 from edgelora.tasks import TASKS
+from edgelora_tools.sound_features import SoundOptions, sound_preprocessing
 from edgelora_tools.sources.base import Source
 
 
@@ -21,20 +22,30 @@ class InputOptions(Protocol):
     def max_length(self) -> int | None: ...
     @property
     def image(self) -> Mapping[str, Any] | None: ...
+    @property
+    def sound(self) -> SoundOptions | None: ...
 
 
-def preprocessing_of(source: Source, inputs: Sequence[TensorSpec], options: InputOptions) -> dict[str, Any]:
-    """The manifest's `preprocessing`: of pictures where the options ask for them, or the task is on pictures and the
-    input may hold some; else the source's own.
+def preprocessing_of(
+    source: Source, inputs: Sequence[TensorSpec], options: InputOptions
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest's `preprocessing`, and the files of the bundle that it names beside the source's.
+
+    It is of pictures or sounds where the options ask for them, or the task is on these and the source says how they
+    enter, or the input may hold pictures; else the source's own.
 
     Raises:
-        ConversionError: the inputs are no pictures, or settings are missing or contradict them.
+        ConversionError: the inputs are no pictures or sounds, or settings are missing or contradict them.
     """
     task = TASKS.get(options.task)
-    on_pictures = task is not None and task.inputs_name == "pictures" and len(inputs) == 1 and _channels(inputs[0])
-    if options.image is None and not on_pictures:
-        return source.preprocessing(options.max_length)
-    return image_preprocessing(inputs, {**source.facts.get("image", {}), **(options.image or {})})
+    takes = "" if task is None else task.inputs_name
+    if options.sound is not None or (takes == "wav files" and "sound" in source.facts):
+        known = SoundOptions(**source.facts.get("sound", {}))
+        settings, files = sound_preprocessing(known if options.sound is None else options.sound.over(known), inputs)
+        return settings.to_dict(), files
+    if options.image is None and not (takes == "pictures" and len(inputs) == 1 and _channels(inputs[0])):
+        return source.preprocessing(options.max_length), {}
+    return image_preprocessing(inputs, {**source.facts.get("image", {}), **(options.image or {})}), {}
 
 
 def image_preprocessing(inputs: Sequence[TensorSpec], given: Mapping[str, Any]) -> dict[str, Any]:

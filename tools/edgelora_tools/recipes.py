@@ -42,7 +42,8 @@ class Recipe:
 
     `source` is one of the files, "." for the folder of all of them, or `network.py:FACTORY`: a function of that
     folder in the recipe's own file, that makes a torch module. `target_modules` None leaves the choice to `convert`.
-    `image` are fields of `edgelora.media.images.ImageSettings` for a model that takes pictures.
+    `image` are fields of `edgelora.media.images.ImageSettings` for a model that takes pictures, `sound` those of
+    `SoundOptions` for one that hears.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Recipe:
     target_modules: tuple[str, ...] | None
     files: tuple[RecipeFile, ...]
     image: Mapping[str, Any] = field(default_factory=dict)
+    sound: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def factory(self) -> str | None:
@@ -120,7 +122,8 @@ def open_recipe(
         ConversionError: see `fetch` and `open_source`.
     """
     source = _opened(recipe, fetch(recipe, progress), exporter, tokenizer)
-    return replace(source, facts={**source.facts, "image": dict(recipe.image)}) if recipe.image else source
+    told = {"image": dict(recipe.image), "sound": dict(recipe.sound)}
+    return replace(source, facts={**source.facts, **{name: one for name, one in told.items() if one}})
 
 
 def _opened(recipe: Recipe, path: Path, exporter: str, tokenizer: Path | None) -> Source:
