@@ -89,10 +89,10 @@ def bundle_of(tmp_path_factory):
     def convert(task, last, dynamic):
         if (task, last, dynamic) not in made:
             net, model = network(last, dynamic)
-            made[task, last, dynamic] = (
-                net,
-                to_bundle(model, tmp_path_factory.mktemp("map"), task=task, target_modules=("first", "second")),
-            )
+            options = {"image": {"size": (14, 10)}} if dynamic else {}
+            folder = tmp_path_factory.mktemp("map")
+            bundle = to_bundle(model, folder, task=task, target_modules=("first", "second"), **options)
+            made[task, last, dynamic] = net, bundle
         return made[task, last, dynamic]
 
     return convert

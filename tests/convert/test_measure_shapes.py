@@ -139,3 +139,25 @@ def test_masks_of_sizes_that_do_not_follow(tmp_path):
         else:
             with pytest.raises(ConfigError, match="lora_dropout to 0"):
                 bundle.training("cotangent", dropout=True)
+
+
+def test_sizes_that_agree_in_small_pictures_alone_have_names_of_their_own():
+    """⌈height/8⌉ and ⌈width/16⌉ are both 1 in pictures of a few pixels, ⌈height/32⌉ is ⌈width/32⌉ in square ones."""
+    net, stride, x = Net(18), 1, "picture"
+    maps: dict[int, str] = {}
+    for layer in range(5):
+        weight = net.weight(f"{layer}.weight", 3, 3, 3, 3)
+        x = net("Conv", x, weight, pads=[1, 1, 1, 1], strides=[2, 2], kernel_shape=[3, 3])
+        stride *= 2
+        maps[stride] = x
+    net.output(x, "map")
+    shape = ["batch", 3, "height", "width"]
+    model = ir.from_proto(net.model([("picture", FLOAT, shape)], [("map", FLOAT, ["batch", 3, "h", "w"])]))
+    measure_shapes(model)
+    values = {str(y.name): y for node in model.graph for y in node.outputs}
+    sizes = {
+        (stride, axis): dims(values[name])[axis] for stride, name in maps.items() if stride < 32 for axis in (2, 3)
+    }
+    last = next(y for y in values.values() if y.name == "map")
+    sizes |= {(32, axis): dims(last)[axis] for axis in (2, 3)}
+    assert len(set(sizes.values())) == len(sizes), sizes

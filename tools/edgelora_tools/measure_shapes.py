@@ -23,7 +23,7 @@ from edgelora_tools.runner import open_session, sample_inputs
 _PRIMES = ((3, 5, 7, 11, 13, 17), (7, 11, 17, 19, 29, 31))  # no two grow by the same
 _SCALES, _LONG = (1, 32), 256  # a sound may need some hundred samples, images of that size too much memory
 _PLACEHOLDERS = {None, "", "?"}  # exporters write these for a size that they do not know
-_LARGE, _UNKNOWN = 130, "measured_"
+_LARGE, _APART, _UNKNOWN = 130, 68, "measured_"
 _OF_SEQUENCES = {"SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceMap",
                  "SplitToSequence", "Optional"}  # fmt: skip
 
@@ -84,7 +84,8 @@ def batch_name(model: ir.Model) -> str | None:
 
 
 def _measure(model: ir.Model) -> list[tuple[Sizes, Shapes]]:
-    """Two runs at prime sizes that must succeed, and those that do of one at the smallest sizes and one at large.
+    """Two runs at prime sizes that must succeed, and those that do of one at the smallest sizes, one at large equal
+    ones, and one at large ones that are apart: what is ⌈height/32⌉ in one picture is ⌈width/32⌉ in another.
 
     Small sizes at which something inside is empty tell nothing of it: the first scale with the least of that is taken.
     """
@@ -106,7 +107,8 @@ def _measure(model: ir.Model) -> list[tuple[Sizes, Shapes]]:
                 continue
             smallest = dict.fromkeys(names, 1)
             large = {name: 2 if name == batch else _LARGE for name in names}
-            for run in (smallest, large) if scale == 1 else ():
+            apart = {name: 2 if name == batch else _LARGE + _APART * i for i, name in enumerate(names)}
+            for run in (smallest, large, apart)[: 3 if len(names) > 2 else 2] if scale == 1 else ():
                 with contextlib.suppress(Exception):
                     measured.append((run, _shapes_at(session, model, run, seed=len(measured))))
         empty = sum(_empty(model, made) for _, made in measured[:2])
@@ -229,15 +231,13 @@ def _confirmed(
     a, b, *others = seen
     assert a is not None and b is not None
     found = _dimension(a, b, words)
-    if isinstance(found, str) and found.startswith(_UNKNOWN):
-        return found
     checked = zip(others, sizes[2:], strict=True)
-    right = all(size is None or evaluate_dimension(found, run) == size for size, run in checked)
-    return found if right else _UNKNOWN + "_".join(map(str, seen))
+    right = found is not None and all(size is None or evaluate_dimension(found, run) == size for size, run in checked)
+    return found if found is not None and right else _UNKNOWN + "_".join(map(str, seen))
 
 
-def _dimension(a: int, b: int, words: dict[tuple[int, int], str]) -> int | str:
-    """A number; a name or a product of two; a multiple of one of these; a name plus a number."""
+def _dimension(a: int, b: int, words: dict[tuple[int, int], str]) -> int | str | None:
+    """A number; a name or a product of two; a multiple of one of these; a name plus a number; None if it is neither."""
     if a == b:
         return a
     if (a, b) in words:
@@ -248,4 +248,4 @@ def _dimension(a: int, b: int, words: dict[tuple[int, int], str]) -> int | str:
     for (first, second), word in words.items():
         if a - first == b - second and "*" not in word:
             return f"{word}{a - first:+d}"
-    return f"{_UNKNOWN}{a}_{b}"
+    return None
