@@ -34,7 +34,7 @@ pytest.importorskip("ai_edge_litert", reason="needs TFLite's interpreter: edgelo
 from edgelora_tools.interop.tflite_engine import InterpreterModel, difference
 from edgelora_tools.interop.tflite_file import Constants, merged_file, save_file
 from edgelora_tools.methods.base import Change
-from edgelora_tools.sources.tflite import original_of
+from edgelora_tools.sources.tflite import interpreter, original_of
 from edgelora_tools.sources.tflite.model import Graph, Operator, Sparsity, Tensor, read_model
 
 FLOAT = ("ad01_fp32", "pretrainedResnet")
@@ -245,6 +245,44 @@ def test_convolutions_in_depth_take_ia3_and_no_lora(tiny, tmp_path):
     assert set(merged.changed) == {deep, plain} and gap is not None and gap <= 1e-5
     with pytest.raises(AdapterError, match=f"{deep}: its adapter reads all channels"):
         merged_file(bundle, "lora", random_feeds(bundle, 0), path)
+
+
+METHODS = ("dora", "bitfit", "full", "lora-bias")
+
+
+@pytest.fixture(scope="module")
+def with_methods(tiny, tmp_path_factory):
+    """The autoencoder's bundle, with graphs for other methods."""
+    path = tiny / "ad01_fp32.tflite"
+    return to_bundle(path, tmp_path_factory.mktemp("methods"), methods=METHODS), path
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_other_changes_of_weights_and_biases(method, with_methods):
+    """Every input of the method's graphs at random, near the base's own values where it stands for these."""
+    bundle, path = with_methods
+    rng, inputs = np.random.default_rng(0), bundle.manifest.methods[method].inputs
+    own = bundle.values([x.name for x in inputs if x.neutral is None])
+    feeds = {}
+    for x in inputs:
+        shape = tuple(size if isinstance(size, int) else 2 for size in x.shape)
+        noise = rng.standard_normal(own[x.name].shape if x.neutral is None else shape).astype(np.float32)
+        base = own[x.name] if x.neutral is None else np.float32(x.neutral)
+        feeds[x.name] = base + np.float32(0.1) * noise * np.float32(noise.shape[0] ** -0.5 if noise.ndim > 1 else 1.0)
+    merged = merged_file(bundle, method, feeds, path)
+    gap = difference(bundle, method, feeds, merged)
+    assert len(merged.changed) == len(bundle.manifest.points) and gap is not None and gap <= 1e-5
+
+
+def test_without_an_interpreter(with_methods, monkeypatch):
+    """An export goes without the comparison; as an engine it is asked for by name."""
+    bundle, path = with_methods
+    monkeypatch.setattr(interpreter, "_PACKAGES", ("no_such_interpreter",))
+    feeds = random_feeds(bundle, 0)
+    assert difference(bundle, "lora", feeds, merged_file(bundle, "lora", feeds, path)) is None
+    model = InterpreterModel(Model.open(bundle.path), path)
+    with pytest.raises(ConversionError, match=r"ai-edge-litert.*edgelora\[tflite\]"):
+        model.outputs(parity_samples(bundle)[0][0])
 
 
 def test_half_precision(tmp_path):
