@@ -123,6 +123,15 @@ def test_files_and_folders_to_predict_from(folder: Path):
         task.given_inputs([Named(str(folder / "empty"), None, "1")])
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b"])
+def test_names_that_no_file_has(tmp_path: Path, name: str):
+    (tmp_path / "data.jsonl").write_text(json.dumps({"image": name, "label": "x"}))
+    with pytest.raises(DataError, match=r"line 1: .*no such file"):
+        read_samples(tmp_path / "data.jsonl", TASK)
+    with pytest.raises(DataError, match="no such file or folder"):
+        TASKS[TASK].given_inputs([Named(name, None, "input 1")])
+
+
 names = st.text(st.characters(exclude_categories=("C",), exclude_characters="/\\,\"'"), min_size=1, max_size=12).filter(
     lambda text: text.strip() == text and text not in (".", "..")
 )

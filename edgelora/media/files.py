@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,11 +39,38 @@ def labelled_files(folder: Path, suffixes: Sequence[str], what: str) -> list[Lab
     return [LabelledFile(path, name.as_posix(), name.parts[0]) for path, name in found]
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; what can be no path, or is not to be reached, is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return path.is_file()
+    return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; as `is_file`."""
+    with contextlib.suppress(OSError, ValueError):
+        return path.is_dir()
+    return False
+
+
+def files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    """The files of these suffixes that lie in the folder itself, sorted; hidden ones are passed over.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror or error})") from error
+    return [path for path in paths if path.suffix.lower() in suffixes and not path.name.startswith(".")]
+
+
 def file_field(record: Record, field: str, beside: Path) -> tuple[Path, str]:
     """The file that a record names, from the folder `beside`, and its name there. ValueError: there is none."""
     name = text_field(record, field).strip()
     path = beside / name
-    if "\0" in name or not path.is_file():
+    if not is_file(path):
         raise ValueError(f"{path}: no such file")
     return path, name
 
@@ -57,11 +85,11 @@ def given_files(words: Sequence[Named[str]], suffixes: Sequence[str], what: str)
     problems: list[str] = []
     for word in words:
         path = Path(word.content)
-        if path.is_dir():
+        if is_folder(path):
             inside = list(_files(path, suffixes))
             problems += [] if inside else [f"{path}: holds no {what} ({', '.join(suffixes)})"]
             files += [Named(file, word.adapter, word.where) for file in inside]
-        elif path.is_file():
+        elif is_file(path):
             files.append(Named(path, word.adapter, word.where))
         else:
             problems.append(f"{path}: no such file or folder")

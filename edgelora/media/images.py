@@ -151,19 +151,19 @@ def read_picture(raw: RawPicture, channels: int = 3, least: tuple[int, int] | No
             raise DataError(f"{name}: has no pixels")
         raw = raw[..., 0] if raw.ndim == 3 and raw.shape[2] == 1 else raw
         return _picture(image_module.fromarray(np.ascontiguousarray(raw)), channels, least)
-    with _opened(raw) as image:
+    with opened(raw) as image:
         return _picture(image, channels, least)
 
 
 def picture_size(path: Path) -> tuple[int, int]:
     """The height and width of the picture in a file, upright, without decoding it. Raises as `read_picture`."""
-    with _opened(path) as image:
+    with opened(path) as image:
         turned = image.getexif().get(_ORIENTATION) in _TURNED
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
 @contextmanager
-def _opened(raw: str | Path | bytes) -> Generator[Image]:
+def opened(raw: str | Path | bytes) -> Generator[Image]:
     """The picture of a file or of the bytes of one, as Pillow has it; what goes wrong is a DataError."""
     image_module, name = pillow(), picture_name(raw)
     try:

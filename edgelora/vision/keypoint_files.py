@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from edgelora.errors import DataError
-from edgelora.media.files import content_record
+from edgelora.media.files import content_record, is_file
 from edgelora.records import Record, adapter_field, first_of, parse_records, shown, source_name, text_field
 from edgelora.samples import Named
 
@@ -123,7 +123,7 @@ def _grouped(given: Sequence[_Given], beside: Path) -> list[Named[KeypointSample
     for image, told in pictures.items():
         path = beside / image
         where = told[0].where
-        if not path.is_file():
+        if not is_file(path):
             problems.append(f"{where}: there is no picture {path}")
         seen: dict[str, str] = {}
         for one in told:
@@ -212,5 +212,5 @@ def _within(beside: Path, cells: Sequence[str]) -> str:
     """The picture's path from the folder of the file; as it stands if there is no such picture."""
     given = Path(*(cell.replace("\\", "/") for cell in cells))
     above = [beside / Path(*[".."] * steps) for steps in range(_ABOVE + 1)]
-    found = next((folder / given for folder in above if (folder / given).is_file()), beside / given.name)
-    return str(found.relative_to(beside)) if found.is_file() else str(given)
+    found = next((folder / given for folder in above if is_file(folder / given)), beside / given.name)
+    return str(found.relative_to(beside)) if is_file(found) else str(given)

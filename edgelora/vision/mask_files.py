@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelora.errors import DataError
-from edgelora.media.files import content_record
-from edgelora.media.images import MOST_PIXELS, SUFFIXES, pillow
+from edgelora.media.files import content_record, files_in, is_file
+from edgelora.media.images import SUFFIXES, opened
 from edgelora.records import Record, adapter_field, first_of, parse_records, source_name, text_field
 from edgelora.samples import Named
 from edgelora.vision.masks import IGNORED, Classes
@@ -83,7 +83,7 @@ def read_masks(path: str | Path, fmt: str | None = None) -> list[Named[MaskSampl
     for one in pairs:
         picture, mask = one.content
         try:
-            if not picture.is_file():
+            if not is_file(picture):
                 raise DataError(f"there is no picture {picture}")
             pixels = read_mask(mask)
             values, counts = np.unique(pixels, return_counts=True)
@@ -104,15 +104,9 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
     Raises:
         DataError: it cannot be read, or has colours. EdgeLoraError: Pillow is missing.
     """
-    image_module = pillow()
-    try:
-        with image_module.open(path) as file:
-            if file.width * file.height > MOST_PIXELS:
-                raise DataError(f"{path}: has {file.width * file.height:,} pixels, at most {MOST_PIXELS:,} are read")
-            mode = file.mode
-            values = np.asarray(file) if mode in _MODES else None
-    except (OSError, ValueError, SyntaxError, image_module.DecompressionBombError) as error:
-        raise DataError(f"{path}: the mask cannot be read ({error})") from error
+    with opened(path) as file:
+        mode = file.mode
+        values = np.asarray(file) if mode in _MODES else None
     if values is None:
         raise DataError(
             f"{path}: a mask has one channel, of class numbers, of 0 and 255, or with a palette; this one is {mode}"
@@ -138,8 +132,11 @@ def _in_folder(folder: Path) -> list[Named[tuple[Path, Path]]]:
             f"{folder}: expected are two folders in it, {PICTURES[0]} with pictures and {MASKS[0]} with their masks, "
             "of the same names"
         )
-    by_stem = {file.stem: file for file in sorted(masks.iterdir()) if file.suffix.lower() in _MASK_SUFFIXES}
-    files = sorted(file for file in pictures.iterdir() if file.suffix.lower() in SUFFIXES)
+    by_stem: dict[str, Path] = {}
+    for file in files_in(masks, _MASK_SUFFIXES):
+        if (other := by_stem.setdefault(file.stem, file)) is not file:
+            raise DataError(f"{other} and {file.name} are masks of the same name: leave the right one there")
+    files = files_in(pictures, SUFFIXES)
     if not files:
         raise DataError(f"{pictures}: holds no pictures ({', '.join(SUFFIXES)})")
     alone = [f"{file}: there is no mask {masks / file.stem}.png" for file in files if file.stem not in by_stem]

@@ -80,12 +80,50 @@ def test_yolo(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "names",
-    ["names: [cat, 'dog']\nnc: 2\n", "nc: 2\nnames:\n  0: cat\n  1: dog\n", "names:\n- cat\n- dog\ntrain: x\n"],
+    [
+        "names: [cat, 'dog']\nnc: 2\n",
+        "nc: 2\nnames:\n  0: cat\n  1: dog\n",
+        "names:\n- cat\n- dog\ntrain: x\n",
+        "names: {0: cat, 1: dog}\n",
+        "names:\n  1: dog\n  0: cat\n",
+    ],
 )
 def test_yolos_names_in_yaml(tmp_path: Path, names: str) -> None:
     (yolo(tmp_path) / "classes.txt").unlink()
     (tmp_path / "data.yaml").write_text(names)
     assert read_boxes(tmp_path)[0].labels == ("cat", "dog")
+
+
+def test_yolos_numbers_without_a_name(tmp_path: Path) -> None:
+    (yolo(tmp_path) / "classes.txt").unlink()
+    (tmp_path / "data.yaml").write_text("names:\n  1: cat\n  2: dog\n")
+    with pytest.raises(DataError, match=r"data\.yaml: the names must have the numbers 0 to 1"):
+        read_boxes(tmp_path)
+    (tmp_path / "data.yaml").write_text("nc: 2\n")
+    with pytest.raises(DataError, match="has no file of the classes' names"):
+        read_boxes(tmp_path)
+
+
+def test_pictures_of_one_name_and_hidden_files(tmp_path: Path) -> None:
+    """Each picture is a sample, of what a camera or a computer leaves beside them none is."""
+    folder = yolo(tmp_path / "yolo")
+    (folder / "classes.txt").write_text("cat\ndog\n\n")
+    shutil.copy(folder / "images" / "a.png", folder / "images" / "a.bmp")
+    for name in ("images/._a.png", "labels/._a.txt"):
+        (folder / name).write_bytes(b"\0")
+    samples = read_boxes(folder)
+    assert [s.path.name for s in samples] == ["a.bmp", "a.png", "b.png"]
+    assert samples[0].boxes == samples[1].boxes and samples[0].boxes
+    (voc(tmp_path / "voc") / "Annotations" / "._a.xml").write_bytes(b"\0")
+    assert len(read_boxes(tmp_path / "voc")) == 1
+
+
+def test_ids_that_occur_twice(tmp_path: Path) -> None:
+    twice = [{"id": 7, "file_name": "a.png"}, {"id": 7, "file_name": "b.png"}]
+    with pytest.raises(DataError, match=r"images\[1\]: the id 7 is that of another before"):
+        read_boxes(coco(tmp_path, images=twice))
+    with pytest.raises(DataError, match=r"categories\[1\]: the id 3 is that of another before"):
+        read_boxes(coco(tmp_path, categories=[{"id": 3, "name": "cat"}, {"id": 3, "name": "dog"}]))
 
 
 def test_voc(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_every_form_tells_the_same(name, text, pictures):
     [
         ("p.csv", PLAIN + "a.png,snout,1,2\nc.png,snout,1,2\n", r"p\.csv, line 3: there is no picture .*c\.png"),
         ("p.csv", PLAIN + "a.png,snout,1,2\na.png,snout,1,2\n", r"line 3: the point 'snout' of a\.png was .*line 2"),
+        ("p.csv", PLAIN + "a" * 5000 + ",snout,1,2\n", r"line 2: there is no picture"),
         ("p.csv", PLAIN + "a.png,snout,left,2\n", r"line 2: the point 'snout' .* \"left\" and \"2\""),
         ("p.csv", PLAIN + "a.png,snout,inf,2\n", r"line 2: the point 'snout' must have numbers"),
         ("p.csv", "image,name,x,y,visible\na.png,snout,1,2,maybe\n", r"line 2: the field 'visible' must be 0 or 1"),

@@ -99,7 +99,7 @@ def test_what_is_wrong_is_named(folder):
     with pytest.raises(DataError, match=r"masks.c\.png: a mask has one channel.*this one is RGB"):
         read_masks(folder)
     (folder / "masks" / "c.png").write_bytes(b"\x89PNG nothing")
-    with pytest.raises(DataError, match=r"masks.c\.png: the mask cannot be read"):
+    with pytest.raises(DataError, match=r"masks.c\.png: not a picture that can be read"):
         read_masks(folder)
     save(folder / "masks" / "c.png", np.arange(200).reshape(10, 20))
     with pytest.raises(DataError, match="look like grey levels"):
@@ -110,6 +110,33 @@ def test_what_is_wrong_is_named(folder):
         read_masks(folder)
     with pytest.raises(DataError, match="expected are two folders in it"):
         read_masks(folder / "images")
+
+
+def test_what_is_beside_the_masks(folder):
+    """Hidden files are none of the data; of two masks for a picture it is not known which is right."""
+    for name in ("images/._a.png", "masks/._a.png"):
+        (folder / name).write_bytes(b"\0")
+    assert len(contents(folder)) == 2
+    save(folder / "masks" / "a.bmp", [[0, 255] * 3] * 4)
+    with pytest.raises(DataError, match=r"a\.bmp and a\.png are masks of the same name"):
+        read_masks(folder)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "../" * 2000])
+def test_names_that_no_file_has(folder, name):
+    (folder / "data.jsonl").write_text(json.dumps({"image": name, "mask": "masks/a.png"}), encoding="utf-8")
+    with pytest.raises(DataError, match="line 1: there is no picture"):
+        read_masks(folder / "data.jsonl")
+    (folder / "data.jsonl").write_text(json.dumps({"image": "images/a.png", "mask": name}), encoding="utf-8")
+    with pytest.raises(DataError, match="line 1: "):
+        read_masks(folder / "data.jsonl")
+
+
+def test_a_mask_is_a_picture_not_a_program(folder):
+    """Pillow would hand PostScript to an interpreter."""
+    (folder / "masks" / "b.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n%%EndComments\n")
+    with pytest.raises(DataError, match=r"b\.png: not a picture that can be read"):
+        read_masks(folder)
 
 
 def test_wide_values(folder):

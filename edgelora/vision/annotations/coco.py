@@ -38,13 +38,13 @@ def read_coco(path: Path) -> list[DetectionSample]:
     names: dict[object, str] = {}
     for where, one in _elements(body, "categories", path, gathered):
         try:
-            names[_id(one, "id")] = label_text(one.get("name"), "'name'")
+            names[_new_id(one, names)] = label_text(one.get("name"), "'name'")
         except ValueError as error:
             gathered.refuse(where, error)
     images: dict[object, tuple[str, Body]] = {}
     for where, one in _elements(body, "images", path, gathered):
         try:
-            images[_id(one, "id")] = (where, one)
+            images[_new_id(one, images)] = (where, one)
         except ValueError as error:
             gathered.refuse(where, error)
     boxes: dict[object, list[tuple[str, Box]]] = {key: [] for key in images}
@@ -98,6 +98,13 @@ def _id(one: Body, field: str) -> int | str:
     value = one.get(field)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"{field!r} must be a number")
+    return value
+
+
+def _new_id(one: Body, known: Mapping[object, object]) -> int | str:
+    value = _id(one, "id")
+    if value in known:
+        raise ValueError(f"the id {value!r} is that of another before")
     return value
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelora.errors import DataError
-from edgelora.media.files import content_record
+from edgelora.media.files import content_record, is_file
 from edgelora.media.images import picture_size
 from edgelora.records import first_of
 
@@ -137,9 +137,8 @@ def label_text(value: object, what: str) -> str:
 def find_picture(name: str, folders: Sequence[Path]) -> Path:
     """A picture by its name, in the first of the folders that has it. Raises ValueError where none has."""
     for folder in folders:
-        with contextlib.suppress(OSError, ValueError):
-            if (folder / name).is_file():
-                return folder / name
+        if is_file(folder / name):
+            return folder / name
     raise ValueError(f"the picture {name[:200]!r} is missing from {', '.join(dict.fromkeys(map(str, folders)))}")
 
 

@@ -45,7 +45,7 @@ def read_voc(path: Path) -> list[DetectionSample]:
 
 def files(path: Path) -> list[Path]:
     """The XML files of a folder, in the order of their names."""
-    return sorted(file for folder in (path, *(path / name for name in FOLDERS)) for file in folder.glob("*.xml"))
+    return sorted(file for folder in (path, *(path / name for name in FOLDERS)) for file in folder.glob("[!.]*.xml"))
 
 
 def _read(file: Path, path: Path, gathered: Gathered) -> None:

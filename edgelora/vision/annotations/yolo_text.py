@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from edgelora.errors import DataError
+from edgelora.media.files import files_in
 from edgelora.media.images import SUFFIXES, picture_size
 from edgelora.vision.annotations.sample import (
     Box,
@@ -33,13 +34,12 @@ def read_yolo(path: Path) -> list[DetectionSample]:
     gathered = Gathered(str(path))
     pictures, labels = folders_of(path)
     names = _names(path, labels)
-    shown = {file.stem: file for file in sorted(pictures.iterdir()) if file.suffix.lower() in SUFFIXES}
-    known = {file.stem: file for file in sorted(labels.glob("*.txt")) if file.name not in NAME_FILES}
-    for stem, file in known.items():
-        if stem not in shown:
-            gathered.refuse(str(file), f"has no picture of its name in {pictures}")
-    for stem, picture in shown.items():
-        file = known.get(stem)
+    shown = files_in(pictures, SUFFIXES)
+    known = {file.stem: file for file in files_in(labels, (".txt",)) if file.name not in NAME_FILES}
+    for stem in sorted(set(known) - {picture.stem for picture in shown}):
+        gathered.refuse(str(known[stem]), f"has no picture of its name in {pictures}")
+    for picture in shown:
+        file = known.get(picture.stem)
         try:
             boxes = [] if file is None else _boxes(file, picture, names, gathered)
         except DataError as error:
@@ -99,24 +99,33 @@ def _names(path: Path, labels: Path) -> list[str]:
         for file in (folder / name for name in NAME_FILES):
             if file.is_file():
                 text = _text(file)
-                names = _yaml_names(text) if file.suffix in (".yaml", ".yml") else text.splitlines()
                 try:
-                    return [label_text(name, f"{file}: line {i}") for i, name in enumerate(names, 1)]
+                    names = _yaml_names(text) if file.suffix in (".yaml", ".yml") else text.rstrip().splitlines()
+                    made = [label_text(name, f"line {i}") for i, name in enumerate(names, 1)]
                 except ValueError as error:
-                    raise DataError(str(error)) from error
+                    raise DataError(f"{file}: {error}") from error
+                if made:
+                    return made
     raise DataError(f"{path}: has no file of the classes' names; write them into classes.txt, one a line, from 0 on")
 
 
 def _yaml_names(text: str) -> list[str]:
-    """The entries of `names` in a data.yaml: a list on a line, a list of lines, or lines `number: name`."""
-    found = re.search(r"^names:[ \t]*(\[[^\]]*\])?(.*)\n((?:[ \t]+\S.*\n?|-[ \t].*\n?)*)", text + "\n", re.MULTILINE)
+    """The entries of `names` in a data.yaml: a list or `number: name`, in brackets or a line each.
+
+    Raises:
+        ValueError: the numbers are not 0, 1, 2 and so on.
+    """
+    form = r"^names:[ \t]*(\[[^\]]*\]|\{[^}]*\})?(.*)\n((?:[ \t]+\S.*\n?|-[ \t].*\n?)*)"
+    found = re.search(form, text + "\n", re.MULTILINE)
     if found is None:
         return []
-    if found[1]:
-        entries = found[1][1:-1].split(",")
-    else:
-        entries = [re.sub(r"^\s*(-|\d+\s*:)\s*", "", line) for line in found[3].splitlines()]
-    return [entry.split(" #")[0].strip().strip("'\"") for entry in entries]
+    entries = found[1][1:-1].split(",") if found[1] else found[3].splitlines()
+    parts = [re.match(r"\s*(?:-\s|(\d{1,9})\s*:)?(.*)", entry.split(" #")[0], re.DOTALL) for entry in entries]
+    told = [(part[1], part[2].strip().strip("'\"")) for part in parts if part and part[2].strip()]
+    numbered = {int(number): name for number, name in told if number is not None}
+    if numbered and sorted(numbered) != list(range(len(told))):
+        raise ValueError(f"the names must have the numbers 0 to {len(told) - 1}, each once")
+    return [numbered[i] for i in range(len(told))] if numbered else [name for _, name in told]
 
 
 def _text(file: Path) -> str:
