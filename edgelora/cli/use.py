@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from edgelora.cli.by_line import choose_adapters
 from edgelora.cli.common import Verbs, add_bundle, add_verb, desktop, emit, open_model, table
-from edgelora.cli.pictures import drawing_task, save_drawn
+from edgelora.cli.pictures import drawn_files, save_drawn
 from edgelora.cli.sound import recognised
 from edgelora.errors import ConfigError, DataError
 from edgelora.evaluation import evaluate_each
@@ -161,8 +161,7 @@ def run_predict(options: argparse.Namespace) -> None:
         raise ConfigError(f"there is nothing to predict: give {what}, --data FILE, or lines on standard input")
     chosen = choose_adapters(lines, options.adapter, options.adapters_file, model.store, task.inputs_name)
     inputs = [line.content for line in lines]
-    if options.draw is not None:
-        drawing_task(model, "--draw")
+    drawn = None if options.draw is None else drawn_files(model, inputs, options.draw)
     if options.voices is not None:
         if chosen.by_line:
             raise ConfigError("--voices are enrolled with one adapter: name one for all sounds")
@@ -172,8 +171,8 @@ def run_predict(options: argparse.Namespace) -> None:
         results = [{"adapter": name, **r} for name, r in zip(chosen.adapters, results, strict=True)]
     else:
         results = task.results(model, inputs, chosen.adapters[0], None)
-    if options.draw is not None:
-        save_drawn(model, inputs, results, chosen.adapters, options.draw)
+    if drawn is not None:
+        save_drawn(model, inputs, results, chosen.adapters, drawn)
     if options.json:
         emit(options, results, "")
         return

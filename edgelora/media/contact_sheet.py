@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgelora.errors import DataError
 from edgelora.media.drawing import DARK, LIGHT, Picture, letters, pillow, shortened
-
-if TYPE_CHECKING:
-    from PIL import Image
+from edgelora.media.files import is_file, is_folder
 
 CELL = 320
 """Pixels that the longer side of a picture has on the sheet."""
@@ -35,7 +33,7 @@ def contact_sheet(titles: Sequence[str], rows: Sequence[Row], cell: int = CELL) 
         EdgeLoraError: Pillow is missing.
     """
     image_module, draw_module, _ = pillow()
-    made = [[_fitted(picture, cell) for picture in row.pictures] for row in rows]
+    made = [[image_module.fromarray(fitted(picture, cell)) for picture in row.pictures] for row in rows]
     width = _GAP + (cell + _GAP) * len(titles)
     heights = [max(picture.height for picture in pictures) + _NAME + 3 * _GAP // 2 for pictures in made]
     sheet = image_module.new("RGB", (width, 2 * _GAP + _TITLE + sum(heights)), LIGHT)
@@ -53,18 +51,26 @@ def contact_sheet(titles: Sequence[str], rows: Sequence[Row], cell: int = CELL) 
     return np.asarray(sheet)
 
 
-def _fitted(picture: Picture, cell: int) -> Image.Image:
-    """The picture, its longer side as long as the cell."""
+def fitted(picture: Picture, cell: int = CELL) -> Picture:
+    """The picture `[H, W, 3]` as it lies on a sheet, its longer side as long as the cell."""
     image_module = pillow()[0]
     factor = cell / max(picture.shape[:2])
     size = tuple(max(1, round(side * factor)) for side in picture.shape[1::-1])
-    return image_module.fromarray(picture).resize(size, image_module.Resampling.LANCZOS)
+    return np.asarray(image_module.fromarray(picture).resize(size, image_module.Resampling.LANCZOS))
 
 
 def check_name(path: Path) -> None:
     """Raise DataError unless the file's name says a format that Pillow writes."""
-    if path.suffix.lower() not in pillow()[0].registered_extensions():
+    image_module = pillow()[0]
+    if image_module.registered_extensions().get(path.suffix.lower()) not in image_module.SAVE:
         raise DataError(f"{path}: which kind of picture? Name it .png or .jpg")
+
+
+def check_place(path: Path) -> None:
+    """Raise DataError where no file can be made: it is a folder, or nothing can be written around it."""
+    around = next(folder for folder in path.absolute().parents if is_folder(folder) or is_file(folder))
+    if path.is_dir() or not around.is_dir() or not os.access(around, os.W_OK):
+        raise DataError(f"{path}: no picture can be written there")
 
 
 def save_picture(picture: Picture, path: Path) -> None:

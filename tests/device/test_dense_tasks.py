@@ -14,6 +14,7 @@ Image = pytest.importorskip("PIL.Image", reason="pictures are read with Pillow")
 from edgelora import DataError, LoraConfig, Model, TrainingConfig, read_samples, train  # noqa: E402
 from edgelora.check import check  # noqa: E402
 from edgelora.cli import main  # noqa: E402
+from edgelora.cli.pictures import drawn_files  # noqa: E402
 from edgelora.errors import ConfigError  # noqa: E402
 from edgelora.tasks import objective_for  # noqa: E402
 from edgelora.trainer import Trainer, evaluate  # noqa: E402
@@ -237,8 +238,12 @@ def test_the_commands_draw(task, bundles, discs, tmp_path, capsys):
     sheet, drawn = tmp_path / "sheet.png", tmp_path / "drawn"
     settings = ["--epochs", "2", "--batch-size", "8", "--lr", "0.02", "-r", "4", "--augment", "flip", "color"]
     command = ["train", bundle, *store, "--adapter", "ann", "--data", data, "--validation", test, *settings]
-    assert main([*command, "--contact-sheet", str(tmp_path / "sheet.strange"), "--json"]) == 2
-    assert "name it .png" in capsys.readouterr().err.lower()
+    (tmp_path / "file").touch()
+    for name, said in (("sheet.strange", "Name it .png"), ("a.psd", "Name it .png"), ("file/a.png", "no picture can")):
+        assert main([*command, "--contact-sheet", str(tmp_path / name), "--json"]) == 2
+        assert said in capsys.readouterr().err
+        assert main(["adapters", bundle, *store, "list"]) == 0
+        assert "ann" not in capsys.readouterr().out
     assert main([*command, "--contact-sheet", str(sheet), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert len(report["history"]) == 2
@@ -256,7 +261,30 @@ def test_the_commands_draw(task, bundles, discs, tmp_path, capsys):
             assert min(read.size) >= 320
     assert main(["predict", bundle, *store, "--adapter", "ann", folder, "--json"]) == 0
     results: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    before = {file: file.read_bytes() for file in drawn.iterdir()}
+    for place, said in (
+        (drawn, "could overwrite"),
+        (drawn / ".." / "drawn", "overwrite"),
+        (tmp_path / "file", "no pic"),
+    ):
+        assert main(["predict", bundle, *store, "--adapter", "ann", str(drawn), "--draw", str(place)]) == 2
+        assert said in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in drawn.iterdir()} == before
     assert {len(one) for one in results} == {3 if task == MASKS else 2}
+
+
+def test_many_pictures_of_one_name_have_files_of_their_own(bundles, tmp_path):
+    """In a moment: each name is looked for from the last number on."""
+    model = opened(bundles, MASKS, tmp_path)
+    inputs = [tmp_path / str(i) / "frame.png" for i in range(20_000)] + [tmp_path / "frame-2.png"]
+    files = drawn_files(model, inputs, tmp_path / "drawn")
+    assert len(set(files)) == len(inputs)
+    assert [file.name for file in (*files[:3], files[-1])] == [
+        "frame.png",
+        "frame-2.png",
+        "frame-3.png",
+        "frame-2-2.png",
+    ]
 
 
 def test_classes_and_boxes_are_drawn_too():
