@@ -31,7 +31,7 @@ class SignDigits:
 
     def sizes(self, quick: bool) -> tuple[int, int, int]:
         """Side of the pictures, training pictures a digit, epochs."""
-        return (32, 8, 1) if quick else (96, 40, 8)
+        return (32, 8, 1) if quick else (96, 40, 5)
 
     def settings(self, quick: bool) -> str:
         side, count, epochs = self.sizes(quick)

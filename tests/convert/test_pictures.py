@@ -17,6 +17,7 @@ from edgelora.media.images import ImageSettings, read_picture
 from edgelora.runtime import Model
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.preprocessing import image_preprocessing
+from edgelora_tools.recipes import load_recipe
 from edgelora_tools.sources import open_source
 from edgelora_tools.sources.huggingface import image_facts
 from tests.device import pictures
@@ -53,6 +54,13 @@ def test_what_does_not_fit_is_refused(inputs: list[TensorSpec], given: dict[str,
 def test_pictures_of_the_task_need_such_an_input(tmp_path: Path):
     with pytest.raises(ConversionError, match="8 × 8 do not fit the input"):
         pictures.write_bundle(pictures.network(), tmp_path / "b.edgelora", image={"size": (8, 8)})
+
+
+def test_a_recipe_says_how_pictures_become_its_input():
+    open_sizes = TensorSpec("image", "float32", ("batch", 3, "height", "width"))
+    recipe = load_recipe("mobilenetv2")
+    made = ImageSettings.read(image_preprocessing([open_sizes], {**recipe.image, "size": (96, 96)}), "test")
+    assert recipe.task == pictures.TASK and made.size == (96, 96) and made.fit == "crop" and made.std[2] == 0.225
 
 
 def _write(folder: Path, body: Any) -> Path:
