@@ -1,11 +1,11 @@
-"""Slopes of staircases: found where codes saturate along a step, and wrong ones told."""
+"""Slopes by differences: right ones pass behind saturation and behind rounding of short steps, wrong ones fail."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from edgelora.slopes import ROUNDED_TOLERANCE, fit_staircase
+from edgelora.slopes import GRADIENT_TOLERANCE, ROUNDED_TOLERANCE, fit_staircase, slope_along
 
 
 def places(factor: float, width: float, seed: int = 0):
@@ -33,3 +33,14 @@ def test_saturation_along_a_step_does_not_fail_a_right_slope(width):
 @pytest.mark.parametrize("width", [0.05, 5.0])
 def test_a_wrong_slope_is_told(factor, width):
     assert fit_staircase(places(factor, width))[2] > ROUNDED_TOLERANCE
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (0.9, False), (1.1, False), (-1.0, False)])
+def test_a_slope_that_rounding_hides_in_short_steps(factor, passes):
+    """0.7 a step, in outputs whose rounding is 4e-4."""
+
+    def value(s: float) -> float:
+        return 0.7 * s + 4e-4 * float(np.sin(5e5 * s))
+
+    found = slope_along(value, lambda _: 0.7 * factor, [np.array([0.7 * factor])])
+    assert (found[2] <= GRADIENT_TOLERANCE) == passes
