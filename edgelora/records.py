@@ -74,6 +74,8 @@ def _records(
     fmt = fmt or ("jsonl" if str(path) == STANDARD_INPUT else FORMATS.get(Path(path).suffix.lower()))
     if fmt is None:
         raise DataError(f"{name}: is it CSV or JSONL? Name it .csv or .jsonl, or say --format")
+    if fmt not in FORMATS.values():
+        raise DataError(f"{name}: there is no format {fmt!r} of records; there are csv, jsonl")
     if fmt == "csv" and "tokens" in needed:
         raise DataError(
             f"{name}: tokens and their labels are lists, which CSV does not hold; use JSONL: {_example(needed)}"

@@ -76,7 +76,7 @@ def label_index(samples: Sequence[Sample], labels: tuple[str, ...] | None) -> di
 
 def split(samples: Sequence[S], share: float, rng: np.random.Generator) -> tuple[list[S], list[S]]:
     """(training, held out), each in the order of `samples`: `share` of each stratum, at least one of either side
-    where it has two samples; a stratum of one is trained.
+    where it has two samples; a stratum of one is trained, and so is one sample at least of each label.
 
     Raises:
         ConfigError: the share is not in (0, 1), or nothing would be left on one side.
@@ -92,7 +92,12 @@ def split(samples: Sequence[S], share: float, rng: np.random.Generator) -> tuple
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
         held += [int(row) for row in rows[:count]]
     chosen = set(held)
+    learned = {label for row, sample in enumerate(samples) if row not in chosen for label in sample.labels}
+    for row in sorted(held):
+        if not learned.issuperset(samples[row].labels):
+            chosen.remove(row)
+            learned.update(samples[row].labels)
     train = [s for row, s in enumerate(samples) if row not in chosen]
-    if not train or not held:
+    if not train or not chosen:
         raise ConfigError(f"{len(samples)} samples are too few to hold out {share:g} of them")
     return train, [samples[row] for row in sorted(chosen)]

@@ -22,7 +22,7 @@ from edgelora.memory_plan import MemoryPlan, follow, plan_memory, read_layout, w
 from edgelora.methods import UNKNOWN, BaseValues, method_of, no_prefix
 from edgelora.prefix_cache import chosen_prefix
 from edgelora.runtime import Model
-from edgelora.samples import Sample, digest, labels_of
+from edgelora.samples import Sample, digest
 from edgelora.targets import select_points
 from edgelora.tasks import objective_for, task_named
 from edgelora.trainer import Trainer, check_targets, trained_tensors
@@ -245,7 +245,7 @@ def merged_labels(manifest: Manifest, current: Adapter | None, samples: Sequence
     """The classes: the base's where it has its own, else those of the adapter that exists, then the data's new ones.
 
     Raises:
-        ConfigError: a classification with fewer than two classes.
+        ConfigError: fewer classes than the task needs.
     """
     task = task_named(manifest.task)
     if not task.has_classes:
@@ -253,9 +253,10 @@ def merged_labels(manifest: Manifest, current: Adapter | None, samples: Sequence
     if manifest.detector is not None and manifest.detector.labels:
         return manifest.detector.labels
     known = () if current is None or current.labels is None else current.labels
-    labels = (*known, *(label for label in labels_of(samples) if label not in known))
+    labels = (*known, *(label for label in task.classes(samples) if label not in known))
     if len(labels) < task.least_classes:
-        raise ConfigError(f"the data names {len(labels)} class ({', '.join(labels)}): classification needs two or more")
+        named = "no class" if not labels else f"{len(labels)} class ({', '.join(labels)})"
+        raise ConfigError(f"the data names {named}: {task.name} needs {task.least_classes} or more")
     return labels
 
 

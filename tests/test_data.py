@@ -261,6 +261,16 @@ def test_a_split_keeps_all_samples_and_shares_each_label(samples: list[TextSampl
     assert all(sample in order for sample in train)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_each_label_of_a_split_is_learned(seed: int):
+    """A label that one sample of many has, as a rare object, is not held out alone."""
+    samples = [TokenSample(("a", "b"), ("O", "rare" if i in (3, 7) else "O")) for i in range(10)]
+    samples[4] = TokenSample(("a", "b"), ("O", "once"))
+    train, held = split(samples, 0.5, np.random.default_rng(seed))
+    assert {label for sample in train for label in sample.labels} == {"O", "rare", "once"}
+    assert held and Counter(train) + Counter(held) == Counter(samples)
+
+
 def test_a_split_depends_on_the_generator():
     samples = [TextSample(str(i), "a") for i in range(50)]
     held = [tuple(split(samples, 0.2, np.random.default_rng(seed))[1]) for seed in range(3)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from edgelora.errors import ConfigError, EdgeLoraError
 from edgelora.memory import parse_size
@@ -65,9 +66,27 @@ def open_model(options: argparse.Namespace) -> Model:
     return Model.open(options.bundle, options.store, settings_of(options), key=key)
 
 
+def add_format(parser: argparse.ArgumentParser) -> None:
+    """The option that says how data are written, where their name does not."""
+    parser.add_argument(
+        "--format",
+        choices=("csv", "jsonl", "coco", "voc", "yolo"),
+        help="of standard input or an unusual file name; coco, voc and yolo are of boxes",
+    )
+
+
 def emit(options: argparse.Namespace, result: Any, text: str) -> None:
-    """The result as JSON if asked for, else as text."""
-    print(json.dumps(result, indent=1, ensure_ascii=False) if options.json else text)
+    """The result as JSON if asked for, in which what is no number is null, else as text."""
+    print(json.dumps(_finite(result), indent=1, ensure_ascii=False) if options.json else text)
+
+
+def _finite(value: Any) -> Any:
+    """The value without NaN and infinities, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in cast("dict[str, Any]", value).items()}
+    return [_finite(one) for one in cast("Sequence[Any]", value)] if isinstance(value, list | tuple) else value
 
 
 def note(message: str) -> None:

@@ -14,6 +14,7 @@ from edgelora.cli.base import patterns
 from edgelora.cli.common import (
     Verbs,
     add_bundle,
+    add_format,
     add_verb,
     emit,
     end_progress,
@@ -80,7 +81,7 @@ def add_verbs(verbs: Verbs) -> None:
         metavar="FILE",
         help="CSV or JSONL; - reads standard input; of pictures and sounds also a folder with a folder for each label",
     )
-    parser.add_argument("--format", choices=("csv", "jsonl"), help="of standard input or an unusual file name")
+    add_format(parser)
     parser.add_argument("--validation", metavar="FILE", help="held-out samples: the best epoch is kept")
     parser.add_argument(
         "--validation-split", type=float, default=0.0, metavar="SHARE", help="hold out this share instead"

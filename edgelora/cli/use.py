@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from edgelora.cli.by_line import choose_adapters
-from edgelora.cli.common import Verbs, add_bundle, add_verb, desktop, emit, open_model, table
+from edgelora.cli.common import Verbs, add_bundle, add_format, add_verb, desktop, emit, open_model, table
 from edgelora.cli.pictures import drawn_files, save_drawn
 from edgelora.cli.sound import recognised
 from edgelora.errors import ConfigError, DataError
@@ -43,7 +43,7 @@ def add_verbs(verbs: Verbs) -> None:
         metavar="FILE",
         help="as for train; - reads standard input. A field adapter says whose a record is",
     )
-    parser.add_argument("--format", choices=("csv", "jsonl"))
+    add_format(parser)
     parser.add_argument("--batch-size", type=int, default=32)
 
     parser = add_verb(
@@ -83,7 +83,7 @@ def add_verbs(verbs: Verbs) -> None:
         metavar="FILE",
         help="inputs from CSV or JSONL (field text, image or audio; a field adapter says whose one is)",
     )
-    parser.add_argument("--format", choices=("csv", "jsonl"))
+    add_format(parser)
     parser.add_argument(
         "--engine",
         choices=("onnx", "tflite"),
@@ -139,7 +139,7 @@ def _eval_each(options: argparse.Namespace, model: Model, named: list[Named[Samp
     mean, each = evaluate_each(model, [line.content for line in named], adapters, options.batch_size)
     parts = {name: {"samples": adapters.count(name), **metrics} for name, metrics in each.items()}
     result = {"samples": len(named), **mean}
-    rows = [(name, *part.values()) for name, part in parts.items()] + [("all", *result.values())]
+    rows = [(name, *(part[key] for key in result)) for name, part in parts.items()] + [("all", *result.values())]
     emit(options, {**result, "adapters": parts}, table(rows, ("adapter", *result)))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgelora.errors import ConfigError
 from edgelora.objectives import Objective
 from edgelora.records import Record, adapter_field, parse_records, source_name
-from edgelora.samples import Named, Sample
+from edgelora.samples import Named, Sample, labels_of
 from edgelora.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -119,6 +119,10 @@ class Task(ABC):
     ) -> Objective:
         """The objective, with a loss and augmentations that the task has."""
         raise NotImplementedError
+
+    def classes(self, samples: Sequence[Sample]) -> tuple[str, ...]:
+        """The classes that the samples name, in the order in which a new head has them."""
+        return labels_of(samples)
 
     def outputs(self, samples: Sequence[Sample]) -> int | None:
         """How many outputs a head has for these samples, where these are no classes."""

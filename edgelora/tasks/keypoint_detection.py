@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from edgelora.adapter import absent_adapter
-from edgelora.errors import ConfigError
+from edgelora.errors import ConfigError, DataError
 from edgelora.media.drawing import Figure, Point
 from edgelora.probes import random_head
 from edgelora.samples import Named, Sample, label_index
@@ -54,6 +54,8 @@ class KeypointDetection(ImageTask):
     ) -> Keypoints:
         pointed = [s for s in samples if isinstance(s, KeypointSample)]
         index = label_index(pointed, labels)
+        if not any(s.points for s in pointed):
+            raise DataError("no point of these pictures is to be seen: there is nothing to learn or to judge by")
         inputs = image_inputs(model, [s.path for s in pointed], config)
         swapped = {a: b for pair in config.flip_pairs for a, b in (pair, pair[::-1])}
         if unknown := sorted(set(swapped) - set(index)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from edgelora.errors import ConfigError
+from edgelora.errors import ConfigError, DataError
 from edgelora.media.drawing import Figure
 from edgelora.objectives import Floats, balanced_by_count
 from edgelora.samples import Named, Sample, label_index
@@ -45,6 +45,12 @@ class SemanticSegmentation(ImageTask):
     def read_named(self, path: str | Path, fmt: str | None = None) -> list[Named[Sample]]:
         return [Named(one.content, one.adapter, one.where) for one in read_masks(path, fmt)]
 
+    def classes(self, samples: Sequence[Sample]) -> tuple[str, ...]:
+        """In the order of their numbers in the masks."""
+        masked = [s for s in samples if isinstance(s, MaskSample)]
+        numbered = {(value, name) for s in masked for value, name in s.names if name in s.labels}
+        return tuple(dict.fromkeys(name for _, name in sorted(numbered)))
+
     def objective_of(
         self,
         model: Model,
@@ -55,6 +61,8 @@ class SemanticSegmentation(ImageTask):
     ) -> Segmentation:
         masked = [s for s in samples if isinstance(s, MaskSample)]
         index = label_index(masked, labels)
+        if not any(s.labels for s in masked):
+            raise DataError("no pixel of the masks has a class: there is nothing to learn or to judge by")
         if len(index) > IGNORED:
             raise ConfigError(f"there are {len(index)} classes; {IGNORED} are the most")
         inputs = image_inputs(model, [s.path for s in masked], config)

@@ -22,7 +22,8 @@ class Segmentation(OnSamples):
 
     `index` numbers the names of classes, `class_weights` `[classes]` multiply the cross-entropy of their pixels. Masks
     go where pictures go, the nearest pixel's class; what lies beside a picture counts for nothing. The metrics are of
-    the pictures' own pixels, all together: IoU and Dice are means over the classes that occur.
+    the pictures' own pixels, all together: the IoU of each class that occurs in masks or predictions, and the means of
+    it and of Dice over these.
     """
 
     loss, metric, higher_is_better = "cross-entropy-dice", "mean_iou", True
@@ -86,7 +87,7 @@ class Segmentation(OnSamples):
             "mean_iou": mean_of_present(found),
             "mean_dice": mean_of_present(dice(counts)),
             "pixel_accuracy": float(np.trace(counts) / max(counts.sum(), 1)),
-            **{f"iou {name}": float(found[number]) for name, number in self.index.items()},
+            **{f"iou {name}": float(found[i]) for name, i in self.index.items() if not np.isnan(found[i])},
         }
 
     def _placed(self, rows: NDArray[np.int64]) -> Classes:

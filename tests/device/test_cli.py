@@ -381,7 +381,7 @@ def test_text_that_is_no_text(run: Command, home, tmp_path: Path, monkeypatch: p
         ('{"text": "a", "label": "x"}\n{"text": "b", "label": [1]}\n', "line 2.*label"),
         ('{"text": "a", "label": "x"}\n{"text": 5, "label": "y"}\n', "line 2.*text"),
         ('{"text": "a", "label": "x"}\n{"text": "  ", "label": "y"}\n', "line 2.*blank"),
-        ('{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}\n', "two or more"),
+        ('{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}\n', "needs 2 or more"),
     ],
 )
 def test_bad_data_is_named_and_nothing_is_trained(

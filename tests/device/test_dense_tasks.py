@@ -16,7 +16,7 @@ from edgelora.check import check  # noqa: E402
 from edgelora.cli import main  # noqa: E402
 from edgelora.cli.pictures import drawn_files  # noqa: E402
 from edgelora.errors import ConfigError  # noqa: E402
-from edgelora.tasks import objective_for  # noqa: E402
+from edgelora.tasks import objective_for, task_named  # noqa: E402
 from edgelora.trainer import Trainer, evaluate  # noqa: E402
 from edgelora.training import before_training  # noqa: E402
 from edgelora.vision.masks import IGNORED  # noqa: E402
@@ -90,7 +90,7 @@ def test_masks_are_learned_and_told_in_the_pictures_pixels(bundles, discs, tmp_p
     before = before_training(model, "ann", samples, LORA, SETTINGS)
     poor = evaluate(model.bundle, before, objective_for(model, held_out, before.labels, SETTINGS))
     report = train(model, "ann", samples, held_out, LORA, SETTINGS)
-    assert report.labels == ("disc", "ground")
+    assert report.labels == ("ground", "disc")
     best = report.history[report.best_epoch - 1]
     assert best["eval_mean_iou"] > max(0.75, poor["mean_iou"] + 0.2)
     files = [sample.path for sample in held_out]
@@ -99,10 +99,10 @@ def test_masks_are_learned_and_told_in_the_pictures_pixels(bundles, discs, tmp_p
     for sample, mask in zip(held_out, told, strict=True):
         truth = np.asarray(Image.open(sample.mask)) == 255
         assert mask.shape == truth.shape
-        joined, parted = joined + (truth & (mask == 0)).sum(), parted + (truth | (mask == 0)).sum()
+        joined, parted = joined + (truth & (mask == 1)).sum(), parted + (truth | (mask == 1)).sum()
     assert joined / parted == pytest.approx(best["eval_iou disc"], abs=1e-3)
     result = model.task.results(model, files[:3], "ann", None)[0]
-    np.testing.assert_array_equal(from_runs(result["masks"]["disc"]), told[0] == 0)
+    np.testing.assert_array_equal(from_runs(result["masks"]["disc"]), told[0] == 1)
     assert sum(result["classes"].values()) == pytest.approx(1, abs=1e-3)
     arrays = [np.asarray(Image.open(file)) for file in files[:2]]
     np.testing.assert_array_equal(model.predict(arrays, adapter="ann")[1], told[1])
@@ -148,7 +148,7 @@ def test_labels_follow_varied_pictures(task, bundles, discs, tmp_path):
     """Mirrored pictures have mirrored masks and points, these under the other side's names where pairs are given."""
     model = opened(bundles, task, tmp_path)
     samples = read_samples(data_of(task, discs[0]), task)[:12]
-    labels = ("disc", "ground") if task == MASKS else ("middle", "right")
+    labels = ("ground", "disc") if task == MASKS else ("middle", "right")
     rows = np.arange(len(samples))
     plain = objective_for(model, samples, labels, TrainingConfig())
     varied = objective_for(model, samples, labels, TrainingConfig(augment=("flip",))).of_epoch(3)
@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_refused_before_anything_changes(bundles, discs, tm
     assert not points.store.exists("ann")
 
 
-def test_a_gate_and_adapters_of_different_classes_by_row(bundles, discs, tmp_path):
+def test_a_gate_and_adapters_of_different_classes_by_row(bundles, discs, tmp_path, capsys):
     """Evaluation and prediction of rows whose heads have different numbers of classes."""
     model = opened(bundles, MASKS, tmp_path)
     short = TrainingConfig(num_train_epochs=1, batch_size=8, learning_rate=1e-2)
@@ -220,10 +220,21 @@ def test_a_gate_and_adapters_of_different_classes_by_row(bundles, discs, tmp_pat
         "iou ground",
     }
     alone = evaluate(
-        model.bundle, model.store.load("two"), objective_for(model, two[:4], ("disc", "ground"), TrainingConfig())
+        model.bundle, model.store.load("two"), objective_for(model, two[:4], ("ground", "disc"), TrainingConfig())
     )
     for name, value in alone.items():
         assert found["two"][name] == pytest.approx(value, rel=1e-4)
+    lines = [
+        {"image": str(one.path), "mask": str(one.mask), "adapter": name}
+        for name, some in (("two", two[:2]), ("three", three[:2]))
+        for one in some
+    ]
+    (folder / "each.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    assert (
+        main(["eval", str(bundles[MASKS]), "--store", str(tmp_path / "store"), "--data", str(folder / "each.jsonl")])
+        == 0
+    )
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["two", "three", "all"]
     files = [two[0].path, three[0].path]
     by_row = model.predict(files, adapters=["two", "three"])
     for file, name, mask in zip(files, ("two", "three"), by_row, strict=True):
@@ -271,6 +282,39 @@ def test_the_commands_draw(task, bundles, discs, tmp_path, capsys):
         assert said in capsys.readouterr().err
     assert {file: file.read_bytes() for file in drawn.iterdir()} == before
     assert {len(one) for one in results} == {3 if task == MASKS else 2}
+
+
+def test_what_does_not_occur_is_no_number(bundles, discs, tmp_path, capsys):
+    """Data of one class alone, or in which no point is to be seen."""
+    folder = write_discs(tmp_path / "one", 4, 7)
+    store = ["--store", str(tmp_path / "store"), "--adapter", "ann"]
+    for task in TASKS:
+        train(opened(bundles, task, tmp_path), "ann", read_samples(data_of(task, discs[0]), task), None, LORA, SETTINGS)
+        if task == MASKS:
+            for file in (folder / "masks").iterdir():
+                Image.fromarray(np.zeros_like(np.asarray(Image.open(file)))).save(file)
+            Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / "images" / "0.png")
+            Image.fromarray(np.zeros((40, 40), np.uint8)).save(folder / "masks" / "0.png")
+            assert main(["eval", str(bundles[task]), *store, "--data", str(folder), "--json"]) == 0
+            told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+            assert 0 <= told["mean_iou"] <= 1 and all(isinstance(x, str | int | float) for x in told.values())
+        else:
+            table = folder / "points.csv"
+            lines = [line[:-1] + "0" for line in table.read_text(encoding="utf-8").splitlines()[1:]]
+            table.write_text("\n".join(["image,name,x,y,visible", *lines]), encoding="utf-8")
+            assert main(["eval", str(bundles[task]), *store, "--data", str(table), "--json"]) == 2
+            assert "no point of these pictures is to be seen" in capsys.readouterr().err
+        (tmp_path / "store").rename(tmp_path / task)
+
+
+def test_classes_are_in_the_order_of_their_numbers(tmp_path):
+    folder = write_discs(tmp_path / "many", 2, 8)
+    for number, file in enumerate(sorted((folder / "masks").iterdir())):
+        mask = np.asarray(Image.open(file)).copy()
+        mask[mask == 255] = 10 - 8 * number
+        Image.fromarray(mask).save(file)
+    (folder / "classes.txt").unlink()
+    assert task_named(MASKS).classes(read_samples(folder, MASKS)) == ("0", "2", "10")
 
 
 def test_many_pictures_of_one_name_have_files_of_their_own(bundles, tmp_path):

@@ -311,7 +311,16 @@ def test_the_command_line(
     assert main(["train", bundle, "--adapter", "ann", "--data", str(boxes), *options, *store]) == 0
     capsys.readouterr()
     assert main(["eval", bundle, "--adapter", "ann", "--data", str(boxes), "--json", *store]) == 0
-    assert {"AP50", "AP", "loss"} <= set(json.loads(capsys.readouterr().out))
+    told = json.loads(capsys.readouterr().out)
+    assert {"AP50", "AP", "loss"} <= set(told)
+    unusual = boxes.rename(tmp_path / "data" / "boxes.txt")
+    asked = ["eval", bundle, "--adapter", "ann", "--data", str(unusual), "--format", "coco", "--json", *store]
+    assert main(asked) == 0 and json.loads(capsys.readouterr().out) == told
+    unusual.rename(boxes)
+    nothing = tmp_path / "nothing.csv"
+    nothing.write_text("image,label,xmin,ymin,xmax,ymax\ndata/0.png\n")
+    assert main(["train", bundle, "--adapter", "bob", "--data", str(nothing), *store]) == 2
+    assert "the data names no class: object-detection needs 1 or more" in capsys.readouterr().err
     picture = str(tmp_path / "data" / "0.png")
     asked = ["predict", bundle, picture, "--adapter", "ann", "--score", "0.05", "--overlap", "0.3", "--json", *store]
     assert main(asked) == 0
