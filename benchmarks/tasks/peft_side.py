@@ -19,10 +19,11 @@ from edgelora.batching import epoch_batches
 from edgelora.objectives import Classification
 from edgelora.schedules import learning_rate_factor
 from edgelora.training_config import TrainingConfig
+from edgelora.verification import SameSpeaker
 from edgelora.vision.detectors.objective import Detection
 
 HEAD = "classifier"
-Samples = TypeVar("Samples", Classification, Detection)
+Samples = TypeVar("Samples", Classification, Detection, SameSpeaker)
 
 
 class Classifier(torch.nn.Module):
