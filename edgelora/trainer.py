@@ -6,7 +6,7 @@ are a few numpy operations whatever the number of points.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -491,16 +491,23 @@ def evaluate(
     feeds = bundle.feeds(adapter)
     outputs: list[Array] = []
     rows: list[NDArray[np.int64]] = []
-    name = bundle.manifest.outputs[0].name
+    names = [spec.name for spec in bundle.manifest.outputs]
+    names = names if isinstance(objective, OwnLoss) else names[:1]
     for batch in length_sorted_batches(objective.lengths(), batch_size):
         inputs = objective.inputs(batch)
         if cache is not None:
             inputs = cache.feeds(inputs, batch)
         graph = bundle.forward_in(adapter.method.graphs) if cache is None else bundle.graph(cache.prefix.forward)
-        outputs.append(objective.measured(graph.run({**inputs, **feeds}, [name])[name], batch))
+        made = graph.run({**inputs, **feeds}, names)
+        outputs.append(objective.measured(side_by_side([made[name] for name in names]), batch))
         graph.give_back_pages()
         rows.append(batch)
     return objective.metrics(outputs, rows)
+
+
+def side_by_side(arrays: Sequence[Array]) -> Array:
+    """One array as it is; of several `[rows, …]` all values of a row: `[rows, values]`."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(len(a), -1) for a in arrays], axis=1)
 
 
 def length_sorted_batches(lengths: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:

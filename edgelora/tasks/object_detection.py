@@ -67,7 +67,7 @@ class ObjectDetection(ImageTask):
         truths = [truth_of(sample, index) for sample in pictures]
         inputs = image_inputs(model, [s.path for s in pictures], config)
         manifest = model.bundle.manifest
-        return Detection(inputs, truths, detector_of(manifest), [o.name for o in manifest.outputs], len(index))
+        return Detection(inputs, truths, detector_of(manifest), manifest.outputs, len(index))
 
     def predict(
         self, model: Model, inputs: RawInputs, adapter: AdapterLike, adapters: Sequence[AdapterLike] | None

@@ -64,6 +64,18 @@ class Activated(Maps):
         return torch.cat((y[:, :1].sigmoid(), y[:, 1:5], y[:, 5:].softmax(1)), 1)
 
 
+class TwoMaps(Maps):
+    """YOLOv5's outputs for two classes, of two scales with two anchors each."""
+
+    def __init__(self) -> None:
+        super().__init__(14)
+        self.fine = nn.Conv2d(24, 14, 3, 1, 1)
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        fine = torch.relu(self.second(torch.relu(self.first(image))))
+        return {"fine": self.fine(fine), "coarse": self.last(torch.relu(self.third(fine)))}
+
+
 def source_of(network: type[nn.Module]) -> Source:
     torch.manual_seed(0)
     module = network()
@@ -280,6 +292,24 @@ def test_a_detectors_own_maps(
     strange = [DetectionSample(s.path, tuple(type(b)("cat", b.corners) for b in s.boxes)) for s in data[0]]
     with pytest.raises(DataError, match="cat"):
         train(model, "bob", strange, config=quick)
+
+
+def test_maps_of_several_scales(data: tuple[list[DetectionSample], list[DetectionSample]], tmp_path: Path) -> None:
+    anchors = (((8.0, 8.0), (14.0, 14.0)), ((20.0, 20.0), (30.0, 30.0)))
+    settings = DetectorSettings("yolo", anchors, ("ball", "box"))
+    model = Model.open(convert_into(tmp_path / "two.edgelora", source_of(TwoMaps), settings))
+    assert check(model.bundle).passed
+    untrained = score_of_base(model, data[1])
+    report = train(model, "ann", data[0], config=TrainingConfig(num_train_epochs=6, batch_size=16, learning_rate=2e-2))
+    assert report.history[-1]["train_loss"] < report.history[0]["train_loss"]
+    assert score(model, "ann", data[1])["loss"] < untrained["loss"]
+    (found,) = ObjectDetection(score=0.0, most=5).predict(model, [data[1][0].path], "ann", None)
+    assert len(found) == 5
+
+
+def score_of_base(model: Model, samples: list[DetectionSample]) -> dict[str, float]:
+    adapter = starting_adapter(model.bundle.manifest, None, el.LoraConfig(r=4), ("ball", "box"), samples, 0)
+    return evaluate(model.bundle, adapter, objective_for(model, samples, adapter.labels, TrainingConfig()), 8)
 
 
 @pytest.mark.parametrize(

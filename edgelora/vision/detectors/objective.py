@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelora.manifest import TensorSpec
 from edgelora.media.image_inputs import ImageInputs
 from edgelora.media.placement import Placement
 from edgelora.objectives import Array, Feeds, OwnLoss
@@ -28,9 +31,9 @@ class Detection(OwnLoss):
     data: ImageInputs
 
     def __init__(
-        self, data: ImageInputs, truths: Sequence[Truth], detector: Detector, names: Sequence[str], classes: int
+        self, data: ImageInputs, truths: Sequence[Truth], detector: Detector, maps: Sequence[TensorSpec], classes: int
     ) -> None:
-        self.data, self.truths, self.detector, self.names, self.classes = data, truths, detector, names, classes
+        self.data, self.truths, self.detector, self.maps, self.classes = data, truths, detector, maps, classes
 
     @property
     def size(self) -> tuple[int, int]:
@@ -40,22 +43,31 @@ class Detection(OwnLoss):
     def cotangents(self, outputs: Mapping[str, Array], rows: NDArray[np.int64], total: float) -> tuple[float, Feeds]:
         numbers: list[int] = rows.tolist()
         shown = [placed(self.truths[row], self.data.placement(row)) for row in numbers]
-        loss, gradients = self.detector.loss([outputs[name] for name in self.names], self.size, shown)
-        made = zip(self.names, gradients, strict=True)
-        return loss / total, {f"cotangent.{name}": (g / total).astype(np.float32) for name, g in made}
+        loss, gradients = self.detector.loss([outputs[spec.name] for spec in self.maps], self.size, shown)
+        made = zip(self.maps, gradients, strict=True)
+        return loss / total, {f"cotangent.{spec.name}": (g / total).astype(np.float32) for spec, g in made}
 
     def metrics(self, outputs: Sequence[Array], rows: Sequence[NDArray[np.int64]]) -> dict[str, float]:
         found: list[Found] = []
         loss = 0.0
-        for maps, batch in zip(outputs, rows, strict=True):
+        for joined, batch in zip(outputs, rows, strict=True):
+            maps = self._apart(joined)
             numbers: list[int] = batch.tolist()
             placements = [self.data.placement(row) for row in numbers]
             shown = [placed(self.truths[row], p) for row, p in zip(numbers, placements, strict=True)]
-            loss += self.detector.loss([maps], self.size, shown)[0]
-            made = self.detector.find([maps], self.size)
+            loss += self.detector.loss(maps, self.size, shown)[0]
+            made = self.detector.find(maps, self.size)
             found += [in_picture(one, p) for one, p in zip(made, placements, strict=True)]
         order: list[int] = np.concatenate(rows).tolist()
         return {"loss": loss / len(order), **summary(found, [self.truths[row] for row in order], self.classes)}
+
+    def _apart(self, joined: Array) -> list[Array]:
+        """The maps of which all values of a picture lie side by side; where there is one it is as it was."""
+        if len(self.maps) == 1:
+            return [joined]
+        sizes = [cast("list[int]", list(spec.shape[1:])) for spec in self.maps]
+        ends = np.cumsum([math.prod(size) for size in sizes])[:-1]
+        return [part.reshape(-1, *size) for part, size in zip(np.split(joined, ends, axis=1), sizes, strict=True)]
 
 
 def placed(truth: Truth, placement: Placement) -> Truth:
