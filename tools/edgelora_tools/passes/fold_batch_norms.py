@@ -102,8 +102,13 @@ def _fold(op: OpBuilder, norm: ir.Node, x: ir.Value, found: _Sum) -> None:
 
 
 def _scaled(op: OpBuilder, value: ir.Value, f: NDArray[np.float64]) -> ir.Value:
-    """The value, `[C, …]`, with each channel multiplied by its f."""
+    """The value, `[C, …]`, with each channel multiplied by its f, once where norms follow one another."""
     factors = f.reshape(-1, *[1] * (rank(value) - 1))
+    node = value.producer()
+    if node is not None and node.op_type == "Mul" and len(value.uses()) == 1:
+        before, own = node.inputs
+        if before is not None and own is not None and own.const_value is not None and dims(own) == factors.shape:
+            return _scaled(op, before, own.const_value.numpy().astype(np.float64).reshape(-1) * f)
     if value.const_value is None:
         return annotate(op.Mul(value, _constant(op, factors, f"{value.name}.factors")), value)
     return _constant(op, value.const_value.numpy().astype(np.float64) * factors, f"{value.name}.folded")
