@@ -15,7 +15,13 @@ from typing import Any
 from benchmarks.measure import BenchmarkError
 from benchmarks.tasks.case import Case, Outcome
 
-CASES = {"raccoon": "raccoon", "sign-digits": "sign_digits", "speakers": "speakers"}
+CASES = {
+    "membranes": "membranes",
+    "mouse": "mouse",
+    "raccoon": "raccoon",
+    "sign-digits": "sign_digits",
+    "speakers": "speakers",
+}
 
 
 def case_of(name: str) -> Case:
