@@ -22,7 +22,7 @@ import edgelora as el
 
 TASK, SIDE, LEARNED_PEOPLE = "image-classification", 64, 10
 ALPHABETS = ("Balinese", "Early_Aramaic", "Greek", "Latin", "Tagalog")
-CONFIG = el.TrainingConfig(num_train_epochs=8, batch_size=16, learning_rate=3e-3)
+CONFIG = el.TrainingConfig(num_train_epochs=10, batch_size=16, learning_rate=1e-3)
 HEAD_ALONE, LORA = el.LoraConfig(target_modules=()), el.LoraConfig(r=8, lora_alpha=16)
 
 
