@@ -24,6 +24,7 @@ pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 from benchmarks import (
     clinc,
     conversion,
+    convolutions,
     duration,
     figures,
     gemm,
@@ -34,7 +35,7 @@ from benchmarks import (
     speed_report,
     stages,
 )
-from benchmarks.job import Job, Settings, Texts
+from benchmarks.job import Images, Job, Settings, Texts
 from benchmarks.kept_runs import KeptRuns
 from benchmarks.limited import run_limited
 from benchmarks.measure import (
@@ -510,3 +511,28 @@ def test_operations_of_a_step_by_hand(tmp_path: Path) -> None:
     adapter = 2 * (2 * n * 16 * r) + 3 * (2 * n * r * 32)
     assert count.step(feeds) == frozen_before + frozen_beside + frozen_behind + adapter
     assert count.largest(feeds, 1) == [[n, 16, 32]]
+
+
+def test_pictures_of_a_job_are_read_back(tmp_path):
+    rng = np.random.default_rng(0)
+    images = Images(rng.standard_normal((5, 3, 4, 6), np.float32), np.arange(5) % 2)
+    settings = Settings("bundle", "model", 2, 1, 2, 1e-3, None)
+    Job(tmp_path, settings, images, images, np.stack([rng.permutation(5)])).write()
+    again = Job.read(tmp_path)
+    rows = again.batches()[0]
+    np.testing.assert_array_equal(again.train.feeds(rows)["image"], images.pixels[rows])
+    np.testing.assert_array_equal(np.concatenate(list(again.test.evaluation_batches())), np.arange(5))
+    assert (again.steps_per_epoch, again.train.labels.tolist()) == (3, images.labels.tolist())
+
+
+@pytest.mark.parametrize("kind", ["strided depthwise 5×5", "strided 1-D", "1×1, late"])
+def test_the_ways_of_an_input_gradient_agree_and_are_told(kind):
+    body = convolutions.run([1], 2, 1, [kind], lambda _: None)
+    (row,) = body["rows"]
+    assert {"forward", "transposed"} < set(row["seconds"])
+    assert kind in convolutions.markdown(body)
+
+
+def test_unknown_convolutions_are_named():
+    with pytest.raises(BenchmarkError, match=r"no convolution 9×9; there are 1×1"):
+        convolutions.run([1], 2, 1, ["9×9"], lambda _: None)
