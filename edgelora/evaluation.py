@@ -12,7 +12,7 @@ from edgelora.objectives import Array, Objective, stack
 from edgelora.runtime import Model
 from edgelora.samples import Sample
 from edgelora.tasks import objective_for
-from edgelora.trainer import check_targets
+from edgelora.trainer import check_targets, judged_outputs, side_by_side
 from edgelora.training_config import TrainingConfig
 
 Metrics = dict[str, float]
@@ -60,9 +60,12 @@ def evaluate_each(
         feeds = [objectives[name].inputs(part) for name, part in parts.items()]
         counts = [len(next(iter(one.values()))) for one in feeds]
         named = [name for name, count in zip(parts, counts, strict=True) for _ in range(count)]
-        made = model.outputs(stack(feeds), adapters=named)[manifest.outputs[0].name]
-        for (name, part), y in zip(parts.items(), np.split(made, np.cumsum(counts)[:-1]), strict=True):
-            outputs[name].append(objectives[name].measured(_own(y, classes[name], on_maps), part))
+        made = model.outputs(stack(feeds), adapters=named)
+        ends: list[int] = np.cumsum(counts).tolist()
+        for (name, part), end, count in zip(parts.items(), ends, counts, strict=True):
+            asked = judged_outputs(objectives[name], manifest)
+            own = [_own(made[one][end - count : end], classes[name], on_maps) for one in asked]
+            outputs[name].append(objectives[name].measured(side_by_side(own), part))
             rows[name].append(part)
     found = {name: one.metrics(outputs[name], rows[name]) for name, one in objectives.items()}
     weights = {name: one.weight(np.arange(len(one))) for name, one in objectives.items()}

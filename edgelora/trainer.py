@@ -491,8 +491,7 @@ def evaluate(
     feeds = bundle.feeds(adapter)
     outputs: list[Array] = []
     rows: list[NDArray[np.int64]] = []
-    names = [spec.name for spec in bundle.manifest.outputs]
-    names = names if isinstance(objective, OwnLoss) else names[:1]
+    names = judged_outputs(objective, bundle.manifest)
     for batch in length_sorted_batches(objective.lengths(), batch_size):
         inputs = objective.inputs(batch)
         if cache is not None:
@@ -503,6 +502,12 @@ def evaluate(
         graph.give_back_pages()
         rows.append(batch)
     return objective.metrics(outputs, rows)
+
+
+def judged_outputs(objective: Objective, manifest: Manifest) -> list[str]:
+    """The outputs that an evaluation asks for: all where the host brings the loss, else the first."""
+    names = [spec.name for spec in manifest.outputs]
+    return names if isinstance(objective, OwnLoss) else names[:1]
 
 
 def side_by_side(arrays: Sequence[Array]) -> Array:

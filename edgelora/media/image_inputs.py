@@ -71,6 +71,7 @@ class ImageInputs:
         self.encoder, self.pictures, self.augmentation = encoder, pictures, augmentation
         self.epoch: int | None = None
         self._kept = _Kept()
+        self._sizes: dict[int, tuple[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -108,7 +109,12 @@ class ImageInputs:
 
     def placement(self, row: int) -> Placement:
         """Where a picture lies in the input; an epoch's way of it where that is varied."""
-        placement, variation = self.encoder.settings.placement(self.picture(row)), self._variation(row)
+        size = self._sizes.get(row)
+        if size is None:
+            picture = self.picture(row)
+            size = picture.height, picture.width
+        settings, variation = self.encoder.settings, self._variation(row)
+        placement = Placement.fitted(size, settings.size, settings.fit, settings.share)
         return placement if variation is None else variation.place(placement)
 
     def examine(self) -> None:
@@ -136,6 +142,7 @@ class ImageInputs:
             settings, raw = self.encoder.settings, self.pictures[row]
             picture = read_picture(raw, settings.channels, settings.size)
             self._kept.put(row, picture)
+            self._sizes[row] = picture.height, picture.width
         return picture
 
     def _variation(self, row: int) -> Variation | None:

@@ -18,6 +18,7 @@ import torch
 from edgelora import ConfigError, DataError, Gate, LoraConfig, Model, TrainingConfig, read_samples, train
 from edgelora.adapter import new_adapter, to_files
 from edgelora.check import check
+from edgelora.media.image_inputs import ImageInputs
 from edgelora.objectives import is_augmented
 from edgelora.tasks import objective_for
 from edgelora.trainer import Trainer
@@ -146,6 +147,19 @@ def test_the_prefix_keeps_what_is_the_same_each_epoch_alone(model: Model, folder
             assert len(said) == (1 if augment and cache else 0)
         for name, tensor in made["memory"].items():
             np.testing.assert_allclose(tensor, made[None][name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_where_a_picture_lies_is_known_without_reading_it_again(model: Model, folder: Path, tmp_path: Path):
+    """However many pictures there are, of which few are kept."""
+    file = shutil.copy(folder / "disc" / "000.png", tmp_path / "a.png")
+    assert model.encoder is not None
+    inputs = model.encoder.inputs([file, folder / "level" / "001.png"])
+    assert isinstance(inputs, ImageInputs)
+    inputs.examine()
+    wanted = inputs.placement(0)
+    inputs._kept = type(inputs._kept)()
+    Path(file).unlink()
+    assert inputs.placement(0) == wanted
 
 
 def test_unknown_augmentations_are_refused(model: Model, folder: Path):

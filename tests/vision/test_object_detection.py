@@ -16,6 +16,7 @@ import edgelora as el
 from edgelora.check import check
 from edgelora.cli.main import main
 from edgelora.errors import ConfigError, ConversionError, DataError
+from edgelora.evaluation import evaluate_each
 from edgelora.manifest import DetectorSettings
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for
@@ -302,7 +303,10 @@ def test_maps_of_several_scales(data: tuple[list[DetectionSample], list[Detectio
     untrained = score_of_base(model, data[1])
     report = train(model, "ann", data[0], config=TrainingConfig(num_train_epochs=6, batch_size=16, learning_rate=2e-2))
     assert report.history[-1]["train_loss"] < report.history[0]["train_loss"]
-    assert score(model, "ann", data[1])["loss"] < untrained["loss"]
+    alone = score(model, "ann", data[1])
+    assert alone["loss"] < untrained["loss"]
+    _, each = evaluate_each(model, data[1], ["ann"] * len(data[1]), 8)
+    assert each["ann"] == pytest.approx(alone, rel=1e-4)
     (found,) = ObjectDetection(score=0.0, most=5).predict(model, [data[1][0].path], "ann", None)
     assert len(found) == 5
 
