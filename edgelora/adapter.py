@@ -493,11 +493,16 @@ def _parse_tensors(content: bytes, path: Path, config: AdapterConfig) -> dict[st
         elif not np.isfinite(array).all():
             problems.append(f"{key} holds NaN or infinity: its training diverged, or the file is damaged")
         else:
-            turned = method.from_disk(config, name, array) if _is_methods(method, name) else array
+            turned = method.from_disk(config, name, array) if _is_methods(method, name) else _of_head(array)
             tensors[name] = np.array(turned, np.float32, order="C")
     if problems:
         raise AdapterError(f"{path}: cannot be used:\n{_listed(problems)}")
     return tensors
+
+
+def _of_head(array: Floats) -> Floats:
+    """A head's tensor; the kernel of a convolution of one pixel is a matrix `[outputs, channels]`."""
+    return array.reshape(array.shape[:2]) if array.ndim == 4 and array.shape[2:] == (1, 1) else array
 
 
 def _repeated_keys(content: bytes) -> list[str]:

@@ -82,6 +82,14 @@ def head_of(method: Method, tensors: Mapping[str, Floats]) -> dict[str, Floats]:
     return {n: t for n, t in tensors.items() if n not in method.shared and split_name(n)[1] not in method.disk}
 
 
+def convolved_head(tensors: Mapping[str, Floats], manifest: Manifest) -> dict[str, Floats]:
+    """The tensors with the head of a map as torch has it, a convolution of one pixel `[outputs, channels, 1, 1]`."""
+    head, own = manifest.head, dict(tensors)
+    if head is not None and head.per == "pixel" and head.weight in own:
+        own[head.weight] = own[head.weight][:, :, None, None]
+    return own
+
+
 def named_modules(method: Method, tensors: Mapping[str, Floats]) -> tuple[str, ...]:
     """The modules that the settings name: those that have more than a bias of the base's."""
     found = [m for m, suffix in map(split_name, tensors) if suffix in method.disk and suffix != OTHER_BIAS]

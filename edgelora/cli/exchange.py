@@ -14,6 +14,7 @@ from edgelora.cli.common import Verbs, add_bundle, add_verb, desktop, emit, note
 from edgelora.errors import AdapterError, ConfigError
 from edgelora.manifest import RECURRENT, SKIP_OP, Manifest
 from edgelora.onnx_adapter import is_onnx_adapter, read_onnx_adapter, write_onnx_adapter
+from edgelora.peft_names import convolved_head
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -95,7 +96,8 @@ def run_export(options: argparse.Namespace) -> None:
         result |= _write_tflite(model.bundle, adapter, options)
     elif adapter is not None and options.to == "peft":
         _refuse_for_peft(adapter, manifest)
-        write_adapter(adapter, options.output, options.prefix, options.head)
+        named = adapter.with_tensors(convolved_head(adapter.tensors, manifest))
+        write_adapter(named, options.output, options.prefix, options.head)
     elif adapter is not None:
         write_onnx_adapter(adapter, manifest, options.output)
     emit(options, result, f"{options.adapter or 'base'}: written to {options.output}")

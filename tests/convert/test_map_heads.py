@@ -7,7 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from edgelora.adapter import new_adapter, read_adapter
+from edgelora.cli.main import main
+from edgelora.config import LoraConfig
 from edgelora.errors import ConversionError
+from edgelora.runtime import Model
 from tests.convert.bundles import assert_checked, relative, to_bundle, train_feeds
 from tests.convert.networks import FLOAT, Net
 
@@ -154,6 +158,44 @@ def test_the_check_passes(task, last, bundle_of):
     assert bundle.manifest.mixed is None
     size = (12, 16) if task == "semantic-segmentation" else (6, 8)
     assert bundle.manifest.outputs[0].shape == ("batch", "outputs", *size)
+
+
+class Segmenter(torch.nn.Module):
+    """The network with the head that PEFT finds in torch: a convolution of one pixel."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 5, 3, 2, 1, bias=False)
+        self.second = torch.nn.Conv2d(5, CHANNELS, 1, bias=False)
+        self.classifier = torch.nn.Conv2d(CHANNELS, CLASSES, 1)
+        given = {n: torch.from_numpy(w) for n, w in net.weights.items() if n.endswith(".weight")}
+        self.load_state_dict(given, strict=False)
+
+    def forward(self, x):
+        logits = self.classifier(self.second(torch.tanh(self.first(x))))
+        return F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=False)
+
+
+def test_an_adapter_with_a_head_of_maps_goes_to_peft_and_back(bundle_of, tmp_path):
+    peft = pytest.importorskip("peft")
+    net, bundle = bundle_of("semantic-segmentation", False, False)
+    rng, config = np.random.default_rng(2), LoraConfig(r=3, lora_alpha=6)
+    fresh = new_adapter(bundle.manifest, config, rng=rng, labels=("a", "b", "c", "d"))
+    moved = {n: (x + rng.standard_normal(x.shape) * 0.3).astype(np.float32) for n, x in fresh.tensors.items()}
+    adapter = fresh.with_tensors(moved)
+    Model.open(bundle.path).store.save("ann", adapter)
+    folder = tmp_path / "peft"
+    assert main(["export", str(bundle.path), "--adapter", "ann", "-o", str(folder)]) == 0
+    x = rng.standard_normal((ROWS, 3, 12, 16)).astype(np.float32)
+    module = peft.PeftModel.from_pretrained(Segmenter(net), str(folder)).eval()
+    wanted = bundle.forward.run({"picture": x} | bundle.feeds(adapter))["logits"]
+    assert relative(module(torch.from_numpy(x)).detach().numpy(), wanted) < 1e-5
+    module.save_pretrained(str(tmp_path / "theirs"))
+    for one in (folder, tmp_path / "theirs"):
+        back = read_adapter(one, bundle.manifest, accept_base=True)
+        back.validate(bundle.manifest)
+        assert back.tensors.keys() == moved.keys()
+        assert all(np.array_equal(back.tensors[n], t) for n, t in moved.items())
 
 
 def test_a_source_without_a_map_is_refused_by_name(tmp_path):
