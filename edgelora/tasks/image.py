@@ -78,8 +78,10 @@ def picture_list(inputs: RawInputs) -> list[Any]:
     """Pictures as they were given.
 
     Raises:
-        DataError: arrays by name, of which the size of the picture is not known.
+        DataError: arrays by name, of which the size of the picture is not known; one picture, and no list.
     """
+    if isinstance(inputs, str | bytes | Path):
+        raise DataError("predict takes a list of pictures: put the one in a list")
     if isinstance(inputs, Mapping):
         raise DataError("what is predicted lies on a picture: give files, bytes or uint8 arrays, not the graph's input")
     return list(inputs)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from edgelora.errors import ConfigError, DataError
+from edgelora.errors import ConfigError
 from edgelora.manifest import Manifest
 from edgelora.media.drawing import Box, Figure
 from edgelora.samples import Named, Sample, label_index
-from edgelora.tasks.image import ImageTask, image_encoder, image_inputs, shown_input
+from edgelora.tasks.image import ImageTask, image_encoder, image_inputs, picture_list, shown_input
 from edgelora.training_config import TrainingConfig
 from edgelora.vision.annotations import DetectionSample, read_boxes
 from edgelora.vision.average_precision import Found, Truth
@@ -22,6 +22,8 @@ from edgelora.vision.detectors.objective import Detection, in_picture
 
 if TYPE_CHECKING:
     from edgelora.runtime import AdapterLike, Model, RawInputs
+
+_AT_ONCE = 32  # pictures whose maps are held
 
 
 @dataclass(frozen=True)
@@ -75,18 +77,19 @@ class ObjectDetection(ImageTask):
         """For each picture its objects, surest first: `label`, `score`, and `box` as left, top, right, bottom in its
         pixels.
         """
-        if isinstance(inputs, Mapping):
-            raise DataError("objects are found in pictures: give paths, bytes or uint8 arrays; `outputs` takes arrays")
-        pictures = image_encoder(model).inputs(inputs)
-        outputs, labels = model.answer(pictures, adapter, adapters)
-        manifest, size = model.bundle.manifest, pictures.encoder.settings.size
-        maps = [outputs[spec.name] for spec in manifest.outputs]
-        found = detector_of(manifest).find(maps, size, self.score, self.overlap, self.most)
-        own = () if manifest.detector is None else manifest.detector.labels
-        return [
-            _objects(in_picture(one, pictures.placement(row)), own or names)
-            for row, (one, names) in enumerate(zip(found, labels, strict=True))
-        ]
+        pictures, encoder, manifest = picture_list(inputs), image_encoder(model), model.bundle.manifest
+        detector, own = detector_of(manifest), () if manifest.detector is None else manifest.detector.labels
+        made: list[list[dict[str, Any]]] = []
+        for start in range(0, len(pictures), _AT_ONCE):
+            part = encoder.inputs(pictures[start : start + _AT_ONCE])
+            outputs, labels = model.answer(part, adapter, None if adapters is None else adapters[start:][:_AT_ONCE])
+            maps = [outputs[spec.name] for spec in manifest.outputs]
+            found = detector.find(maps, encoder.settings.size, self.score, self.overlap, self.most)
+            made += [
+                _objects(in_picture(one, part.placement(row)), own or names)
+                for row, (one, names) in enumerate(zip(found, labels, strict=True))
+            ]
+        return made
 
     def results(
         self, model: Model, inputs: Sequence[Any], adapter: AdapterLike, adapters: Sequence[AdapterLike] | None

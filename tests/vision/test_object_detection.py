@@ -18,6 +18,7 @@ from edgelora.cli.main import main
 from edgelora.errors import ConfigError, ConversionError, DataError
 from edgelora.evaluation import evaluate_each
 from edgelora.manifest import DetectorSettings
+from edgelora.media.placement import Placement
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for
 from edgelora.tasks.object_detection import ObjectDetection
@@ -25,8 +26,9 @@ from edgelora.trainer import Trainer, evaluate
 from edgelora.training import starting_adapter, train
 from edgelora.training_config import TrainingConfig
 from edgelora.vision.annotations import DetectionSample, read_boxes
+from edgelora.vision.average_precision import Found
 from edgelora.vision.boxes import overlaps
-from edgelora.vision.detectors.objective import Detection, placed
+from edgelora.vision.detectors.objective import Detection, in_picture, placed
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.sources import Source
 from edgelora_tools.sources.torch_export import module_source
@@ -365,6 +367,27 @@ def test_the_command_line(
     boxes.write_text(boxes.read_text().replace('"category_id": 0', '"category_id": 7'))
     assert main(["train", bundle, "--adapter", "bob", "--data", str(boxes), *store]) == 2
     assert "no category has the id 7" in capsys.readouterr().err
+
+
+def test_what_is_found_beside_the_picture_is_no_object() -> None:
+    placement = Placement.fitted((50, 100), (64, 64), "letterbox")
+    boxes = np.array([[8.0, 2, 24, 12], [8, 8, 24, 24], [0, 50, 64, 64]])
+    found = in_picture(Found(boxes, np.array([0, 1, 0]), np.array([0.9, 0.8, 0.7])), placement)
+    np.testing.assert_allclose(found.boxes, [[12.5, 0, 37.5, 12.5]])
+    assert found.classes.tolist() == [1] and found.scores.tolist() == [0.8]
+
+
+def test_many_pictures_and_one(bundles: Bundles, data: tuple[list[DetectionSample], list[DetectionSample]]) -> None:
+    model = Model.open(bundles.own_maps)
+    paths = [sample.path for sample in data[1]]
+    task = ObjectDetection(score=0.01)
+    alone = task.predict(model, paths, None, None)
+    assert task.predict(model, paths * 3, None, None) == alone * 3 and task.predict(model, [], None, None) == []
+    assert task.predict(model, paths * 3, None, [None] * 3 * len(paths)) == alone * 3
+    with pytest.raises(ConfigError, match="one per row"):
+        task.predict(model, paths * 3, None, [None])
+    with pytest.raises(DataError, match="put the one in a list"):
+        model.predict(str(paths[0]))
 
 
 def test_thresholds_have_limits() -> None:

@@ -81,7 +81,8 @@ def placed(truth: Truth, placement: Placement) -> Truth:
 
 
 def in_picture(found: Found, placement: Placement) -> Found:
-    """Detections in a model's input as boxes in the picture's pixels, cut at its edge."""
+    """Detections in a model's input as boxes in the picture's pixels, cut at its edge; without those beside it."""
     height, width = placement.source
     boxes = np.clip(placement.boxes_back(found.boxes), 0.0, [width, height, width, height])
-    return Found(boxes, found.classes, found.scores)
+    inside = areas(boxes) > 0
+    return Found(boxes[inside], found.classes[inside], found.scores[inside])
