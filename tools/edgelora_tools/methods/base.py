@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxscript import OpBuilder
 
+from edgelora.errors import ConversionError
 from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora_tools.insertion import Site, find_sites
 from edgelora_tools.virtual_tokens import VirtualTokens
@@ -71,6 +72,17 @@ class AdapterMethod(Protocol):
     def norms(self, sites: Sequence[Site], opset: int) -> ir.Model | None:
         """The graph that tells the lengths of the columns of W + A·B'; None where the method needs none."""
         ...
+
+
+def some_linear(what: str, sites: Sequence[Site]) -> list[Site]:
+    """The sites, for a method (`what`) that has no adapters at convolutions.
+
+    Raises:
+        ConversionError: all are convolutions.
+    """
+    if all(site.point.kernel for site in sites):
+        raise ConversionError(f"{what} is for linear products, and all points are convolutions: leave it out of methods")
+    return list(sites)
 
 
 def sites_at(model: ir.Model, points: Sequence[InsertionPoint]) -> list[Site]:

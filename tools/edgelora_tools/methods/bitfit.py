@@ -11,7 +11,7 @@ from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora.methods.bitfit import BIAS
 from edgelora_tools.insertion import Site, Use
 from edgelora_tools.methods.at_sites import AtSites
-from edgelora_tools.methods.base import AdapterMethod, Change, Floats, per_channel, sites_at
+from edgelora_tools.methods.base import AdapterMethod, Change, Floats, per_channel, sites_at, some_linear
 
 
 class BitFit(AtSites):
@@ -20,7 +20,7 @@ class BitFit(AtSites):
     graphs = "bitfit"
 
     def sites(self, model: ir.Model, points: Sequence[InsertionPoint]) -> list[Site]:
-        return sites_at(model, points)
+        return some_linear("BitFit", sites_at(model, points))
 
     def inputs(self, point: InsertionPoint) -> tuple[AdapterInput, ...]:
         return (AdapterInput(f"{point.id}.{BIAS}", per_channel(point.out_features, point), 0.0),)

@@ -15,7 +15,7 @@ from edgelora.methods.bottleneck import DOWN, DOWN_BIAS, UP, UP_BIAS
 from edgelora_tools.gradients.shapes import annotate
 from edgelora_tools.insertion import Site, Use
 from edgelora_tools.methods.at_sites import AtSites
-from edgelora_tools.methods.base import AdapterMethod, sites_at
+from edgelora_tools.methods.base import AdapterMethod, sites_at, some_linear
 
 
 class Bottleneck(AtSites):
@@ -25,7 +25,7 @@ class Bottleneck(AtSites):
     merging = None
 
     def sites(self, model: ir.Model, points: Sequence[InsertionPoint]) -> list[Site]:
-        return sites_at(model, points)
+        return some_linear("a bottleneck", sites_at(model, points))
 
     def inputs(self, point: InsertionPoint) -> tuple[AdapterInput, ...]:
         if point.kernel:

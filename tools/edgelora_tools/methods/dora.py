@@ -17,7 +17,7 @@ from edgelora.methods.dora import GAIN
 from edgelora_tools.frozen import is_frozen
 from edgelora_tools.insertion import Site, Use
 from edgelora_tools.methods.at_sites import AtSites
-from edgelora_tools.methods.base import AdapterMethod, Change, Floats, sites_at
+from edgelora_tools.methods.base import AdapterMethod, Change, Floats, sites_at, some_linear
 from edgelora_tools.methods.lora import LORA
 
 
@@ -27,7 +27,7 @@ class Dora(AtSites):
     graphs = "dora"
 
     def sites(self, model: ir.Model, points: Sequence[InsertionPoint]) -> list[Site]:
-        return sites_at(model, points)
+        return some_linear("DoRA", sites_at(model, points))
 
     def inputs(self, point: InsertionPoint) -> tuple[AdapterInput, ...]:
         gain = AdapterInput(f"{point.id}.{GAIN}", (point.out_features,), 0.0)

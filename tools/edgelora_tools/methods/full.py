@@ -12,7 +12,7 @@ from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora.methods.base import BASE_BIAS, BASE_WEIGHT
 from edgelora_tools.insertion import Site, Use
 from edgelora_tools.methods.at_sites import AtSites
-from edgelora_tools.methods.base import AdapterMethod, Change, Floats, sites_at
+from edgelora_tools.methods.base import AdapterMethod, Change, Floats, sites_at, some_linear
 
 
 class Full(AtSites):
@@ -21,14 +21,13 @@ class Full(AtSites):
     graphs = "full"
 
     def sites(self, model: ir.Model, points: Sequence[InsertionPoint]) -> list[Site]:
-        linear = [site for site in sites_at(model, points) if not site.point.kernel]
+        found = some_linear("full fine-tuning", sites_at(model, points))
+        linear = [site for site in found if not site.point.kernel]
         coded = [site.point.id for site in linear if any(use.weight is None for use in site.uses)]
         if coded:
             raise ConversionError(
                 f"full fine-tuning needs weights in float32, and {', '.join(coded)} have codes: leave full out"
             )
-        if not linear:
-            raise ConversionError("full fine-tuning is for linear products, and all points are convolutions")
         return linear
 
     def inputs(self, point: InsertionPoint) -> tuple[AdapterInput, ...]:
