@@ -81,7 +81,9 @@ def some_linear(what: str, sites: Sequence[Site]) -> list[Site]:
         ConversionError: all are convolutions.
     """
     if all(site.point.kernel for site in sites):
-        raise ConversionError(f"{what} is for linear products, and all points are convolutions: leave it out of methods")
+        raise ConversionError(
+            f"{what} is for linear products, and all points are convolutions: leave it out of methods"
+        )
     return list(sites)
 
 
