@@ -126,6 +126,21 @@ def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, message: st
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(("fmt", "border"), [("PNG", 900), ("JPEG", 896), ("PNG", 107)])
+def test_a_picture_that_is_decoded_smaller_lies_where_it_did(fmt: str, border: int):
+    """Its last pixel may hold less of it than the others: 1007 pixels in twenties are 50.35."""
+    pixels = np.zeros((1007, 1007, 3), np.uint8)
+    pixels[:, border:] = 255
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, fmt, quality=95, subsampling=0)
+    settings = ImageSettings("image", (24, 24))
+    picture = read_picture(content.getvalue(), 3, settings.size)
+    assert picture.pixels.shape[1] < 200
+    placement = settings.placement(picture)
+    light = placement.warp(picture.pixels, 0, "bilinear", picture.extent)[12, :, 0].sum() / 255
+    assert light == pytest.approx((1007 - border) / 1007 * 24, abs=0.03)
+
+
 def test_what_is_no_file_or_no_picture_array_is_named(tmp_path: Path):
     with pytest.raises(DataError, match=r"missing\.png: no such file"):
         read_picture(tmp_path / "missing.png")

@@ -101,7 +101,7 @@ class ImageInputs:
             placement = settings.placement(picture)
             if variation is not None:
                 placement = variation.place(placement)
-            pixels = placement.warp(picture.pixels, settings.fill, settings.resample)
+            pixels = placement.warp(picture.pixels, settings.fill, settings.resample, picture.extent)
             settings.put(pixels if variation is None else variation.recolor(pixels), out[place])
 
         _in_threads(put, range(len(rows)))

@@ -31,11 +31,15 @@ RawPicture = str | Path | bytes | NDArray[Any]
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, upright: `pixels` `[h, w, channels]` may be fewer than its own `height` and `width`."""
+    """A picture, upright: `pixels` `[h, w, channels]` may be fewer than its own `height` and `width`.
+
+    `extent` are the rows and columns of them that it takes: less than h and w where the last pixels are not full.
+    """
 
     pixels: Pixels
     height: int
     width: int
+    extent: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -189,11 +193,13 @@ def _picture(image: Image, channels: int, least: tuple[int, int] | None) -> Pict
     turned = image.getexif().get(_ORIENTATION) in _TURNED
     width, height = image.size[::-1] if turned else image.size
     h, w = (height, width) if least is None else (_SPARE * side for side in least)
-    image.draft(None, (h, w) if turned else (w, h))
+    across = image.width
+    drafted = image.draft(None, (h, w) if turned else (w, h))
+    times = 1 if drafted is None else round(across / drafted[1][2])
     image = ImageOps.exif_transpose(image)
     if image.mode in ("L", "RGB") and (factor := min(image.width // w, image.height // h)) > 1:
-        image = image.reduce(factor)
-    return Picture(_pixels(image, channels), height, width)
+        image, times = image.reduce(factor), times * factor
+    return Picture(_pixels(image, channels), height, width, (height / times, width / times))
 
 
 def _pixels(image: Image, channels: int) -> Pixels:

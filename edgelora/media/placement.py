@@ -73,15 +73,18 @@ class Placement:
         """Boxes `[..., 4]` of the input, in the picture."""
         return _upright(self.points_back(np.asarray(boxes, np.float64).reshape(*np.shape(boxes)[:-1], 2, 2)))
 
-    def warp(self, pixels: Pixels, fill: int = 0, resample: str = "bilinear") -> Pixels:
+    def warp(
+        self, pixels: Pixels, fill: int = 0, resample: str = "bilinear", extent: tuple[float, float] | None = None
+    ) -> Pixels:
         """The input's pixels `[height, width(, channels)]`; `fill` is where no picture is.
 
-        `pixels` `[h, w(, channels)]` are the picture, in its own size or in any other. Where it gets smaller, each
-        pixel is a mean over what it covers ("nearest" takes one).
+        `pixels` `[h, w(, channels)]` are the picture, in its own size or in any other; `extent` says how many rows and
+        columns of them it takes, if not all. Where it gets smaller, each pixel is a mean over what it covers ("nearest"
+        takes one).
         """
         from PIL import Image
 
-        h, w = pixels.shape[:2]
+        h, w = extent or pixels.shape[:2]
         columns, left, right = self._covered(0, w)
         rows, top, bottom = self._covered(1, h)
         out = np.full((*self.size, *pixels.shape[2:]), fill, np.uint8)
@@ -94,14 +97,14 @@ class Placement:
         out[rows.start : rows.stop, columns.start : columns.stop] = part
         return out
 
-    def _covered(self, axis: int, stored: int) -> tuple[range, float, float]:
+    def _covered(self, axis: int, stored: float) -> tuple[range, float, float]:
         """The input's pixels that lie wholly in the picture, and the span of `stored` pixels of it that they show."""
         scale, offset, length = self.scale[axis], self.offset[axis], self.source[1 - axis]
         low, high = sorted((offset, offset + scale * length))
         first = max(0, math.ceil(low - _EPSILON))
         last = min(self.size[1 - axis], math.floor(high + _EPSILON))
         ends = sorted(((first - offset) / scale, (last - offset) / scale))
-        start, stop = (min(max(end * stored / length, 0.0), float(stored)) for end in ends)
+        start, stop = (min(max(end * stored / length, 0.0), stored) for end in ends)
         return range(first, last), start, stop
 
 

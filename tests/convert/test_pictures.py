@@ -86,7 +86,7 @@ def test_hugging_faces_settings(tmp_path: Path):
         theirs = np.asarray(processor(image, return_tensors="np")["pixel_values"][0])
         picture = read_picture(raw)
         out = np.empty(settings.shape, np.float32)
-        settings.put(settings.placement(picture).warp(picture.pixels, 0, settings.resample), out)
+        settings.put(settings.placement(picture).warp(picture.pixels, 0, settings.resample, picture.extent), out)
         assert out.shape == theirs.shape
         assert np.abs(out - theirs).mean() < 0.1  # theirs is cropped by whole pixels
 
