@@ -36,6 +36,7 @@ LEAST_SIDE = 320
 DARK: Colour = (24, 24, 24)
 LIGHT: Colour = (255, 255, 255)
 _TINT = 0.45
+_MOST_ENLARGED = 1 << 14  # pixels that the longer side of a picture is enlarged to at most: one may be a line
 _LETTERS = (12, 44)
 _FURTHEST = 4
 
@@ -82,7 +83,7 @@ def draw(picture: Picture, figure: Figure, least_side: int = LEAST_SIDE) -> Pict
         EdgeLoraError: Pillow is missing.
     """
     image_module, draw_module, _ = pillow()
-    factor = max(1.0, least_side / min(picture.shape[:2]))
+    factor = max(1.0, min(least_side / min(picture.shape[:2]), _MOST_ENLARGED / max(picture.shape[:2])))
     height, width = (max(1, round(side * factor)) for side in picture.shape[:2])
     image: Image.Image = image_module.fromarray(colours_of(picture))
     smooth = image_module.Resampling.BICUBIC if factor < 4 else image_module.Resampling.NEAREST

@@ -115,3 +115,10 @@ def test_a_contact_sheet_holds_every_picture(tmp_path):
 def test_a_picture_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(DataError, match=r"sheet\.strange: the picture cannot be written"):
         save_picture(grey(8, 8), tmp_path / "sheet.strange")
+
+
+@pytest.mark.parametrize("shape", [(1, 20_000), (9000, 1), (1, 1)])
+def test_a_line_is_not_enlarged_without_bound(shape):
+    figure = Figure(("a", "b"), "a line", (Box((0, 0, *shape[::-1]), "a"),), mask=np.ones(shape, np.uint8))
+    made = draw(np.zeros((*shape, 3), np.uint8), figure)
+    assert max(made.shape[:2]) <= max(*shape, 1 << 14) + 100
