@@ -132,6 +132,14 @@ def test_names_that_no_file_has(tmp_path: Path, name: str):
         TASKS[TASK].given_inputs([Named(name, None, "input 1")])
 
 
+@pytest.mark.parametrize("task", [TASK, "object-detection", "semantic-segmentation", "keypoint-detection"])
+def test_data_of_a_name_that_no_file_has(tmp_path: Path, task: str):
+    path = tmp_path / ("a" * 4000 + ".csv")
+    for read in (TASKS[task].read, TASKS[task].read_inputs):
+        with pytest.raises(DataError, match=r"does not exist|cannot be read"):
+            read(path)
+
+
 names = st.text(st.characters(exclude_categories=("C",), exclude_characters="/\\,\"'"), min_size=1, max_size=12).filter(
     lambda text: text.strip() == text and text not in (".", "..")
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgelora.errors import ConfigError, DataError
 from edgelora.media.augmentation import IMAGE_KINDS, Augmentation
 from edgelora.media.drawing import Figure
-from edgelora.media.files import file_field, given_files
+from edgelora.media.files import file_field, given_files, is_folder
 from edgelora.media.image_inputs import ImageEncoder, ImageInputs
 from edgelora.media.images import SUFFIXES
 from edgelora.records import Record, adapter_field, parse_records, source_name
@@ -30,7 +30,7 @@ class ImageTask(Task):
 
     def read_inputs(self, path: str | Path, fmt: str | None = None) -> list[Named[Any]]:
         """The pictures in a folder, or those that the fields `image` name."""
-        if Path(path).is_dir():
+        if is_folder(Path(path)):
             return [*given_files([Named(str(path), None, str(path))], SUFFIXES, "pictures")]
         beside = Path(path).parent
 

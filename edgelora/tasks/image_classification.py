@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from edgelora.media.drawing import Figure
-from edgelora.media.files import content_record, file_field, labelled_files
+from edgelora.media.files import content_record, file_field, is_folder, labelled_files
 from edgelora.media.images import SUFFIXES
 from edgelora.objectives import Classification, balanced_weights
 from edgelora.records import Record, label_field
@@ -60,10 +60,10 @@ class ImageClassification(ImageTask):
         return ImageSample(path, label_field(record), name)
 
     def read(self, path: str | Path, fmt: str | None = None) -> list[Sample]:
-        return [*_in_folder(Path(path))] if Path(path).is_dir() else super().read(path, fmt)
+        return [*_in_folder(Path(path))] if is_folder(Path(path)) else super().read(path, fmt)
 
     def read_named(self, path: str | Path, fmt: str | None = None) -> list[Named[Sample]]:
-        if Path(path).is_dir():
+        if is_folder(Path(path)):
             return [Named(sample, None, str(sample.path)) for sample in _in_folder(Path(path))]
         return super().read_named(path, fmt)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelora.errors import DataError
-from edgelora.media.files import content_record, files_in, is_file
+from edgelora.media.files import content_record, files_in, is_file, is_folder
 from edgelora.media.images import SUFFIXES, opened
 from edgelora.records import Record, adapter_field, first_of, parse_records, source_name, text_field
 from edgelora.samples import Named
@@ -71,7 +71,7 @@ def read_masks(path: str | Path, fmt: str | None = None) -> list[Named[MaskSampl
         DataError: what is wrong, by file and line.
     """
     folder = Path(path)
-    if folder.is_dir():
+    if is_folder(folder):
         pairs = _in_folder(folder)
         beside = folder
     else:

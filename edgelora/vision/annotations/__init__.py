@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgelora.errors import DataError
+from edgelora.media.files import is_file, is_folder
 from edgelora.vision.annotations import box_table, coco, voc, yolo_text
 from edgelora.vision.annotations.sample import Box, DetectionSample
 
@@ -25,7 +26,7 @@ def read_boxes(path: str | Path, fmt: str | None = None) -> list[DetectionSample
         DataError: no such format, nothing there, or something is wrong with it.
     """
     path = Path(path)
-    if not path.exists():
+    if not is_file(path) and not is_folder(path):
         raise DataError(f"{path}: does not exist")
     fmt = fmt or _format(path)
     if fmt not in READERS:
