@@ -101,7 +101,7 @@ def moved(bundle: Bundle, config, seed: int = 1):
     rng = np.random.default_rng(seed)
     fresh = new_adapter(bundle.manifest, config, rng=rng, base=bundle)
     return fresh.with_tensors(
-        {n: t + rng.standard_normal(t.shape).astype(np.float32) * np.float32(0.2) for n, t in fresh.tensors.items()}
+        {n: (t + 0.2 * rng.standard_normal(t.shape)).astype(np.float32) for n, t in fresh.tensors.items()}
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -93,7 +95,7 @@ def bundle_of(tmp_path_factory):
     def convert(task, last, dynamic):
         if (task, last, dynamic) not in made:
             net, model = network(last, dynamic)
-            options = {"image": {"size": (14, 10)}} if dynamic else {}
+            options: dict[str, Any] = {"image": {"size": (14, 10)}} if dynamic else {}
             folder = tmp_path_factory.mktemp("map")
             bundle = to_bundle(model, folder, task=task, target_modules=("first", "second"), **options)
             made[task, last, dynamic] = net, bundle

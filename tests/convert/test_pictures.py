@@ -11,15 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
+from edgelora.bundle import Bundle
+from edgelora.check import check
 from edgelora.errors import ConversionError, DataError
 from edgelora.manifest import Manifest, TensorSpec
 from edgelora.media.images import ImageSettings, read_picture
 from edgelora.runtime import Model
-from edgelora_tools.compile import ConvertOptions, convert
+from edgelora_tools.compile import ConvertOptions, convert, source_outputs
 from edgelora_tools.preprocessing import image_preprocessing
 from edgelora_tools.recipes import load_recipe
 from edgelora_tools.sources import open_source
 from edgelora_tools.sources.huggingface import image_facts
+from edgelora_tools.sources.torch_export import module_source
 from tests.device import pictures
 
 TOWER = TensorSpec("x", "float32", ("batch", 3, 24, 32))
@@ -122,3 +125,19 @@ def test_integers_are_calibrated_on_pictures(tmp_path: Path):
         pictures.write_bundle(pictures.network(), tmp_path / "a.edgelora", quantize="int8", calibration=empty)
     path = pictures.write_bundle(pictures.network(), tmp_path / "b.edgelora", quantize="int8", calibration=folder)
     assert Model.open(path).bundle.manifest.source["precision"] == "int8"
+
+
+def test_open_sides_are_settled_by_the_pictures_size(tmp_path: Path):
+    """What the network makes of pictures has known sizes: a prefix of it can be kept by the sample."""
+    free = {"image": {axis: torch.export.Dim(name) for axis, name in ((0, "batch"), (2, "height"), (3, "width"))}}
+    source = module_source(pictures.network(), {"image": torch.zeros(2, 3, 24, 32)}, "free", dynamic=free)
+    image = {"mean": (0.5,), "std": (0.25,), "size": (16, 24)}
+    path = tmp_path / "a.edgelora"
+    made = convert(source, path, ConvertOptions(task=pictures.TASK, image=image, train_last=(1,)))
+    assert made.inputs[0].shape == ("batch", 3, 16, 24)
+    assert [spec.shape[1:] for spec in made.prefixes[0].kept] == [(16, 8, 12)]
+    assert set(made.source["fixed"].values()) == {16.0, 24.0}
+    assert check(Bundle.open(path)).passed
+    pixels = np.random.default_rng(0).standard_normal((2, 3, 16, 24), np.float32)
+    outputs = source_outputs(source, made, {"image": pixels})
+    assert next(iter(outputs.values())).shape == (2, 16, 4, 6)

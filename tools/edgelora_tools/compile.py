@@ -32,7 +32,7 @@ from edgelora_tools.options import ConvertOptions
 from edgelora_tools.passes.independent_rows import rows_are_independent
 from edgelora_tools.passes.padding import ignores_padding
 from edgelora_tools.passes.quantize import Rung, quantize
-from edgelora_tools.preprocessing import preprocessing_of
+from edgelora_tools.preprocessing import at_size_of_pictures, preprocessing_of
 from edgelora_tools.runner import sample_inputs
 from edgelora_tools.skips import with_skips
 from edgelora_tools.sources.base import Source
@@ -68,7 +68,7 @@ def convert(
     methods = chosen_methods(options)
     if min(options.batch_size, options.length) < 1:
         raise ConversionError("the batch size and the length that memory is weighed for must be at least 1")
-    source = source.reading(options.output, options.task != AS_IT_IS)
+    source = at_size_of_pictures(source.reading(options.output, options.task != AS_IT_IS), options)
     progress("normal form")
     half = computes_in_half(source.model)
     model = normalize(source.model.clone())

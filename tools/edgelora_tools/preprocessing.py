@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -9,8 +10,11 @@ from edgelora.errors import BundleError, ConversionError
 from edgelora.manifest import TensorSpec
 from edgelora.media.images import ImageSettings
 from edgelora.tasks import TASKS
+from edgelora_tools.graphs import specs
+from edgelora_tools.measure_shapes import name_dimensions
 from edgelora_tools.sound_features import SoundOptions, sound_preprocessing
 from edgelora_tools.sources.base import Source
+from edgelora_tools.sources.fixed import fixed
 
 
 class InputOptions(Protocol):
@@ -46,6 +50,24 @@ def preprocessing_of(
     if options.image is None and not (takes == "pictures" and len(inputs) == 1 and _channels(inputs[0])):
         return source.preprocessing(options.max_length), {}
     return image_preprocessing(inputs, {**source.facts.get("image", {}), **(options.image or {})}), {}
+
+
+def at_size_of_pictures(source: Source, options: InputOptions) -> Source:
+    """The source with its input's height and width settled, where pictures of one size are all that it takes.
+
+    What follows from known sizes is known: the memory that training takes, what of a prefix is kept, faster graphs.
+    """
+    model = source.model.clone()
+    name_dimensions(model)
+    inputs = specs(model.graph.inputs)
+    with contextlib.suppress(ConversionError):  # the conversion finds it again, and says so
+        settings, _ = preprocessing_of(source, inputs, options)
+        if settings["kind"] == "image":
+            sides = inputs[0].shape[2:] if settings["layout"] == "NCHW" else inputs[0].shape[1:3]
+            open_sides = [(d, size) for d, size in zip(sides, settings["size"], strict=True) if isinstance(d, str)]
+            if len(dict(open_sides)) == len(set(open_sides)):  # else one name stands for sides that differ
+                return fixed(source, dict(open_sides))
+    return source
 
 
 def image_preprocessing(inputs: Sequence[TensorSpec], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def fixed(source: Source, settled: Mapping[str, float]) -> Source:
         source,
         model=model,
         run=lambda feeds: source.run({**feeds, **values}),
-        facts={**source.facts, "fixed": dict(settled)},
+        facts={**source.facts, "fixed": {**source.facts.get("fixed", {}), **settled}},
         reread=reread,
     )
 
