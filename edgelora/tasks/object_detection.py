@@ -18,6 +18,7 @@ from edgelora.training_config import TrainingConfig
 from edgelora.vision.annotations import DetectionSample, read_boxes
 from edgelora.vision.average_precision import Found, Truth
 from edgelora.vision.detectors import FAMILIES, Detector
+from edgelora.vision.detectors.detector import CANDIDATES
 from edgelora.vision.detectors.objective import Detection, in_picture
 
 if TYPE_CHECKING:
@@ -84,9 +85,9 @@ class ObjectDetection(ImageTask):
             part = encoder.inputs(pictures[start : start + _AT_ONCE])
             outputs, labels = model.answer(part, adapter, None if adapters is None else adapters[start:][:_AT_ONCE])
             maps = [outputs[spec.name] for spec in manifest.outputs]
-            found = detector.find(maps, encoder.settings.size, self.score, self.overlap, self.most)
+            found = detector.find(maps, encoder.settings.size, self.score, self.overlap, most=CANDIDATES)
             made += [
-                _objects(in_picture(one, part.placement(row)), own or names)
+                _objects(in_picture(one, part.placement(row)), own or names)[: self.most]
                 for row, (one, names) in enumerate(zip(found, labels, strict=True))
             ]
         return made

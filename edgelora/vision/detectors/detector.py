@@ -23,7 +23,7 @@ from edgelora.vision.detectors.cells import (
     rows_of,
 )
 
-_MOST = 1000  # candidates of a picture that are compared with each other
+CANDIDATES = 1000  # of a picture, the best, that are compared with each other
 _LEAST_SCORE = 1e-3  # what an evaluation looks at
 
 
@@ -136,7 +136,7 @@ class Detector:
         classes = scores.argmax(1)
         best = scores[np.arange(len(scores)), classes]
         likely = np.flatnonzero(best >= score)
-        likely = likely[np.argsort(-best[likely], kind="stable")][:_MOST]
+        likely = likely[np.argsort(-best[likely], kind="stable")][:CANDIDATES]
         boxes = corners(self.family.code(said.raw, cells)[0][likely])
         kept = suppress(boxes, best[likely], classes[likely], doubles)[:most]
         return Found(boxes[kept], classes[likely][kept], best[likely][kept])
