@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from edgelora import Bundle
+from edgelora import Bundle, LoraConfig
 from edgelora.adapter import absent_adapter, new_adapter, read_adapter, write_adapter
 from edgelora.errors import AdapterError, BundleError, EdgeLoraError
 from edgelora.manifest import Manifest
 from tests.methods.cases import CASES
-from tests.methods.world import TEXTS, World
+from tests.methods.world import LABELS, TEXTS, World
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -31,6 +32,18 @@ SETTINGS = (
     "non_linearity", "scaling", "init_lora_weights",
     "num_virtual_tokens", "num_transformer_submodules", "token_dim",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("prompt", "prefix")])
+def test_an_adapter_at_no_point_is_the_base_with_a_head(world: World, name: str):
+    model, config = world.classifier, replace(CASES[name].ours, target_modules=())
+    if getattr(config, "feedforward_modules", None) is not None:
+        config = replace(config, feedforward_modules=())
+    adapter = new_adapter(model.bundle.manifest, config, LABELS, rng=np.random.default_rng(0), base=model.bundle)
+    head = world.adapter(LoraConfig(r=1, target_modules=()), head=True)
+    both = (adapter.with_tensors({**adapter.tensors, **head.tensors}), head)
+    got, wanted = (np.asarray(model.outputs(list(TEXTS), one)["logits"], np.float32) for one in both)
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CASES)
