@@ -17,6 +17,7 @@ from edgelora.manifest import InsertionPoint
 from edgelora.methods.base import NOTHING, BaseValues, Floats, Method, Shape, Tensors, linear_only, split_name
 
 INNER, OUTER, A, B = "vera_lambda_d", "vera_lambda_b", "vera_A", "vera_B"
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class VeraConfig(AdapterConfig):
             *super().problems(),
             *dropout_problems("vera_dropout", self.vera_dropout),
         ]
-        if not is_number(self.d_initial):
-            problems.append(f"d_initial must be a number, not {self.d_initial!r}")
+        if not is_number(self.d_initial) or not abs(self.d_initial) <= LARGEST:
+            problems.append(f"d_initial must be a number that float32 holds, not {self.d_initial!r:.40}")
         if not isinstance(self.projection_prng_key, int):  # pyright: ignore[reportUnnecessaryIsInstance]
             problems.append(f"projection_prng_key must be a whole number, not {self.projection_prng_key!r}")
         return problems

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from edgelora import Bundle, LoraConfig
+from edgelora import Bundle, LoraConfig, VeraConfig
 from edgelora.adapter import absent_adapter, new_adapter, read_adapter, write_adapter
-from edgelora.errors import AdapterError, BundleError, EdgeLoraError
+from edgelora.errors import AdapterError, BundleError, ConfigError, EdgeLoraError
 from edgelora.manifest import Manifest
 from tests.methods.cases import CASES
 from tests.methods.world import LABELS, TEXTS, World
@@ -44,6 +44,12 @@ def test_an_adapter_at_no_point_is_the_base_with_a_head(world: World, name: str)
     both = (adapter.with_tensors({**adapter.tensors, **head.tensors}), head)
     got, wanted = (np.asarray(model.outputs(list(TEXTS), one)["logits"], np.float32) for one in both)
     np.testing.assert_allclose(got, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [10**400, 1e300, float("nan"), "x"])
+def test_a_first_value_that_float32_does_not_hold_is_refused(number: Any):
+    with pytest.raises(ConfigError, match="d_initial must be a number"):
+        VeraConfig(d_initial=number)
 
 
 @pytest.mark.parametrize("name", CASES)
