@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,13 +14,15 @@ from edgelora.media.drawing import Figure
 from edgelora.media.files import file_field, given_files, is_folder
 from edgelora.media.image_inputs import ImageEncoder, ImageInputs
 from edgelora.media.images import SUFFIXES
+from edgelora.media.placement import Placement
+from edgelora.objectives import Array
 from edgelora.records import Record, adapter_field, parse_records, source_name
 from edgelora.samples import Named, Sample
 from edgelora.tasks.base import Task
 from edgelora.training_config import TrainingConfig
 
 if TYPE_CHECKING:
-    from edgelora.runtime import Model, RawInputs
+    from edgelora.runtime import AdapterLike, Model, RawInputs
 
 
 class ImageTask(Task):
@@ -61,6 +64,34 @@ def image_encoder(model: Model) -> ImageEncoder:
     if not isinstance(model.encoder, ImageEncoder):
         raise ConfigError("this bundle takes arrays, not pictures: build an objective from edgelora.objectives")
     return model.encoder
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of one picture: its `outputs` by name, its adapter's labels, where it lies in the input."""
+
+    outputs: Mapping[str, Array]
+    labels: tuple[str, ...] | None
+    placement: Placement
+
+    def names(self, count: int) -> tuple[str, ...]:
+        """The labels, or the numbers of `count` classes that have none."""
+        return tuple(map(str, range(count))) if self.labels is None else self.labels
+
+
+def answers(
+    model: Model, inputs: RawInputs, adapter: AdapterLike, adapters: Sequence[AdapterLike] | None, at_once: int
+) -> Iterator[Answer]:
+    """An answer for each picture; the outputs of at most `at_once` are held. Raises as `Model.outputs`."""
+    pictures, encoder = picture_list(inputs), image_encoder(model)
+    if adapters is not None and len(adapters) != len(pictures):
+        raise ConfigError(f"{len(adapters)} adapters for {len(pictures)} rows: give one per row")
+    for start in range(0, len(pictures), at_once):
+        part = encoder.inputs(pictures[start : start + at_once])
+        own = None if adapters is None else adapters[start : start + at_once]
+        outputs, labels = model.answer(part, adapter, own)
+        for row, names in enumerate(labels):
+            yield Answer({name: array[row] for name, array in outputs.items()}, names, part.placement(row))
 
 
 def image_inputs(model: Model, paths: Sequence[Path], config: TrainingConfig) -> ImageInputs:

@@ -13,7 +13,7 @@ from edgelora.errors import ConfigError, DataError
 from edgelora.media.drawing import Figure, Point
 from edgelora.probes import random_head
 from edgelora.samples import Named, Sample, label_index
-from edgelora.tasks.image import ImageTask, image_encoder, image_inputs, picture_list, shown_input
+from edgelora.tasks.image import ImageTask, answers, image_encoder, image_inputs, shown_input
 from edgelora.training_config import TrainingConfig
 from edgelora.vision.keypoint_files import KeypointSample, read_keypoints
 from edgelora.vision.keypoints import Floats, decode
@@ -97,17 +97,13 @@ class KeypointDetection(ImageTask):
         self, model: Model, inputs: RawInputs, adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
     ) -> list[tuple[Floats, tuple[str, ...]]]:
         """Of each picture its points `[points, 3]` and their names."""
-        pictures = picture_list(inputs)
         made: list[tuple[Floats, tuple[str, ...]]] = []
-        for start in range(0, len(pictures), _AT_ONCE):
-            part = image_encoder(model).inputs(pictures[start : start + _AT_ONCE])
-            own = None if adapters is None else adapters[start : start + _AT_ONCE]
-            outputs, labels = model.answer(part, adapter, own)
-            for row, (maps, names) in enumerate(zip(outputs["logits"], labels, strict=True)):
-                numbered = tuple(map(str, range(len(maps)))) if names is None else names
-                points, scores = decode(maps[: len(numbered)])
-                found = on_picture(points, (maps.shape[1], maps.shape[2]), part.placement(row))
-                made.append((np.concatenate([found, scores[:, None]], 1), numbered))
+        for one in answers(model, inputs, adapter, adapters, _AT_ONCE):
+            maps = one.outputs["logits"]
+            names = one.names(len(maps))
+            points, scores = decode(maps[: len(names)])
+            found = on_picture(points, (maps.shape[1], maps.shape[2]), one.placement)
+            made.append((np.concatenate([found, scores[:, None]], 1), names))
         return made
 
 

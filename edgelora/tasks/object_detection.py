@@ -13,7 +13,7 @@ from edgelora.errors import ConfigError
 from edgelora.manifest import Manifest
 from edgelora.media.drawing import Box, Figure
 from edgelora.samples import Named, Sample, label_index
-from edgelora.tasks.image import ImageTask, image_encoder, image_inputs, picture_list, shown_input
+from edgelora.tasks.image import ImageTask, answers, image_encoder, image_inputs, shown_input
 from edgelora.training_config import TrainingConfig
 from edgelora.vision.annotations import DetectionSample, read_boxes
 from edgelora.vision.average_precision import Found, Truth
@@ -78,18 +78,13 @@ class ObjectDetection(ImageTask):
         """For each picture its objects, surest first: `label`, `score`, and `box` as left, top, right, bottom in its
         pixels.
         """
-        pictures, encoder, manifest = picture_list(inputs), image_encoder(model), model.bundle.manifest
+        manifest, size = model.bundle.manifest, image_encoder(model).settings.size
         detector, own = detector_of(manifest), () if manifest.detector is None else manifest.detector.labels
         made: list[list[dict[str, Any]]] = []
-        for start in range(0, len(pictures), _AT_ONCE):
-            part = encoder.inputs(pictures[start : start + _AT_ONCE])
-            outputs, labels = model.answer(part, adapter, None if adapters is None else adapters[start:][:_AT_ONCE])
-            maps = [outputs[spec.name] for spec in manifest.outputs]
-            found = detector.find(maps, encoder.settings.size, self.score, self.overlap, most=CANDIDATES)
-            made += [
-                _objects(in_picture(one, part.placement(row)), own or names)[: self.most]
-                for row, (one, names) in enumerate(zip(found, labels, strict=True))
-            ]
+        for one in answers(model, inputs, adapter, adapters, _AT_ONCE):
+            maps = [one.outputs[spec.name][None] for spec in manifest.outputs]
+            (found,) = detector.find(maps, size, self.score, self.overlap, most=CANDIDATES)
+            made.append(_objects(in_picture(found, one.placement), own or one.labels)[: self.most])
         return made
 
     def results(

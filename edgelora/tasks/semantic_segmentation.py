@@ -12,7 +12,7 @@ from edgelora.errors import ConfigError, DataError
 from edgelora.media.drawing import Figure
 from edgelora.objectives import Floats, balanced_by_count
 from edgelora.samples import Named, Sample, label_index
-from edgelora.tasks.image import ImageTask, image_encoder, image_inputs, picture_list, shown_input
+from edgelora.tasks.image import ImageTask, answers, image_inputs, shown_input
 from edgelora.training_config import TrainingConfig
 from edgelora.vision.mask_files import MaskSample, read_masks
 from edgelora.vision.mask_objective import Segmentation
@@ -109,15 +109,11 @@ class SemanticSegmentation(ImageTask):
         self, model: Model, inputs: RawInputs, adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
     ) -> list[tuple[Classes, tuple[str, ...]]]:
         """Of each picture the classes of its pixels, and the classes' names."""
-        pictures = picture_list(inputs)
         made: list[tuple[Classes, tuple[str, ...]]] = []
-        for start in range(0, len(pictures), _AT_ONCE):
-            part = image_encoder(model).inputs(pictures[start : start + _AT_ONCE])
-            own = None if adapters is None else adapters[start : start + _AT_ONCE]
-            outputs, labels = model.answer(part, adapter, own)
-            for row, (logits, names) in enumerate(zip(outputs["logits"], labels, strict=True)):
-                numbered = tuple(map(str, range(len(logits)))) if names is None else names
-                made.append((classes_of_picture(logits[: len(numbered)], part.placement(row)), numbered))
+        for one in answers(model, inputs, adapter, adapters, _AT_ONCE):
+            logits = one.outputs["logits"]
+            names = one.names(len(logits))
+            made.append((classes_of_picture(logits[: len(names)], one.placement), names))
         return made
 
 

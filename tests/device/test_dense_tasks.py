@@ -111,6 +111,8 @@ def test_masks_are_learned_and_told_in_the_pictures_pixels(bundles, discs, tmp_p
     assert sum(result["classes"].values()) == pytest.approx(1, abs=1e-3)
     arrays = [np.asarray(Image.open(file)) for file in files[:2]]
     np.testing.assert_array_equal(model.predict(arrays, adapter="ann")[1], told[1])
+    with pytest.raises(ConfigError, match="33 adapters for 32 rows"):
+        model.predict([*files * 32][:32], adapters=["ann"] * 33)
     with pytest.raises(DataError, match="lies on a picture"):
         model.predict({"image": np.zeros((1, 3, 24, 24), np.float32)}, adapter="ann")
 
