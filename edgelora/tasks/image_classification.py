@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from edgelora.media.drawing import Figure
 from edgelora.media.files import content_record, file_field, is_folder, labelled_files
+from edgelora.media.image_inputs import ImageInputs
 from edgelora.media.images import SUFFIXES
-from edgelora.objectives import Classification, balanced_weights
 from edgelora.records import Record, label_field
-from edgelora.samples import Named, Sample, label_index
-from edgelora.tasks.classes import named_classes, scored_classes
-from edgelora.tasks.image import ImageTask, image_inputs, shown_input
+from edgelora.samples import Named, Sample
+from edgelora.tasks.classes import ClassificationTask
+from edgelora.tasks.image import ImageTask, image_inputs
 from edgelora.training_config import TrainingConfig
 
 if TYPE_CHECKING:
-    from edgelora.runtime import AdapterLike, Model, RawInputs
+    from edgelora.runtime import Model
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class ImageSample:
         return self.name or self.path.name, content_record(self.path), self.label
 
 
-class ImageClassification(ImageTask):
+class ImageClassification(ClassificationTask, ImageTask):
     """Cross-entropy of a label per picture.
 
     Data are a folder FOLDER/LABEL/FILE, or records with the fields `image`, a path from where the file of records
@@ -51,9 +49,7 @@ class ImageClassification(ImageTask):
     """
 
     name: ClassVar[str] = "image-classification"
-    losses: ClassVar[tuple[str, ...]] = ("cross-entropy",)
     fields: ClassVar[tuple[str, ...]] = ("image", "label")
-    has_classes: ClassVar[bool] = True
 
     def sample(self, record: Record, beside: Path) -> ImageSample:
         path, name = file_field(record, "image", beside)
@@ -67,30 +63,8 @@ class ImageClassification(ImageTask):
             return [Named(sample, None, str(sample.path)) for sample in _in_folder(Path(path))]
         return super().read_named(path, fmt)
 
-    def objective_of(
-        self,
-        model: Model,
-        samples: Sequence[Sample],
-        labels: tuple[str, ...] | None,
-        config: TrainingConfig,
-        loss: str,
-    ) -> Classification:
-        pictures = [s for s in samples if isinstance(s, ImageSample)]
-        index = label_index(pictures, labels)
-        y = np.asarray([index[s.label] for s in pictures], np.int64)
-        inputs = image_inputs(model, [s.path for s in pictures], config)
-        return Classification(inputs, y, balanced_weights(y, len(index)) if config.class_weight else None)
-
-    def predict(
-        self, model: Model, inputs: RawInputs, adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
-    ) -> list[Any]:
-        return named_classes(*model.answer(inputs, adapter, adapters))
-
-    def results(
-        self, model: Model, inputs: Sequence[Any], adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
-    ) -> list[dict[str, Any]]:
-        scored = scored_classes(*model.answer(inputs, adapter, adapters))
-        return [{"image": shown_input(raw), **one} for raw, one in zip(inputs, scored, strict=True)]
+    def inputs_of(self, model: Model, samples: Sequence[Sample], config: TrainingConfig) -> ImageInputs:
+        return image_inputs(model, [s.path for s in samples if isinstance(s, ImageSample)], config)
 
     def figure(self, result: Mapping[str, Any], names: tuple[str, ...]) -> Figure:
         return Figure(names, f"{result['label']}  {result['score']:.2f}")
