@@ -145,3 +145,8 @@ class Task(ABC):
     def shown(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """A result in few words, for a table."""
         return dict(result)
+
+
+def shown_input(raw: Any) -> str | None:
+    """How a result names its input: a text, or a file's path; bytes and arrays have no name."""
+    return str(raw) if isinstance(raw, str | Path) else None

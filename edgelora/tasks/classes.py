@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgelora.objectives import Array, Classification, Inputs, balanced_weights
 from edgelora.samples import Sample, label_index
-from edgelora.tasks.base import Task
+from edgelora.tasks.base import Task, shown_input
 from edgelora.training_config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class ClassificationTask(Task):
         self, model: Model, inputs: Sequence[Any], adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
     ) -> list[dict[str, Any]]:
         scored = scored_classes(*model.answer(inputs, adapter, adapters))
-        return [{self.fields[0]: _shown(raw), **one} for raw, one in zip(inputs, scored, strict=True)]
+        return [{self.fields[0]: shown_input(raw), **one} for raw, one in zip(inputs, scored, strict=True)]
 
 
 def probabilities(logits: Array) -> NDArray[np.float64]:
@@ -81,8 +80,3 @@ def _named(best: Any, labels: tuple[str, ...] | None) -> Any:
     if np.ndim(best) == 0:
         return labels[int(best)]
     return [labels[int(i)] for i in best]
-
-
-def _shown(raw: Any) -> str | None:
-    """A text, or a file's path; bytes and arrays have none."""
-    return str(raw) if isinstance(raw, str | Path) else None

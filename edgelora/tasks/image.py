@@ -100,11 +100,6 @@ def image_inputs(model: Model, paths: Sequence[Path], config: TrainingConfig) ->
     return image_encoder(model).inputs(paths, augmentation)
 
 
-def shown_input(raw: Any) -> str | None:
-    """How a result names a picture: by its path; arrays and bytes have none."""
-    return str(raw) if isinstance(raw, str | Path) else None
-
-
 def picture_list(inputs: RawInputs) -> list[Any]:
     """Pictures as they were given.
 

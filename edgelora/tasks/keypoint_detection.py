@@ -13,7 +13,8 @@ from edgelora.errors import ConfigError, DataError
 from edgelora.media.drawing import Figure, Point
 from edgelora.probes import random_head
 from edgelora.samples import Named, Sample, label_index
-from edgelora.tasks.image import ImageTask, answers, image_encoder, image_inputs, shown_input
+from edgelora.tasks.base import shown_input
+from edgelora.tasks.image import ImageTask, answers, image_encoder, image_inputs
 from edgelora.training_config import TrainingConfig
 from edgelora.vision.keypoint_files import KeypointSample, read_keypoints
 from edgelora.vision.keypoints import Floats, decode

@@ -13,7 +13,8 @@ from edgelora.errors import ConfigError
 from edgelora.manifest import Manifest
 from edgelora.media.drawing import Box, Figure
 from edgelora.samples import Named, Sample, label_index
-from edgelora.tasks.image import ImageTask, answers, image_encoder, image_inputs, shown_input
+from edgelora.tasks.base import shown_input
+from edgelora.tasks.image import ImageTask, answers, image_encoder, image_inputs
 from edgelora.training_config import TrainingConfig
 from edgelora.vision.annotations import DetectionSample, read_boxes
 from edgelora.vision.average_precision import Found, Truth

@@ -12,7 +12,8 @@ from edgelora.errors import ConfigError, DataError
 from edgelora.media.drawing import Figure
 from edgelora.objectives import Floats, balanced_by_count
 from edgelora.samples import Named, Sample, label_index
-from edgelora.tasks.image import ImageTask, answers, image_inputs, shown_input
+from edgelora.tasks.base import shown_input
+from edgelora.tasks.image import ImageTask, answers, image_inputs
 from edgelora.training_config import TrainingConfig
 from edgelora.vision.mask_files import MaskSample, read_masks
 from edgelora.vision.mask_objective import Segmentation

@@ -136,8 +136,3 @@ def matching_files(pattern: str) -> list[SoundSample]:
     if not samples:
         raise DataError(f"{pattern}: no file fits this pattern")
     return samples
-
-
-def shown_sound(raw: Any) -> str | None:
-    """How a result names a sound: by its path; bytes and `Sound`s have none."""
-    return str(raw) if isinstance(raw, str | Path) else None

@@ -10,7 +10,8 @@ import numpy as np
 from edgelora.errors import ConfigError, DataError
 from edgelora.objectives import Array
 from edgelora.samples import Sample, labels_of
-from edgelora.tasks.sound import SoundSample, SoundTask, shown_sound, sound_inputs
+from edgelora.tasks.base import shown_input
+from edgelora.tasks.sound import SoundSample, SoundTask, sound_inputs
 from edgelora.training_config import TrainingConfig
 from edgelora.verification import SameSpeaker
 
@@ -60,4 +61,4 @@ class SpeakerVerification(SoundTask):
         self, model: Model, inputs: Sequence[Any], adapter: AdapterLike, adapters: Sequence[AdapterLike] | None
     ) -> list[dict[str, Any]]:
         embeddings = self.predict(model, inputs, adapter, adapters)
-        return [{"audio": shown_sound(s), "embedding": e.tolist()} for s, e in zip(inputs, embeddings, strict=True)]
+        return [{"audio": shown_input(s), "embedding": e.tolist()} for s, e in zip(inputs, embeddings, strict=True)]
