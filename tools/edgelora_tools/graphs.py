@@ -13,6 +13,7 @@ from edgelora.manifest import InsertionPoint, TensorSpec
 from edgelora_tools.backward import values_read
 from edgelora_tools.composites import COMPOSITES
 from edgelora_tools.composites.quantized import QUANTIZED
+from edgelora_tools.composites.token_loss import TOKEN_LOSS
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.heads import TaskOutput, attach_task
 from edgelora_tools.lowering import Lowered, lower_nodes
@@ -31,7 +32,7 @@ from edgelora_tools.passes.tidy import tidy
 
 LOWERED: dict[str, Lowered] = {
     OP_TYPE: LORA,
-    **{one.op_type: one for one in (*COMPOSITES, *QUANTIZED)},
+    **{one.op_type: one for one in (*COMPOSITES, *QUANTIZED, TOKEN_LOSS)},
     **ROWS,
     **HEADS,
     **SLOPES,

@@ -17,6 +17,7 @@ from edgelora.manifest import Head
 from edgelora_tools.gradients.shapes import dims, rank
 from edgelora_tools.map_heads import MAP_HEADS, map_logits
 from edgelora_tools.virtual_tokens import VirtualTokens
+from edgelora_tools.vocabulary import VocabularyHead, vocabulary_head
 
 POOLINGS = ("mean", "cls", "pooler", "flatten")
 TASKS = (
@@ -29,6 +30,7 @@ TASKS = (
     "image-classification",
     "audio-classification",
     "speaker-verification",
+    "text-generation",
 )
 HEAD_NAME = {
     "sequence-classification": "classifier",
@@ -42,11 +44,15 @@ VECTORS = ("image-classification", "audio-classification", "speaker-verification
 
 @dataclass(frozen=True)
 class TaskOutput:
-    """What a task's graph returns: `outputs` by name, the head if there is one, logits or embedding."""
+    """What a task's graph returns: `outputs` by name, the head if there is one, logits or embedding.
+
+    `vocabulary` makes a language model's logits, if it can be computed for blocks of tokens.
+    """
 
     outputs: dict[str, ir.Value]
     head: Head | None
     prediction: ir.Value | None
+    vocabulary: VocabularyHead | None = None
 
 
 def attach_task(
@@ -67,6 +73,12 @@ def attach_task(
     if task == "feature-extraction":
         chosen = [_named_output(graph, source_output)] if source_output else list(graph.outputs)
         return TaskOutput({str(v.name): v if virtual is None else virtual.behind(op, v) for v in chosen}, None, None)
+    if task == "text-generation":
+        logits = _output_of_rank(graph, (3,), source_output, "text generation")
+        vocabulary = vocabulary_head(logits)
+        vocabulary = None if vocabulary is None else vocabulary.behind(op, virtual)
+        logits = logits if virtual is None else virtual.behind(op, logits)
+        return TaskOutput({"logits": logits}, None, logits, vocabulary)
     if task == "token-classification":
         hidden = _output_of_rank(graph, (3,), source_output, "token classification")
         hidden = hidden if virtual is None else virtual.behind(op, hidden)

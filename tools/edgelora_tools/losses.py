@@ -13,9 +13,9 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from edgelora.manifest import TensorSpec
-from edgelora_tools.gradients.shapes import dims, rank
+from edgelora_tools.gradients.shapes import dims, shaped
 from edgelora_tools.heads import TaskOutput
-from edgelora_tools.passes.rows import places_of, rows_of
+from edgelora_tools.passes.rows import Places, places_of, rows_of
 
 Seeds = dict[ir.Value, ir.Value]
 READ = "read"
@@ -40,30 +40,42 @@ def _leading(value: ir.Value) -> list[int | str | None]:
     return list(dims(value)[:-1])
 
 
-def _rows_read(op: OpBuilder, read: ir.Value, *tensors: ir.Value) -> list[ir.Value]:
-    """The rows of tensors `[batch, length, ...]` at the tokens where `read` (bool) holds."""
-    at = places_of(op, read, dims(tensors[0])[:2], READ)
-
-    def taken(x: ir.Value) -> ir.Value:
-        return rows_of(op, x, at) if rank(x) == 3 else op.Gather(op.Reshape(x, [-1]), at.kept, axis=0)
-
-    return [taken(x) for x in tensors]
-
-
 def cross_entropy(op: OpBuilder, task: TaskOutput) -> ir.Value:
-    """L = Σ w_i·(−log softmax(z_i)[y_i]); labels int64 and loss_weight float32 of the logits' leading shape.
-
-    Of tokens, those with w_i = 0 are not read.
-    """
+    """L = Σ w_i·(−log softmax(z_i)[y_i]); labels int64 and loss_weight float32 `[batch]`."""
     logits = _prediction(task)
     labels = op.builder.input("labels", ir.DataType.INT64, _leading(logits))
     weight = op.builder.input("loss_weight", ir.DataType.FLOAT, _leading(logits))
-    if rank(logits) == 3:
-        logits, labels, weight = _rows_read(op, op.Not(op.Equal(weight, 0.0)), logits, labels, weight)
-    log_p = op.LogSoftmax(logits, axis=-1)
-    chosen = op.GatherElements(log_p, op.Unsqueeze(labels, [-1]), axis=-1)
-    nll = op.Neg(op.Squeeze(chosen, [-1]))
-    return op.ReduceSum(op.Mul(weight, nll), keepdims=0)
+    return op.ReduceSum(op.Mul(weight, _losses(op, logits, labels)), keepdims=0)
+
+
+def _losses(op: OpBuilder, logits: ir.Value, labels: ir.Value) -> ir.Value:
+    """−log softmax(z)[label] of every row."""
+    chosen = op.GatherElements(op.LogSoftmax(logits, axis=-1), op.Unsqueeze(labels, [-1]), axis=-1)
+    return shaped(op.Neg(op.Squeeze(chosen, [-1])), _leading(logits), logits)
+
+
+def token_cross_entropy(op: OpBuilder, task: TaskOutput) -> ir.Value:
+    """L = Σ w_i·n_i, n_i = −log softmax(z_i)[y_i]; labels int64 and loss_weight float32 `[batch, length]`.
+
+    Tokens with w_i = 0 are not read. w is the cotangent of n: a loss of the probabilities of whole texts, as that of
+    preferences, trains by weights. Where text is generated, y_i is the token that comes next.
+    """
+    tokens = _leading(_prediction(task))
+    labels = op.builder.input("labels", ir.DataType.INT64, tokens)
+    weight = op.builder.input("loss_weight", ir.DataType.FLOAT, tokens)
+    at = places_of(op, op.Not(op.Equal(weight, 0.0)), tokens, READ)
+    labels, weight = (op.Gather(op.Reshape(x, [-1]), at.kept, axis=0) for x in (labels, weight))
+    return op.ReduceSum(op.Mul(weight, token_losses(op, task, at, labels)), keepdims=0)
+
+
+def token_losses(op: OpBuilder, task: TaskOutput, at: Places, labels: ir.Value) -> ir.Value:
+    """−log softmax(z)[label] `[rows]` at these places, from the logits of a block of tokens at a time.
+
+    Not so where an adapter stands between the last hidden state and the logits: its gradient is of all rows.
+    """
+    if task.vocabulary is not None:
+        return task.vocabulary.losses(op, rows_of(op, task.vocabulary.hidden, at), labels)
+    return _losses(op, rows_of(op, _prediction(task), at), labels)
 
 
 def mean_squared_error(op: OpBuilder, task: TaskOutput) -> ir.Value:
@@ -177,7 +189,7 @@ def cotangent(op: OpBuilder, task: TaskOutput) -> Seeds:
 COTANGENT = Loss("cotangent", cotangent)
 LOSSES: dict[str, tuple[Loss, ...]] = {
     "sequence-classification": (Loss("cross-entropy", cross_entropy), COTANGENT),
-    "token-classification": (Loss("cross-entropy", cross_entropy), COTANGENT),
+    "token-classification": (Loss("cross-entropy", token_cross_entropy), COTANGENT),
     "regression": (Loss("mse", mean_squared_error), COTANGENT),
     "sentence-embedding": (Loss("contrastive", contrastive), Loss("triplet", triplet), COTANGENT),
     "feature-extraction": (COTANGENT,),
@@ -187,6 +199,7 @@ LOSSES: dict[str, tuple[Loss, ...]] = {
     "image-classification": (Loss("cross-entropy", cross_entropy), COTANGENT),
     "audio-classification": (Loss("cross-entropy", cross_entropy), COTANGENT),
     "speaker-verification": (Loss("contrastive", contrastive), COTANGENT),
+    "text-generation": (Loss("cross-entropy", token_cross_entropy),),
 }
 
 

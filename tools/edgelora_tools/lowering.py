@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import Protocol, TypeVar
 
 import onnx_ir as ir
-from onnxscript import OpBuilder
+from onnxscript import GraphBuilder, OpBuilder
 
 DOMAIN = "edgelora"
 
@@ -35,7 +35,7 @@ def emit_before(graph: ir.Graph, node: ir.Node, emit: Callable[[], T]) -> T:
 
 
 def lower_nodes(graph: ir.Graph, op: OpBuilder, meanings: Mapping[str, Lowered]) -> None:
-    """Replace every node of the domain, by operator, by its body in standard ONNX."""
+    """Replace every node of the domain, by operator, by its body in standard ONNX, also inside of bodies."""
     for node in list(graph):
         if node.domain != DOMAIN:
             continue
@@ -46,3 +46,8 @@ def lower_nodes(graph: ir.Graph, op: OpBuilder, meanings: Mapping[str, Lowered])
                 new.name = old.name
             old.replace_all_uses_with(new, replace_graph_outputs=True)
         graph.remove(node, safe=True)
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                body = attribute.as_graph()
+                lower_nodes(body, GraphBuilder(body, parent=op.builder).op, meanings)

@@ -14,7 +14,7 @@ from edgelora.manifest import InsertionPoint, LostPoint, Recomputed, TensorSpec,
 from edgelora_tools.backward import Gradients, walk_back
 from edgelora_tools.composites.block_product import DECODED_PRODUCT
 from edgelora_tools.graphs import LOWERED, Adapted, adapt, set_outputs
-from edgelora_tools.losses import LOSSES, Loss, Seeds, loss_inputs
+from edgelora_tools.losses import LOSSES, Loss, loss_inputs
 from edgelora_tools.lost_points import lost_points
 from edgelora_tools.lowering import lower_nodes
 from edgelora_tools.measure_shapes import Sizes
@@ -151,19 +151,22 @@ def _backward(
     if twice:
         raise ConversionError(f"the source has an input {', '.join(twice)}, as the loss {loss.name} has: rename it")
     seeds = built if isinstance(built, dict) else {built: _one(adapted.op)}
-    seeds = _only_what_is_read(adapted.model, options, seeds, unpadded, joined)
+    kept = only_what_is_read(adapted.model, options, [*seeds, *seeds.values()], unpadded, joined)
+    seeds = dict(zip(kept[: len(seeds)], kept[len(seeds) :], strict=True))
     adapted = replace(adapted, op=GraphBuilder(free_names(graph)).op)
     outputs = {} if isinstance(built, dict) else {"loss": next(iter(seeds))}
     walked = walk_back(adapted.op, list(graph), seeds, adapted.adapter_inputs)
     return _Backward(adapted, outputs, extra, walked)
 
 
-def _only_what_is_read(model: ir.Model, options: ConvertOptions, seeds: Seeds, unpadded: bool, joined: bool) -> Seeds:
-    """Leave out of a forward graph the rows that the loss does not read, and with `unpadded` those of padding.
+def only_what_is_read(
+    model: ir.Model, options: ConvertOptions, wanted: Sequence[ir.Value], unpadded: bool, joined: bool
+) -> list[ir.Value]:
+    """Leave out of a forward graph the rows that the `wanted` do not read, and with `unpadded` those of padding.
 
-    With `joined`, what the backward pass can share is one node. Returns the seeds, whose values may have been replaced.
+    With `joined`, what the backward pass can share is one node. Returns the wanted, which may have been replaced.
     """
-    model.graph.outputs[:] = [*seeds, *seeds.values()]
+    model.graph.outputs[:] = wanted
     if options.unpad:
         slice_early(model)
     if options.head_task != "feature-extraction" and options.pooling in ("mean", "cls"):
@@ -175,7 +178,7 @@ def _only_what_is_read(model: ir.Model, options: ConvertOptions, seeds: Seeds, u
         join_point_kernels(model.graph)
     values = list(model.graph.outputs)
     model.graph.outputs.clear()
-    return dict(zip(values[: len(seeds)], values[len(seeds) :], strict=True))
+    return values
 
 
 def _one(op: OpBuilder) -> ir.Value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder
@@ -97,8 +97,14 @@ def replay(op: OpBuilder, body: ir.Graph, given: Mapping[ir.Value, ir.Value]) ->
     for value in body.initializers.values():
         if value.const_value is not None and value not in copies:
             copies[value] = op.builder.initializer(value.const_value, f"{path}.{value.name}")
-    nodes = []
-    for node in body:
+    nodes = copy_nodes(op, body, copies)
+    return nodes, lambda value: copies.get(value, value)
+
+
+def copy_nodes(op: OpBuilder, nodes: Iterable[ir.Node], copies: dict[ir.Value, ir.Value]) -> list[ir.Node]:
+    """Emit a copy of every node, reading `copies` where these have an input, and add its outputs to them."""
+    path, made = op.builder.graph.name, []
+    for node in nodes:
         copy = ir.Node(
             node.domain,
             node.op_type,
@@ -116,8 +122,8 @@ def replay(op: OpBuilder, body: ir.Graph, given: Mapping[ir.Value, ir.Value]) ->
             if y.shape is None and source.shape is not None:
                 y.shape = ir.Shape([d if isinstance(d, int) else None for d in dims(source)])
             copies[source] = y
-        nodes.append(copy)
-    return nodes, lambda value: copies.get(value, value)
+        made.append(copy)
+    return made
 
 
 def _with_copies(attribute: ir.Attr, copies: Mapping[ir.Value, ir.Value]) -> ir.Attr:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from edgelora_tools.composites.quantized import is_quantized
-from edgelora_tools.gradients.shapes import axis_of, rank
+from edgelora_tools.gradients.shapes import axis_of, dims, known_equal, rank
 from edgelora_tools.lowering import DOMAIN
 from edgelora_tools.methods.lora import OP_TYPE as LORA
 
@@ -51,6 +51,25 @@ def row_inputs(node: ir.Node, of_rows: Callable[[ir.Value | None], bool]) -> lis
         return None
     alike = all(x is None or (x.shape is not None and rank(x) <= 1) for x in others)
     return wanted if wanted and alike and all(of_rows(xs[i]) for i in wanted) else None
+
+
+def has_rows_of(x: ir.Value | None, node: ir.Node) -> bool:
+    """Whether `x` `[..., features]` has the rows of the node's output."""
+    y = node.outputs[0]
+    if x is None or x.shape is None or y.shape is None or rank(x) != rank(y) or rank(x) < 2:
+        return False
+    of_product = node.op_type in PRODUCTS and x is node.inputs[0]
+    return x is y or of_product or known_equal(dims(x)[:-1], dims(y)[:-1])
+
+
+def viewed(node: ir.Node) -> ir.Value | None:
+    """The input of a node that changes only how rows are counted: `[batch, length, width]` and `[rows, width]`."""
+    if node.domain not in ("", "ai.onnx") or node.op_type not in ("Flatten", "Reshape"):
+        return None
+    x, y = node.inputs[0], node.outputs[0]
+    if x is None or x.shape is None or y.shape is None or sorted((rank(x), rank(y))) != [2, 3]:
+        return None
+    return x if known_equal(dims(x)[-1:], dims(y)[-1:]) else None
 
 
 def put_on_rows(node: ir.Node, count: int | str) -> None:

@@ -190,6 +190,11 @@ def rows_of(op: OpBuilder, x: ir.Value, at: Places) -> ir.Value:
     return _placed(op, "Rows", (x, at.kept, at.places), [dims(at.kept)[0], dims(x)[-1]])
 
 
+def padded_of(op: OpBuilder, y: ir.Value, at: Places, tokens: Sequence[Dim]) -> ir.Value:
+    """The rows `y` `[rows, width]` at their places among the tokens, `[*tokens, width]`, and zeros elsewhere."""
+    return _placed(op, "Padded", (y, at.kept, at.places), [*tokens, dims(y)[1]])
+
+
 def is_rows(node: ir.Node) -> bool:
     """Whether the node takes some rows, not all."""
     return (node.domain, node.op_type, len(node.inputs)) == (DOMAIN, "Rows", 3)

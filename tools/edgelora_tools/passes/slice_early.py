@@ -12,10 +12,10 @@ import onnx_ir.passes.common as common
 from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora_tools.gradients.nodes import ints_of, operands
-from edgelora_tools.gradients.shapes import annotate, dims, known_equal, rank, size_of
+from edgelora_tools.gradients.shapes import annotate, dims, rank, size_of
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.queries import attend_less
-from edgelora_tools.passes.row_wise import PRODUCTS, put_on_rows, row_inputs
+from edgelora_tools.passes.row_wise import has_rows_of, put_on_rows, row_inputs, viewed
 from edgelora_tools.passes.rows import Places, is_rows, places_of, rows_of, token_mask
 
 
@@ -45,7 +45,7 @@ def _take_one_token(op: OpBuilder, model: ir.Model, node: ir.Node) -> None:
     if place is None or len(place) != 1 or index is None or index.shape is None or rank(index) or None in tokens:
         return
     before = x.producer()
-    movable = before is not None and row_inputs(before, lambda v: _has_rows_of(v, before)) is not None
+    movable = before is not None and row_inputs(before, lambda v: has_rows_of(v, before)) is not None
     if not (movable and len(x.uses()) == 1) and (mask is None or tokens != dims(mask)):
         return
     length = op.Squeeze(size_of(op, x, 1), [0])
@@ -67,7 +67,7 @@ def _move_up(op: OpBuilder, node: ir.Node, made: dict[tuple[ir.Value, ir.Value],
         return
     _, kept, places = operands(readers[0])
     y, graph = node.outputs[0], op.builder.graph
-    source = _viewed(node)
+    source = viewed(node)
     if source is not None:
         for reader in readers:
             reader.replace_input_with(0, source)
@@ -77,7 +77,7 @@ def _move_up(op: OpBuilder, node: ir.Node, made: dict[tuple[ir.Value, ir.Value],
     if merged is not None:
         y = merged
     else:
-        positions = row_inputs(node, lambda x: _has_rows_of(x, node))
+        positions = row_inputs(node, lambda x: has_rows_of(x, node))
         if positions is None:
             return
         for i in positions:
@@ -93,22 +93,3 @@ def _move_up(op: OpBuilder, node: ir.Node, made: dict[tuple[ir.Value, ir.Value],
             y.name, taken.name = taken.name, None
         taken.replace_all_uses_with(y, replace_graph_outputs=True)
         graph.remove(reader, safe=True)
-
-
-def _has_rows_of(x: ir.Value | None, node: ir.Node) -> bool:
-    """Whether `x` `[..., features]` has the rows of the node's output."""
-    y = node.outputs[0]
-    if x is None or x.shape is None or y.shape is None or rank(x) != rank(y) or rank(x) < 2:
-        return False
-    of_product = node.op_type in PRODUCTS and x is node.inputs[0]
-    return x is y or of_product or known_equal(dims(x)[:-1], dims(y)[:-1])
-
-
-def _viewed(node: ir.Node) -> ir.Value | None:
-    """The input of a node that changes only how rows are counted: `[batch, length, width]` and `[rows, width]`."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in ("Flatten", "Reshape"):
-        return None
-    x, y = node.inputs[0], node.outputs[0]
-    if x is None or x.shape is None or y.shape is None or sorted((rank(x), rank(y))) != [2, 3]:
-        return None
-    return x if known_equal(dims(x)[-1:], dims(y)[-1:]) else None

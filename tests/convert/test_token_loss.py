@@ -1,0 +1,164 @@
+"""The loss of a vocabulary in blocks of rows: torch's values and gradients, for every kind of head."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from onnxscript import GraphBuilder
+
+from edgelora_tools.backward import differentiate
+from edgelora_tools.composites.token_loss import BLOCK
+from edgelora_tools.gradients.shapes import shaped
+from edgelora_tools.graphs import LOWERED
+from edgelora_tools.lowering import DOMAIN, lower_nodes
+from edgelora_tools.passes.free_names import free_names
+from edgelora_tools.passes.tidy import tidy
+from edgelora_tools.reference import evaluator
+from edgelora_tools.runner import open_session
+from edgelora_tools.vocabulary import vocabulary_head
+
+WIDTH, VOCABULARY = 6, 11
+CAP, SCALE = 3.0, 0.25
+RNG = np.random.default_rng(0)
+WEIGHT, BIAS = RNG.standard_normal((VOCABULARY, WIDTH)), RNG.standard_normal(VOCABULARY)
+
+
+def heads(dtype):
+    """Emitters of logits `[rows, vocabulary]` from hidden states, by kind."""
+
+    def constant(op, values):
+        known = op.builder.graph.initializers
+        return op.builder.initializer(ir.tensor(np.asarray(values, dtype), name=f"constant{len(known)}"))
+
+    def tied(op, h):
+        return op.Gemm(h, constant(op, WEIGHT), transB=1)
+
+    def capped(op, h):
+        return op.Mul(op.Tanh(op.Div(tied(op, h), constant(op, CAP))), constant(op, CAP))
+
+    return {
+        "tied": tied,
+        "transposed": lambda op, h: op.MatMul(h, op.Transpose(constant(op, WEIGHT), perm=[1, 0])),
+        "untied": lambda op, h: op.MatMul(h, constant(op, WEIGHT.T)),
+        "bias": lambda op, h: op.Gemm(h, constant(op, WEIGHT.T), constant(op, BIAS)),
+        "bias added": lambda op, h: op.Add(op.MatMul(h, constant(op, WEIGHT.T)), constant(op, BIAS)),
+        "capped": capped,
+        "scaled": lambda op, h: op.Mul(tied(op, h), constant(op, SCALE)),
+        "divided": lambda op, h: op.Div(tied(op, h), constant(op, 1 / SCALE)),
+    }
+
+
+def torch_logits(kind, h):
+    z = h @ torch.tensor(WEIGHT).T.to(h)
+    if kind.startswith("bias"):
+        z = z + torch.tensor(BIAS).to(h)
+    return torch.tanh(z / CAP) * CAP if kind == "capped" else z * SCALE if kind in ("scaled", "divided") else z
+
+
+@functools.cache
+def graph(kind, dtype):
+    """Losses and Σ w·n's gradient of the hidden states: inputs h, labels, weight."""
+    real = ir.DataType.from_numpy(np.dtype(dtype))
+    built = GraphBuilder(ir.Graph([], [], nodes=[], opset_imports={"": 21, DOMAIN: 1}, name="loss"))
+    op = built.op
+    h, labels = built.input("h", real, ["rows", WIDTH]), built.input("labels", ir.DataType.INT64, ["rows"])
+    weight = built.input("weight", real, ["rows"])
+    head = vocabulary_head(shaped(heads(dtype)[kind](op, h), ["rows", VOCABULARY], h))
+    assert head is not None and head.hidden is h
+    losses = head.losses(op, h, labels)
+    model = ir.Model(built.graph, ir_version=10)
+    op = GraphBuilder(free_names(model.graph)).op
+    (gradient,) = differentiate(op, list(model.graph), {losses: weight}, [h]).values()
+    for name, value in (("losses", losses), ("gradient", gradient)):
+        value.name = name
+        model.graph.outputs.append(value)
+    lower_nodes(model.graph, op, LOWERED)
+    return tidy(model)
+
+
+def feeds_for(rows, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal(rows) * (rng.random(rows) < 0.7)  # some zeros, and negative ones
+    return {
+        "h": rng.standard_normal((rows, WIDTH)).astype(dtype),
+        "labels": rng.integers(0, VOCABULARY, rows),
+        "weight": weight.astype(dtype),
+    }
+
+
+def by_torch(kind, feeds):
+    h = torch.tensor(feeds["h"], dtype=torch.float64, requires_grad=True)
+    losses = torch.nn.functional.cross_entropy(torch_logits(kind, h), torch.tensor(feeds["labels"]), reduction="none")
+    (losses * torch.tensor(feeds["weight"])).sum().backward()
+    assert h.grad is not None
+    return losses.detach().numpy(), h.grad.numpy()
+
+
+def run(model, names, feeds):
+    made = model.run(names, feeds)
+    assert isinstance(made, list)
+    return [np.asarray(y) for y in made]
+
+
+@pytest.mark.parametrize("rows", [1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
+@pytest.mark.parametrize("kind", heads(np.float64))
+def test_value_and_gradient_are_torchs(kind, rows):
+    feeds = feeds_for(rows, np.float64)
+    made = run(evaluator(graph(kind, np.float64)), ["losses", "gradient"], feeds)
+    for got, wanted in zip(made, by_torch(kind, feeds), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", heads(np.float64))
+def test_the_gradient_is_that_of_finite_differences(kind):
+    feeds, step = feeds_for(BLOCK + 1, np.float64, seed=1), 1e-5
+    model = evaluator(graph(kind, np.float64))
+    direction = np.random.default_rng(2).standard_normal(feeds["h"].shape)
+    ends = [
+        run(model, ["losses"], feeds | {"h": feeds["h"] + s * step * direction})[0] @ feeds["weight"] for s in (1, -1)
+    ]
+    along = np.sum(run(model, ["gradient"], feeds)[0] * direction)
+    assert along == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied", "capped", "bias"])
+def test_onnx_runtime_computes_the_same(kind):
+    with open_session(graph(kind, np.float32)) as session:
+        for rows in (0, 1, BLOCK, BLOCK + 1):
+            feeds = feeds_for(rows, np.float32)
+            got = run(session, ["losses", "gradient"], feeds)
+            for mine, wanted in zip(got, by_torch(kind, feeds), strict=True):
+                assert np.shape(mine) == wanted.shape
+                np.testing.assert_allclose(mine, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_far_apart_logits_are_exact():
+    """The likeliest token's loss may be almost none, and another's hundreds: neither is lost to rounding."""
+    feeds = feeds_for(4, np.float32)
+    feeds["h"] *= 100
+    with open_session(graph("tied", np.float32)) as session:
+        losses, gradient = run(session, ["losses", "gradient"], feeds)
+    wanted = by_torch("tied", feeds)
+    assert wanted[0].max() > 200
+    np.testing.assert_allclose(losses, wanted[0], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(gradient, wanted[1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_that_mixes_tokens_or_depends_on_an_input_is_none():
+    built = GraphBuilder(ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="loss"))
+    op = built.op
+    h = built.input("h", ir.DataType.FLOAT, ["batch", "sequence", WIDTH])
+    w = built.input("w", ir.DataType.FLOAT, [WIDTH, VOCABULARY])
+    fixed = built.initializer(ir.tensor(WEIGHT.T.astype(np.float32), name="fixed"))
+    sizes = ["batch", "sequence", VOCABULARY]
+    assert vocabulary_head(h) is None
+    assert vocabulary_head(shaped(op.MatMul(h, w), sizes, h)) is None
+    assert vocabulary_head(shaped(op.CumSum(op.MatMul(h, fixed), op.Constant(value_int=1)), sizes, h)) is None
+    plain = shaped(op.MatMul(h, fixed), sizes, h)
+    assert vocabulary_head(plain) is not None
+    adapted = shaped(op.Add(plain, shaped(op.MatMul(h, w), sizes, h)), sizes, h)
+    assert vocabulary_head(adapted) is None
