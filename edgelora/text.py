@@ -34,17 +34,12 @@ class TextEncoder:
             EdgeLoraError: the `tokenizers` package is missing. BundleError: the tokenizer is missing or
                 damaged, or the settings are malformed.
         """
-        try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise EdgeLoraError('this bundle takes text: pip install "edgelora[text]"') from error
         name, self.max_length, self.pad_id = _settings(preprocessing, folder)
         path = folder / name
+        self._tokenizer = load_tokenizer(path)
+        special = int(self._tokenizer.num_special_tokens_to_add(False))
         try:
-            self._tokenizer: Any = Tokenizer.from_file(str(path))
-            self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(self.max_length)
-            special = int(self._tokenizer.num_special_tokens_to_add(False))
         except Exception as error:  # the package raises plain Exception
             raise BundleError(f"{path}: not a usable tokenizer ({error}); convert the model again") from error
         if self.max_length <= special:
@@ -72,7 +67,7 @@ class TextEncoder:
         Raises:
             DataError: a text that is not valid Unicode.
         """
-        _check_unicode(texts)
+        check_unicode(texts)
         return [np.asarray(e.ids, np.int64) for e in self._tokenizer.encode_batch(list(texts))]
 
     def words(self, samples: Sequence[Sequence[str]]) -> tuple[list[Ints], list[Ints]]:
@@ -83,7 +78,7 @@ class TextEncoder:
             DataError: a word that is not valid Unicode.
         """
         for sample in samples:
-            _check_unicode(sample)
+            check_unicode(sample)
         ids: list[Ints] = []
         firsts: list[Ints] = []
         for encoded in self._tokenizer.encode_batch([list(words) for words in samples], is_pretokenized=True):
@@ -117,6 +112,25 @@ class TextEncoder:
         return {name: given[name].astype(dtype, copy=False) for name, dtype in self._inputs.items()}
 
 
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer in a file that the tokenizers library wrote, which neither pads nor cuts.
+
+    Raises:
+        EdgeLoraError: the `tokenizers` package is missing. BundleError: the file is missing or damaged.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise EdgeLoraError('this bundle takes text: pip install "edgelora[text]"') from error
+    try:
+        tokenizer: Any = Tokenizer.from_file(str(path))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+    except Exception as error:  # the package raises plain Exception
+        raise BundleError(f"{path}: not a usable tokenizer ({error}); convert the model again") from error
+    return tokenizer
+
+
 def _settings(preprocessing: Mapping[str, Any], folder: Path) -> tuple[str, int, int]:
     """The tokenizer's file name, max_length and pad_id."""
     name, length, pad = (preprocessing.get(key) for key in ("tokenizer", "max_length", "pad_id"))
@@ -132,7 +146,8 @@ def _settings(preprocessing: Mapping[str, Any], folder: Path) -> tuple[str, int,
     return str(name), int(length or 0), int(pad or 0)
 
 
-def _check_unicode(texts: Sequence[str]) -> None:
+def check_unicode(texts: Sequence[str]) -> None:
+    """Raise DataError, with its number, for a text that is not valid Unicode."""
     for number, text in enumerate(texts, 1):
         try:
             text.encode()

@@ -153,7 +153,8 @@ def test_without_the_tokenizers_package_the_extra_is_named(bundle: Path):
         "import sys; from pathlib import Path; sys.modules['tokenizers'] = None\n"
         "from edgelora.text import TextEncoder\n"
         "from edgelora.errors import EdgeLoraError\n"
-        "try: TextEncoder(Path(sys.argv[1]), {}, ())\n"
+        "settings = {'tokenizer': 'tokenizer.json', 'max_length': 8, 'pad_id': 0}\n"
+        "try: TextEncoder(Path(sys.argv[1]), settings, ())\n"
         "except EdgeLoraError as error: print(error)"
     )
     done = subprocess.run(

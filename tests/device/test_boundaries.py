@@ -17,6 +17,7 @@ EVERYWHERE = {"numpy", "safetensors", "edgelora"}
 ONLY_IN = {
     "onnxruntime": {"session.py"},
     "tokenizers": {"text.py"},
+    "jinja2": {"chat.py"},
     "cryptography": {"sealing.py"},
     "PIL": {"images.py", "placement.py", "drawing.py", "contact_sheet.py"},
 }

@@ -1,0 +1,122 @@
+"""Text to tokens and back, by the tokenizer of a language model: nothing is cut, and every token knows its text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelora.errors import BundleError, ConfigError
+from edgelora.language.chat import ChatTemplate
+from edgelora.language.packing import Ints
+from edgelora.text import check_unicode, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The tokens of a text, `[tokens]` each: `starts` and `ends` are the characters that each stands for.
+
+    `bytes` are those of the text (UTF-8) that come with each token, and sum up to the text's; special ones have none.
+    """
+
+    ids: Ints
+    starts: Ints
+    ends: Ints
+    bytes: Ints
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __add__(self, other: Encoded) -> Encoded:
+        """This text and then the other."""
+        fields = ("ids", "starts", "ends", "bytes")
+        return Encoded(*(np.concatenate([getattr(self, name), getattr(other, name)]) for name in fields))
+
+
+class Tokens:
+    """A model's tokenizer, with the number of tokens that the model knows, its end of text, and its chat template.
+
+    `eos` are the tokens that end a text, none where the model has no such token.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        vocabulary: int,
+        bos: int | None = None,
+        eos: Sequence[int] = (),
+        template: Path | None = None,
+    ) -> None:
+        """Load the tokenizer at `path`, and the chat template at `template`.
+
+        Raises:
+            EdgeLoraError: a package is missing. BundleError: a file is missing or damaged.
+        """
+        self._path, self._tokenizer = path, load_tokenizer(path)
+        self.vocabulary, self.bos, self.eos = vocabulary, bos, tuple(eos)
+        added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
+        self._special = np.asarray([number for number, token in added.items() if token.special], np.int64)
+        self._template = None if template is None else self._load(template)
+
+    def _load(self, path: Path) -> ChatTemplate:
+        try:
+            source = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path}: cannot be read ({error}); convert the model again") from error
+        named = {"bos_token": self.bos, "eos_token": self.eos[0] if self.eos else None}
+        special = {name: self._tokenizer.id_to_token(one) for name, one in named.items() if one is not None}
+        return ChatTemplate(source, special, str(path))
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template.
+
+        Raises:
+            ConfigError: the base has none.
+        """
+        if self._template is None:
+            raise ConfigError(
+                "this base has no chat template, so that messages cannot be written as it reads them: give texts "
+                "(text, or prompt and completion), or convert it with a chat_template.jinja beside the model"
+            )
+        return self._template
+
+    def encode(self, text: str, special: bool = True) -> Encoded:
+        """The tokens of a text, with those that the tokenizer puts around one unless `special` is off.
+
+        Raises:
+            DataError: the text is not valid Unicode. BundleError: a token that the model does not know.
+        """
+        check_unicode([text])
+        encoded = self._tokenizer.encode(text, add_special_tokens=special)
+        ids = np.asarray(encoded.ids, np.int64)
+        if ids.size and (largest := int(ids.max())) >= self.vocabulary:
+            raise BundleError(
+                f"{self._path}: makes token {largest} ({self._tokenizer.id_to_token(largest)!r}) and the model knows "
+                f"{self.vocabulary:,}: it is another model's tokenizer; convert again with the right one"
+            )
+        offsets = np.asarray(encoded.offsets, np.int64).reshape(-1, 2)
+        return Encoded(ids, offsets[:, 0], offsets[:, 1], self._bytes(text, ids, offsets[:, 1]))
+
+    def _bytes(self, text: str, ids: Ints, ends: Ints) -> Ints:
+        """The bytes between where the token before ends and where each ends, none of a special one."""
+        widths = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        sizes = 1 + (widths >= 0x80).astype(np.int64) + (widths >= 0x800) + (widths >= 0x10000)
+        until = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
+        reached = np.maximum.accumulate(np.concatenate([np.zeros(1, np.int64), ends]))
+        return np.diff(until[reached]) * ~np.isin(ids, self._special)
+
+    def ended(self, encoded: Encoded) -> Encoded:
+        """With the end of text behind it, unless it is there, or the model has none."""
+        if not self.eos or (len(encoded) and int(encoded.ids[-1]) in self.eos):
+            return encoded
+        last = encoded.ends[-1:] if len(encoded) else np.zeros(1, np.int64)
+        return encoded + Encoded(np.asarray(self.eos[:1], np.int64), last, last, np.zeros(1, np.int64))
+
+    def text(self, ids: Sequence[int] | NDArray[np.int64]) -> str:
+        """What tokens say, without special ones."""
+        return str(self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=True))
