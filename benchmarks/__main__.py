@@ -26,6 +26,7 @@ from benchmarks import (
     tasks,
     variants,
     vision,
+    vision_cases,
 )
 from benchmarks.cases import CASES
 from benchmarks.measure import BenchmarkError
@@ -161,8 +162,8 @@ def parser() -> argparse.ArgumentParser:
 def add_vision(cases: Any) -> None:
     default = vision.VisionOptions()
     case = cases.add_parser("vision", help="a vision network's step against torch's", description=vision.__doc__)
-    case.add_argument("--case", choices=list(vision.CASES), default=default.case, dest="work")
-    case.add_argument("--rounds", nargs="+", choices=vision.ROUNDS, default=list(default.rounds))
+    case.add_argument("--case", choices=list(vision_cases.CASES), default=default.case, dest="work")
+    case.add_argument("--rounds", nargs="+", choices=vision_cases.ROUNDS, help="(all that the case has)")
     case.add_argument("--size", type=positive, metavar="N", help="of the pictures (the case's own)")
     case.add_argument("--batch-size", type=positive, metavar="N", help="(the case's own)")
     case.add_argument("--steps", type=positive, default=default.steps, help="of each run, or of its epochs")
@@ -175,7 +176,7 @@ def add_vision(cases: Any) -> None:
 def vision_options(options: argparse.Namespace) -> vision.VisionOptions:
     return vision.VisionOptions(
         case=options.work,
-        rounds=tuple(options.rounds),
+        rounds=options.rounds and tuple(options.rounds),
         size=options.size,
         batch_size=options.batch_size,
         steps=options.steps,

@@ -45,6 +45,7 @@ class Settings:
     max_steps: int | None
     pad_id: int = 0
     micro_batch_size: int | None = None
+    image_input: str = "image"
 
 
 class Texts:
@@ -87,10 +88,15 @@ class Texts:
 
 
 class Images:
-    """Pictures as the network takes them, float32 `[images, channels, height, width]`, with their labels."""
+    """Pictures as the input `name` takes them, float32 `[images, channels, height, width]`, with their labels.
 
-    def __init__(self, pixels: NDArray[np.float32], labels: Ints) -> None:
-        self.pixels, self.labels = pixels, labels
+    `boxes` `[images, 4]`, if the labels are those of objects, are where these are.
+    """
+
+    def __init__(
+        self, pixels: NDArray[np.float32], labels: Ints, boxes: NDArray[np.float32] | None = None, name: str = "image"
+    ) -> None:
+        self.pixels, self.labels, self.boxes, self.name = pixels, labels, boxes, name
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -100,8 +106,8 @@ class Images:
         return np.ones(len(self), np.int64)
 
     def feeds(self, rows: Ints) -> dict[str, NDArray[np.generic]]:
-        """`image`."""
-        return {"image": self.pixels[rows]}
+        """The one input."""
+        return {self.name: self.pixels[rows]}
 
     def evaluation_batches(self) -> Iterator[Ints]:
         """All rows, in order."""
@@ -147,6 +153,8 @@ class Job:
             arrays[f"{name}_labels"] = part.labels
             if isinstance(part, Images):
                 arrays[f"{name}_pixels"] = part.pixels
+                if part.boxes is not None:
+                    arrays[f"{name}_boxes"] = part.boxes
             else:
                 arrays |= {f"{name}_tokens": part.tokens, f"{name}_offsets": part.offsets}
         np.savez(self.folder / DATA_FILE, **arrays)
@@ -161,7 +169,7 @@ class Job:
         def part(name: str) -> Texts | Images:
             labels = arrays[f"{name}_labels"]
             if f"{name}_pixels" in arrays:
-                return Images(arrays[f"{name}_pixels"], labels)
+                return Images(arrays[f"{name}_pixels"], labels, arrays.get(f"{name}_boxes"), settings.image_input)
             return Texts(arrays[f"{name}_tokens"], arrays[f"{name}_offsets"], labels, settings.pad_id)
 
         return cls(folder, settings, part("train"), part("test"), arrays["order"])

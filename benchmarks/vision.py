@@ -2,12 +2,12 @@
 
 Same weights, first values, batches and threads; fresh processes that take turns; medians. "step": fp32 steps and peak
 memory, adapters at every point. "last": epochs of adapters in the last blocks, after the first epoch, ours from the
-cached prefix. "int8": our step on an int8 base. Pictures are random: their content costs nothing.
+cached prefix. "int8": our step on an int8 base. Pictures are random: their content costs nothing. A detector's loss is
+the same code on both sides (boxes.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import tempfile
@@ -19,19 +19,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks import clinc, figures
+from benchmarks.boxes import CLASSES as KINDS
 from benchmarks.job import INITIAL, PROBE, Images, Job, Settings
 from benchmarks.measure import BenchmarkError, Contender, Run, Runs, agreement, alternate
 from benchmarks.report import table
 from benchmarks.variants import WORKER
+from benchmarks.vision_cases import CASES, Case
 from edgelora.adapter import new_adapter, write_adapter
 from edgelora.bundle import Bundle
 from edgelora.config import LoraConfig
 from edgelora.errors import EdgeLoraError
-from edgelora_tools.compile import ConvertOptions, convert
-from edgelora_tools.recipes import cache_folder, fetch, load_recipe, open_recipe
 
 RANK, ALPHA, CLASSES, RATE, PROBE_STD = 8, 16, 10, 1e-3, 0.05
-ROUNDS = ("step", "last", "int8")
 TORCH_WORKER = "benchmarks.worker_torch_vision"
 AIMS = {"step": 1.0, "peak_memory": 0.5, "last": 0.10, "int8": 0.7}
 TORCH = {
@@ -46,31 +45,11 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Case:
-    """A recipe with a network of its own, at one size; `last` is the number of blocks that the round "last" trains."""
-
-    name: str
-    title: str
-    recipe: str
-    size: int
-    batch_size: int
-    last: int
-
-
-CASES = {
-    case.name: case
-    for case in (
-        Case("mobilenetv2", "MobileNetV2, LoRA r8 on all 1×1 and the first convolution", "mobilenetv2", 224, 8, 3),
-    )
-}
-
-
-@dataclass(frozen=True)
 class VisionOptions:
-    """What the command line chooses; `size` None is the case's own."""
+    """What the command line chooses; None is the case's own."""
 
     case: str = "mobilenetv2"
-    rounds: tuple[str, ...] = ROUNDS
+    rounds: tuple[str, ...] | None = None
     size: int | None = None
     batch_size: int | None = None
     steps: int = 11
@@ -82,13 +61,16 @@ def run(options: VisionOptions, progress: Progress) -> dict[str, Any]:
     """Convert, write the jobs, run the rounds; the body of the report.
 
     Raises:
-        BenchmarkError: the weights cannot be had, or a contender failed.
+        BenchmarkError: the weights cannot be had, the case has no such round, or a contender failed.
     """
     case = CASES[options.case]
     case = replace(case, size=options.size or case.size, batch_size=options.batch_size or case.batch_size)
+    rounds = options.rounds or case.rounds
+    if strange := set(rounds) - set(case.rounds):
+        raise BenchmarkError(f"{case.name} has no round {', '.join(sorted(strange))}; it has {', '.join(case.rounds)}")
     try:
-        model = fetch(load_recipe(case.recipe), progress)
-        bundles = {name: bundle_of(case, name, progress) for name in options.rounds}
+        weights = case.weights(progress)
+        bundles = {name: case.bundle(name, weights, progress) for name in rounds}
     except EdgeLoraError as error:
         raise BenchmarkError(str(error)) from error
     found: dict[str, Any] = {}
@@ -96,7 +78,7 @@ def run(options: VisionOptions, progress: Progress) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="edgelora-vision-") as folder:
         for name, bundle in bundles.items():
             progress(f"round {name}")
-            runs = measured(case, name, bundle, model, options, Path(folder) / name, progress)
+            runs = measured(case, name, bundle, weights, options, Path(folder) / name, progress)
             costs = {who: figures.cost(made) | {"cpu_seconds": cpu_seconds(made)} for who, made in runs.items()}
             key = "step_seconds"
             if name == "last":
@@ -123,33 +105,8 @@ def cpu_seconds(runs: Sequence[Run]) -> figures.Figure:
     return figures.spread(np.concatenate([figures.later(run.result["step_cpu_seconds"]) for run in runs]))
 
 
-def bundle_of(case: Case, name: str, progress: Progress) -> Path:
-    """The bundle of a round, converted anew whenever the converter's source has changed."""
-    settings: dict[str, Any] = {}
-    if name == "last":
-        settings["train_last"] = (case.last,)
-    if name == "int8":
-        settings["quantize"] = "int8"
-    what = repr((case.recipe, case.size, sorted(settings.items()), clinc.source_digest()))
-    path = cache_folder() / "benchmarks" / f"{case.recipe}-{hashlib.sha256(what.encode()).hexdigest()[:16]}.edgelora"
-    if not (path / "bundle.json").is_file():
-        progress("converting the model")
-        recipe = load_recipe(case.recipe)
-        chosen = ConvertOptions(
-            task=recipe.task,
-            pooling=recipe.pooling,
-            image={**recipe.image, "size": (case.size, case.size)},
-            overwrite=True,
-            batch_size=case.batch_size,
-            target_modules=recipe.target_modules,
-            **settings,
-        )
-        convert(open_recipe(recipe), path, chosen)
-    return path
-
-
 def measured(
-    case: Case, name: str, path: Path, model: Path, options: VisionOptions, folder: Path, progress: Progress
+    case: Case, name: str, path: Path, weights: Path, options: VisionOptions, folder: Path, progress: Progress
 ) -> Runs:
     """Every contender's runs of a round."""
     bundle = Bundle.open(path)
@@ -157,36 +114,45 @@ def measured(
     training: dict[str, Any] = {}
     if name == "last":
         training = {"train_last": case.last, "cache": "memory"}
-    jobs = [write_job(folder / str(r), case, bundle, model, options, epochs, r) for r in range(options.repeats)]
+    jobs = [write_job(folder / str(r), case, bundle, weights, options, epochs, r) for r in range(options.repeats)]
     ours = Contender(OURS, "EdgeLoRA", WORKER, {"bundle": str(path), "training": training})
-    rivals = [Contender(who, title, TORCH_WORKER, settings) for who, (title, settings) in TORCH.items()]
+    network = {"network": str(case.network), "factory": case.factory}
+    rivals = [Contender(who, title, TORCH_WORKER, network | settings) for who, (title, settings) in TORCH.items()]
     return alternate([ours, *rivals], jobs, folder / "runs", options.threads, progress)
 
 
 def write_job(
-    folder: Path, case: Case, bundle: Bundle, model: Path, options: VisionOptions, epochs: int, repeat: int
+    folder: Path, case: Case, bundle: Bundle, weights: Path, options: VisionOptions, epochs: int, repeat: int
 ) -> Path:
     """The files of one run: random pictures, first values, and values with a B that is not zero."""
     rng = np.random.default_rng(repeat)
-    count = case.batch_size * options.steps
+    count, (image,) = case.batch_size * options.steps, bundle.manifest.inputs
     pixels = rng.standard_normal((count, 3, case.size, case.size), np.float32)
-    images = Images(pixels, rng.integers(0, CLASSES, count))
+    boxes, labels = None, rng.integers(0, KINDS if case.boxes else CLASSES, count)
+    if case.boxes:
+        corners = rng.uniform(0.0, case.size / 2, (count, 2))
+        sides = rng.uniform(case.size / 8, case.size / 2, (count, 2))
+        boxes = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
+    images = Images(pixels, labels, boxes, image.name)
     settings = Settings(
         bundle=str(bundle.path),
-        model=str(model),
+        model=str(weights),
         threads=options.threads,
         epochs=epochs,
         batch_size=case.batch_size,
         learning_rate=RATE,
         max_steps=None,
+        image_input=image.name,
     )
     order = np.stack([rng.permutation(count) for _ in range(epochs)])
-    test = Images(pixels[: case.batch_size], images.labels[: case.batch_size])
+    first = np.s_[: case.batch_size]
+    test = Images(pixels[first], labels[first], None if boxes is None else boxes[first], image.name)
     Job(folder, settings, images, test, order).write()
     prefix = bundle.manifest.prefixes
     targets = prefix[0].points if prefix else None
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets)
-    initial = new_adapter(bundle.manifest, lora, labels=tuple(map(str, range(CLASSES))), rng=rng)
+    names = None if bundle.manifest.head is None else tuple(map(str, range(CLASSES)))
+    initial = new_adapter(bundle.manifest, lora, labels=names, rng=rng)
     write_adapter(initial, folder / INITIAL)
     probed = {
         tensor: rng.standard_normal(x.shape, np.float32) * np.float32(PROBE_STD)

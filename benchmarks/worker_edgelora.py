@@ -8,6 +8,7 @@ wide as the batch, as they are for a rival that computes it in one.
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import edgelora
-from benchmarks.job import INITIAL, PROBE, Job, Recorder, Texts, worker_arguments, worker_options
+from benchmarks.boxes import Boxes
+from benchmarks.job import INITIAL, PROBE, Images, Job, Recorder, Texts, worker_arguments, worker_options
 from edgelora import Bundle, SessionSettings, Trainer, TrainingConfig
 from edgelora.adapter import Adapter, read_adapter
 from edgelora.memory_plan import follow, plan_memory
-from edgelora.objectives import Classification
+from edgelora.objectives import Array, Classification, Objective, OwnLoss
 from edgelora.session import ENGINE_VERSION
 
 
@@ -28,6 +30,23 @@ class Padded(Classification):
 
     def lengths(self) -> NDArray[np.int64]:
         return np.ones(len(self), np.int64)
+
+
+class Objects(OwnLoss):
+    """Boxes to learn, a picture by itself."""
+
+    separable = True
+
+    def __init__(self, images: Images, size: tuple[int, int]) -> None:
+        assert images.boxes is not None
+        boxes = Boxes(images.boxes, images.labels, size)
+
+        def loss(outputs: Mapping[str, Array], rows: NDArray[np.int64]) -> tuple[float, Mapping[str, Array]]:
+            ((name, made),) = outputs.items()
+            value, slope = boxes.loss(made.astype(np.float32, copy=False), rows)
+            return value, {name: slope}
+
+        super().__init__(images, loss)
 
 
 def main() -> None:
@@ -46,7 +65,7 @@ def main() -> None:
         "max_grad_norm": 0.0,
     }
     config = TrainingConfig(**(usual | options.get("training", {})))
-    objective = (Padded if options.get("padded") else Classification)(job.train, job.train.labels)
+    objective = objective_of(job, bool(options.get("padded")))
     trainer = Trainer(bundle, adapter(folder / INITIAL, bundle), objective, config)
     if "ram" in options:
         held_out = Classification(job.test, job.test.labels)
@@ -65,6 +84,8 @@ def main() -> None:
             snapshots.append(trainer.flat.copy())
         record.next_turn()
     record.end_training()
+    if isinstance(objective, OwnLoss):
+        snapshots.clear()
     if "ram" in options:
         accuracies = [planned_accuracy(trainer, flat, job) for flat in snapshots]
     else:
@@ -79,6 +100,14 @@ def main() -> None:
         "python": platform.python_version(),
     }
     record.write(destination, accuracies, versions)
+
+
+def objective_of(job: Job, padded: bool) -> Objective:
+    """What the job's samples ask for."""
+    if isinstance(job.train, Images) and job.train.boxes is not None:
+        height, width = job.train.pixels.shape[2:]
+        return Objects(job.train, (height, width))
+    return (Padded if padded else Classification)(job.train, job.train.labels)
 
 
 def adapter(folder: Path, bundle: Bundle) -> Adapter:

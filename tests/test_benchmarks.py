@@ -35,6 +35,8 @@ from benchmarks import (
     speed_report,
     stages,
 )
+from benchmarks.boxes import CLASSES as KINDS
+from benchmarks.boxes import Boxes
 from benchmarks.job import Images, Job, Settings, Texts
 from benchmarks.kept_runs import KeptRuns
 from benchmarks.limited import run_limited
@@ -523,6 +525,26 @@ def test_pictures_of_a_job_are_read_back(tmp_path):
     np.testing.assert_array_equal(again.train.feeds(rows)["image"], images.pixels[rows])
     np.testing.assert_array_equal(np.concatenate(list(again.test.evaluation_batches())), np.arange(5))
     assert (again.steps_per_epoch, again.train.labels.tolist()) == (3, images.labels.tolist())
+    assert again.train.boxes is None
+
+
+def test_objects_of_a_job_are_read_back_and_cost_alike_in_any_parts(tmp_path):
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 32, (4, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(8, 32, (4, 2))], axis=1).astype(np.float32)
+    images = Images(rng.standard_normal((4, 3, 64, 64), np.float32), np.arange(4), boxes, "images")
+    settings = Settings("bundle", "model", 2, 1, 2, 1e-3, None, image_input="images")
+    Job(tmp_path, settings, images, images, np.stack([np.arange(4)])).write()
+    read = Job.read(tmp_path).train
+    assert set(read.feeds(np.arange(2))) == {"images"}
+    objects, rows = Boxes(read.boxes, read.labels, (64, 64)), np.asarray([2, 0, 3])
+    made = rng.uniform(0.01, 0.9, (3, 5 + KINDS, 4, 4)).astype(np.float32)
+    loss, slope = objects.loss(made, rows)
+    parts = [objects.loss(made[part], rows[part]) for part in (np.s_[:1], np.s_[1:])]
+    assert loss == pytest.approx(sum(part for part, _ in parts))
+    np.testing.assert_array_equal(slope, np.concatenate([part for _, part in parts]))
+    other, _ = objects.loss(made, rows[::-1])
+    assert other != pytest.approx(loss)  # what is in a picture counts
 
 
 @pytest.mark.parametrize("kind", ["strided depthwise 5×5", "strided 1-D", "1×1, late"])
