@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 import re
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 from edgelora.errors import ConfigError
 
 _STATUS = Path("/proc/self/status")
+_COUNTS = Path("/proc/self/statm")
 _ROLLUP = Path("/proc/self/smaps_rollup")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -42,6 +44,11 @@ def resident_memory() -> int | None:
             if line.startswith(field):
                 return int(line.split()[1]) * 1024
     return None
+
+
+def resident_files() -> int:
+    """Bytes of mapped files that are resident now, libraries' code included: quick, within some 256 KiB; Linux."""
+    return int(_COUNTS.read_bytes().split()[2]) * mmap.PAGESIZE
 
 
 def peak_memory() -> int | None:

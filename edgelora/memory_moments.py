@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,6 +35,10 @@ class Moment:
     @property
     def total(self) -> int:
         return self.packed + self.results + self.pages + self.kept
+
+    def within(self, window: int | None) -> Moment:
+        """The same where weights pass through a window."""
+        return self if window is None else replace(self, pages=min(self.pages, window))
 
     def beside(self, other: Moment) -> Moment:
         """Both at once; pages are given back after every run, so that there are only those of the one that reads more.

@@ -5,7 +5,8 @@
 `resident` is what the process holds with the graph loaded and run once on one sample: Python, libraries, data.
 `packed` are the products' weights once more, as ONNX Runtime lays them out for speed (none if prepacking is off),
 `results` what a run holds at its worst moment, from the table that conversion measured (manifest.MemoryTable), and
-`pages` the mapped weights that a run reads: whole weights, and of tables the pages that the samples' rows lie in.
+`pages` the mapped weights that a run reads: whole weights, and of tables the pages that the samples' rows lie in;
+where they pass through a window (page_window.py), no more than that.
 `kept` are the values of a frozen prefix, if there is one; the last four are those of the moment at which they are most
 (memory_moments.py).
 """
@@ -33,10 +34,13 @@ from edgelora.memory_moments import ARENA, Kept, Moment, kept_of, moment_of, mom
 from edgelora.methods.prompt import PromptTuningConfig
 from edgelora.objectives import Feeds, Objective, OwnLoss
 from edgelora.prefix_cache import CHUNK
+from edgelora.session import SessionSettings
 from edgelora.trainer import Trainer, length_sorted_batches
 
 _PER_PART = {True: 16, False: 32}  # what a run costs beside its cells, in cells, by whether weights are packed
-_UNPACKED, _NO_LENGTH = 1.08, 64  # step time without prepacking; cells of a sample that has no length
+_UNPACKED, _WINDOWED = 1.08, 1.07  # step time without prepacking; with weights that pass through a window
+_NO_LENGTH = 64  # cells of a sample that has no length
+WINDOW = 32_000_000
 _LOOKED_AT = 64  # parts whose rows are counted
 _PAGE, _PROBES = 65536, 5
 LAYOUT_FILE = "memory.json"
@@ -49,8 +53,9 @@ class MemoryPlan:
     """What was chosen: `predicted` bytes at the peak within `budget`, and how they come about.
 
     `part_size` is the number of samples of a run (the batch size if nothing is split), `prepacked` whether weights
-    are packed, `file` the training graph, `work` what that computes as a multiple of the plain one (1: it is the plain
-    one). `resident`, `packed`, `results`, `pages` and `kept` sum to `predicted`. `origin` says whose budget it is.
+    are packed, `window` how much of the mapped weights is held at once (None: all), `file` the training graph, `work`
+    what that computes as a multiple of the plain one (1: it is the plain one). `resident`, `packed`, `results`, `pages`
+    and `kept` sum to `predicted`. `origin` says whose budget it is.
     """
 
     budget: int
@@ -65,6 +70,7 @@ class MemoryPlan:
     cost: float
     origin: str = "--ram"
     kept: int = 0
+    window: int | None = None
 
     @property
     def layout(self) -> Layout:
@@ -78,6 +84,7 @@ class MemoryPlan:
     def describe(self) -> str:
         """The plan in a line."""
         weights = "weights packed" if self.prepacked else "weights not packed"
+        window = "" if self.window is None else f", of which {_mb(self.window)} are held at once"
         again = f", parts computed twice ({self.work:.2f} × the work)" if self.work > 1 else ""
         parts = ", ".join(
             f"{name} {_mb(size)}"
@@ -91,7 +98,7 @@ class MemoryPlan:
             if size >= 500_000
         )
         return (
-            f"{self.origin} {_mb(self.budget)}: {self.part_size} samples at a time, {weights}{again}; "
+            f"{self.origin} {_mb(self.budget)}: {self.part_size} samples at a time, {weights}{window}{again}; "
             f"predicted peak {_mb(self.predicted)} ({parts})"
         )
 
@@ -136,7 +143,7 @@ def candidate_plans(trainer: Trainer, validation: Objective | None, budget: int)
     bundle = trainer.bundle
     forms = {file: {f: _table(bundle, f) for f in files} for file, files in _files(trainer, validation).items()}
     resident = _measure_resident(trainer, next(iter(forms.values())))
-    window = _window(bundle)
+    at_once = _mapped_at_once(bundle)
     feeds_parameters = 4 * trainer.flat.nbytes  # gradients that a graph returns, and the optimizer's arrays
     packings = (False,) if bundle.settings.low_memory else (True, False)
     kept = {id(one): _kept(trainer, one) for one in (trainer.objective, validation) if one is not None}
@@ -144,21 +151,31 @@ def candidate_plans(trainer: Trainer, validation: Objective | None, budget: int)
         cells, parts = _work(trainer, size)
         for (file, tables), prepacked in itertools.product(forms.items(), packings):
             work = _work_of(trainer, file)
-            moments = _moments(trainer, validation, file, tables, size, prepacked, window, kept)
-            most = max(moments, key=lambda moment: moment.total)
-            yield MemoryPlan(
-                budget=budget,
-                file=file,
-                work=work,
-                part_size=size,
-                prepacked=prepacked,
-                resident=resident + feeds_parameters,
-                packed=most.packed,
-                results=most.results,
-                pages=most.pages,
-                kept=most.kept,
-                cost=(cells + parts * _PER_PART[prepacked]) * (1.0 if prepacked else _UNPACKED) * work,
-            )
+            moments = list(_moments(trainer, validation, file, tables, size, prepacked, at_once, kept))
+            cost = (cells + parts * _PER_PART[prepacked]) * (1.0 if prepacked else _UNPACKED) * work
+            for window in (None,) if prepacked else _windows(bundle.settings):
+                most = max((moment.within(window) for moment in moments), key=lambda moment: moment.total)
+                yield MemoryPlan(
+                    budget=budget,
+                    file=file,
+                    work=work,
+                    part_size=size,
+                    prepacked=prepacked,
+                    resident=resident + feeds_parameters,
+                    packed=most.packed,
+                    results=most.results,
+                    pages=most.pages,
+                    kept=most.kept,
+                    cost=cost if window is None else cost * _WINDOWED,
+                    window=window,
+                )
+
+
+def _windows(settings: SessionSettings) -> tuple[int | None, ...]:
+    """The windows to choose from for weights that are not packed."""
+    if settings.window is not None or not can_give_back():
+        return (settings.window,)
+    return (None, WINDOW)
 
 
 def _kept(trainer: Trainer, objective: Objective) -> Kept | None:
@@ -175,7 +192,7 @@ def _moments(
     tables: Mapping[str, MemoryTable],
     size: int,
     prepacked: bool,
-    window: int,
+    at_once: int,
     kept: Mapping[int, Kept | None],
 ) -> Iterator[Moment]:
     """What training by `file` in parts of `size` holds at its moments."""
@@ -190,15 +207,16 @@ def _moments(
     if prefix is None:
         whole = Moment(results=fed)
         for name, table in tables.items():
+            yield whole.beside(moment_of(table, None, prepacked, 0))
             at = other[0] if other is not None and name == trainer.forward_file else sizes
             whole = whole.beside(moment_of(table, at, prepacked, 0))
-        yield replace(whole, pages=whole.pages + _gathered(trainer, tables, size, window))
+        yield replace(whole, pages=whole.pages + _gathered(trainer, tables, size, at_once))
         return
     rows = max(size, CHUNK if trainer.config.cache is not None else 0)
 
     def loaded(name: str, at: dict[str, int] | None) -> Moment:
         table = tables[name]
-        gathered = 0 if at is None else _gathered(trainer, {name: table}, rows, window)
+        gathered = 0 if at is None else _gathered(trainer, {name: table}, rows, at_once)
         return moment_of(table, at, prepacked, gathered)
 
     train = kept[id(trainer.objective)]
@@ -213,8 +231,9 @@ def follow(plan: MemoryPlan, trainer: Trainer) -> None:
     bundle, record = trainer.bundle, trainer.record
     if record is not None and plan.file != record.file:
         trainer.record = replace(record, file=plan.file, recomputed=None)
-    if not plan.prepacked and not bundle.settings.low_memory:
-        bundle.use_settings(replace(bundle.settings, low_memory=True))
+    settings = bundle.settings if plan.prepacked else replace(bundle.settings, low_memory=True, window=plan.window)
+    if settings != bundle.settings:
+        bundle.use_settings(settings)
     if plan.part_size < trainer.config.batch_size:
         trainer.config = replace(trainer.config, micro_batch_size=plan.part_size)
 
@@ -354,7 +373,7 @@ def _work(trainer: Trainer, size: int) -> tuple[int, int]:
     return cells, parts
 
 
-def _gathered(trainer: Trainer, tables: Mapping[str, MemoryTable], size: int, window: int) -> int:
+def _gathered(trainer: Trainer, tables: Mapping[str, MemoryTable], size: int, at_once: int) -> int:
     """Bytes of tables that become resident for the rows of a part, at most."""
     found = {table for one in tables.values() for table in one.gathered}
     if not can_give_back():
@@ -364,20 +383,20 @@ def _gathered(trainer: Trainer, tables: Mapping[str, MemoryTable], size: int, wi
     for batch in batches:
         feeds = trainer.objective.inputs(batch)
         for table in found:
-            most[table] = max(most[table], _resident_rows(table, feeds, window))
+            most[table] = max(most[table], _resident_rows(table, feeds, at_once))
     return sum(most.values())
 
 
-def _resident_rows(table: GatheredTable, feeds: Feeds, window: int) -> int:
+def _resident_rows(table: GatheredTable, feeds: Feeds, at_once: int) -> int:
     whole = table.rows * table.row_bytes
     if table.input is None or table.input not in feeds:
         return whole
     first = np.unique(np.asarray(feeds[table.input], np.int64)) % table.rows * table.row_bytes
-    windows = np.unique(np.concatenate([first // window, (first + table.row_bytes - 1) // window]))
-    return min(whole, len(windows) * window)
+    pieces = np.unique(np.concatenate([first // at_once, (first + table.row_bytes - 1) // at_once]))
+    return min(whole, len(pieces) * at_once)
 
 
-def _window(bundle: Bundle) -> int:
+def _mapped_at_once(bundle: Bundle) -> int:
     """Bytes of a weights file that become resident by reading one: the system maps some pages around it."""
     largest = max(bundle.manifest.files, key=lambda name: bundle.manifest.files[name].size)
     size = bundle.manifest.files[largest].size

@@ -22,6 +22,7 @@ from edgelora.byte_products import keep_exact
 from edgelora.cores import available_cores
 from edgelora.errors import BundleError, ConfigError
 from edgelora.mapped_pages import added, give_back, mapped_ranges
+from edgelora.page_window import PageWindow
 
 ort: Any = onnxruntime  # the package carries no types
 ENGINE_VERSION: str = ort.__version__
@@ -36,12 +37,14 @@ class SessionSettings:
 
     `threads` is the number of cores for one operator (None: all). `low_memory` gives up prepacked copies
     of the weights: less memory, by up to the size of the weights that products read. With `spinning`, threads
-    that wait stay awake: quicker where nothing else wants the cores.
+    that wait stay awake: quicker where nothing else wants the cores. `window` bounds the mapped weights that are
+    resident while a graph runs, in bytes (page_window.py; Linux); with `low_memory`, for packed weights are not mapped.
     """
 
     threads: int | None = None
     low_memory: bool = False
     spinning: bool = False
+    window: int | None = None
 
     @property
     def cores(self) -> int:
@@ -51,6 +54,8 @@ class SessionSettings:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads must be at least 1, not {self.threads}")
+        if self.window is not None and self.window < 1:
+            raise ConfigError(f"the window must be at least one byte, not {self.window}")
 
 
 class Graph:
@@ -68,6 +73,7 @@ class Graph:
             mapped = mapped_ranges(path.parent.resolve())
             self._session = _session(path, _options(settings))
             self._mapped = added(mapped, mapped_ranges(path.parent.resolve()))
+        self._window = None if settings.window is None else PageWindow(self._mapped, settings.window)
         self.inputs: dict[str, tuple[int | str | None, ...]] = {
             x.name: tuple(x.shape) for x in self._session.get_inputs()
         }
@@ -106,7 +112,8 @@ class Graph:
     @contextlib.contextmanager
     def _running(self) -> Generator[None]:
         try:
-            yield
+            with contextlib.nullcontext() if self._window is None else self._window.kept():
+                yield
         except Exception as error:  # onnxruntime has one exception class per status
             raise BundleError(
                 f"{self._path}: ONNX Runtime {ort.__version__} cannot run it: {_first_line(error)}; an input is out of "

@@ -28,22 +28,24 @@ class Trial:
     threads: int
     low_memory: bool = False
     spinning: bool = False
+    window: int | None = None
     micro_batch_size: int | None = None
 
     @classmethod
     def of(cls, settings: SessionSettings) -> Trial:
         """These settings, and whole batches."""
-        return cls(settings.cores, settings.low_memory, settings.spinning)
+        return cls(settings.cores, settings.low_memory, settings.spinning, settings.window)
 
     @property
     def settings(self) -> SessionSettings:
-        return SessionSettings(threads=self.threads, low_memory=self.low_memory, spinning=self.spinning)
+        return SessionSettings(self.threads, self.low_memory, self.spinning, self.window)
 
     @property
     def options(self) -> str:
         """As the command line takes them."""
         parts = [f"--threads {self.threads}"]
         parts += ["--low-memory"] if self.low_memory else []
+        parts += [f"--window {self.window}"] if self.window is not None else []
         parts += ["--spinning"] if self.spinning else []
         parts += [f"--micro-batch-size {self.micro_batch_size}"] if self.micro_batch_size is not None else []
         return " ".join(parts)

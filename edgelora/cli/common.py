@@ -51,13 +51,19 @@ def add_bundle(parser: argparse.ArgumentParser, store: bool = True) -> None:
         "--low-memory", action="store_true", help="no prepacked copies of the weights: less memory, a little slower"
     )
     parser.add_argument(
+        "--window",
+        type=memory_size,
+        metavar="SIZE",
+        help="with --low-memory, no more than SIZE of the weights in memory at once, as 32MB: slower again",
+    )
+    parser.add_argument(
         "--spinning", action="store_true", help="threads that wait stay awake: faster on an idle machine, more energy"
     )
 
 
 def settings_of(options: argparse.Namespace) -> SessionSettings:
     """Session settings from the options of `add_bundle`."""
-    return SessionSettings(threads=options.threads, low_memory=options.low_memory, spinning=options.spinning)
+    return SessionSettings(options.threads, options.low_memory, options.spinning, options.window)
 
 
 def open_model(options: argparse.Namespace) -> Model:

@@ -1,0 +1,108 @@
+"""Weights that pass through a window: the peak of a fresh process is bounded, results are the same to the last bit."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgelora.errors import ConfigError
+from edgelora.page_window import PageWindow
+from edgelora.session import SessionSettings
+from tests.convert.bundles import to_bundle
+from tests.convert.networks import Net, perceptron
+from tests.device.tiny import start_python
+
+WIDTH, DEPTH, BATCH, WINDOW = 1024, 12, 256, 8_000_000
+WEIGHTS = DEPTH * WIDTH**2 * 4
+
+RUN = """
+import json, sys
+import numpy as np
+from concurrent.futures import ThreadPoolExecutor
+from edgelora.adapter import new_adapter
+from edgelora.bundle import Bundle
+from edgelora.config import LoraConfig
+from edgelora.memory import peak_memory
+from edgelora.memory_plan import follow, plan_memory
+from edgelora.objectives import Regression
+from edgelora.session import SessionSettings
+from edgelora.tasks import ArrayInputs
+from edgelora.trainer import Trainer
+from edgelora.training_config import TrainingConfig
+
+path, width, batch, window, budget, callers = sys.argv[1], *map(int, sys.argv[2:])
+rng = np.random.default_rng(0)
+bundle = Bundle.open(path, SessionSettings(low_memory=True, window=window or None))
+adapter = new_adapter(bundle.manifest, LoraConfig(r=4, lora_alpha=4), None, outputs=2, rng=rng)
+x = rng.standard_normal((batch, width), np.float32)
+objective = Regression(ArrayInputs({"x": x}), rng.standard_normal((batch, 2), np.float32))
+config = TrainingConfig(batch_size=batch, micro_batch_size=batch, learning_rate=1e-4, max_grad_norm=0.0)
+trainer, plan = Trainer(bundle, adapter, objective, config), None
+if budget:
+    plan = plan_memory(trainer, None, budget)
+    follow(plan, trainer)
+loss = [trainer.step(np.arange(batch)).loss for _ in range(3)]
+if callers:
+    feeds = {"x": x, **bundle.feeds(trainer.current())}
+    with ThreadPoolExecutor(callers) as pool:
+        made = list(pool.map(lambda _: bundle.forward.run(feeds), range(3 * callers)))
+    for one in made:
+        for name, y in one.items():
+            np.testing.assert_array_equal(y, made[0][name])
+print(json.dumps({"peak": peak_memory(), "plan": plan and plan.to_dict(), "loss": loss}))
+"""
+
+
+@pytest.fixture(scope="module")
+def wide_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """50 MB of weights."""
+
+    def build(net: Net, x: str) -> str:
+        for layer in range(DEPTH):
+            x = net("Tanh", net.linear(x, f"layer{layer}", WIDTH, WIDTH))
+        return x
+
+    model = perceptron(build=build, width=WIDTH, output=8)
+    return to_bundle(model, tmp_path_factory.mktemp("wide"), task="regression", pooling="pooler").path
+
+
+def measured(bundle: Path, window: int, budget: int = 0, callers: int = 0) -> dict[str, Any]:
+    process = start_python("-c", RUN, bundle, *map(str, (WIDTH, BATCH, window, budget, callers)))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is resident")
+def test_the_peak_is_without_the_weights_that_are_not_in_the_window(wide_bundle: Path):
+    plain, windowed = measured(wide_bundle, 0), measured(wide_bundle, WINDOW, callers=2)
+    assert windowed["loss"] == plain["loss"]
+    saved = plain["peak"] - windowed["peak"]
+    assert saved > 0.6 * (WEIGHTS - WINDOW)
+    planned = measured(wide_bundle, 0, budget=plain["peak"] - 15_000_000)
+    assert planned["plan"]["window"] is not None
+    assert not planned["plan"]["prepacked"]
+    assert 0.9 < planned["peak"] / planned["plan"]["predicted"] < 1.1
+    assert planned["loss"] == plain["loss"]
+
+
+def test_a_window_that_holds_everything_starts_no_thread():
+    window = PageWindow([(0, 4096)], 4096)
+    with window.kept():
+        assert window._watcher is None  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_window_of_nothing_is_refused():
+    with pytest.raises(ConfigError, match="at least one byte"):
+        SessionSettings(window=0)
+
+
+def test_an_error_ends_the_watch():
+    window = PageWindow([], -1)
+    with pytest.raises(ValueError, match="inside"), window.kept():
+        raise ValueError("inside")
+    assert window._watcher is None  # pyright: ignore[reportPrivateUsage]
