@@ -30,8 +30,13 @@ def epoch_batches(
 
 
 def shares(rows: NDArray[np.int64], lengths: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
-    """The rows of a batch in at most `count` parts of similar work, each of samples of similar length."""
+    """The rows of a batch in at most `count` parts of similar work, each of samples of similar length.
+
+    A sample belongs to the part in which the middle of its work lies.
+    """
     rows = rows[np.argsort(lengths[rows], kind="stable")]
-    work: NDArray[np.int64] = np.cumsum(np.maximum(lengths[rows], 1))
-    cuts = [int((work < work[-1] * part / count).sum()) for part in range(1, count)]
-    return [part for part in np.split(rows, cuts) if len(part)]
+    work = np.maximum(lengths[rows], 1)
+    twice_middle = 2 * np.cumsum(work) - work
+    parts = twice_middle * count // (2 * work.sum())
+    cuts = np.flatnonzero(np.diff(parts)) + 1
+    return np.split(rows, cuts)

@@ -7,7 +7,7 @@ of pieces add up to that of the batch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf
+from math import ceil, inf
 
 from edgelora.manifest import Manifest
 
@@ -24,3 +24,8 @@ def most_samples(manifest: Manifest, file: str, sizes: Mapping[str, int]) -> flo
         return inf
     one, two = (table.peak({**sizes, batch: count}) for count in (1, 2))
     return max(1, (_NEAR - one) // max(two - one, 1) + 1)
+
+
+def piece_count(samples: int, most: float, workers: int) -> int:
+    """How many pieces a batch is cut into, as many for one worker as for another; of `most` samples each."""
+    return workers * max(1, ceil(samples / (most * workers)))

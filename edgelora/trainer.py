@@ -6,8 +6,8 @@ are a few numpy operations whatever the number of points.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from edgelora.methods import no_prefix
 from edgelora.methods.lora_fa import project
 from edgelora.objectives import Array, Feeds, Floats, Objective, OwnLoss, Regression, is_augmented
 from edgelora.optimizers import SGD, AdamW, Optimizer, clip_by_global_norm
-from edgelora.pieces import most_samples
+from edgelora.pieces import most_samples, piece_count
 from edgelora.prefix_cache import CacheSettings, PrefixCache, chosen_prefix
 from edgelora.reference_losses import REFERENCES
 from edgelora.schedules import learning_rate_factor
@@ -284,19 +284,27 @@ class Trainer:
             return self._backward(record, feeds | self._masks(record, feeds, rows), rows, total, gradients)
 
         for part, members in enumerate(parts):
-            pieces = shares(members, self._lengths, max(self._workers, -(-len(members) // self._most)))
+            pieces = shares(members, self._lengths, piece_count(len(members), self._most, self._workers))
             made = self._room(len(pieces), beside_the_sum=part > 0)
-            fed = [self._feeds(adapter, rows, total) for rows in pieces]
-            if self._workers == 1:
-                loss += sum(map(run, fed, pieces, [views for _, views in made]))
-            else:
-                loss += sum(self._pool.map(run, fed, pieces, [views for _, views in made]))
+            fed = (self._feeds(adapter, rows, total) for rows in pieces)
+            work = zip(fed, pieces, (views for _, views in made), strict=True)
+            loss += sum(run(*one) for one in work) if self._workers == 1 else self._sum_at_once(run, work)
             self.graph(record).give_back_pages()
             for flat, _ in made:
                 if flat is not self._input_grad:
                     self._input_grad += flat
         self._pull_back()
         return loss
+
+    def _sum_at_once(self, run: Callable[..., float], work: Iterable[tuple[object, ...]]) -> float:
+        """The sum of what `run` makes of each item, in their order; the next item is made while others run."""
+        begun: list[Future[float]] = []
+        try:
+            for one in work:
+                begun.append(self._pool.submit(run, *one))
+        finally:
+            wait(begun)  # they write to the gradients
+        return sum(one.result() for one in begun)
 
     def _room(self, count: int, beside_the_sum: bool) -> list[tuple[Floats, list[Floats]]]:
         """Where the gradients of so many parts go, flat and in views: beside the sum, or the first in its place."""
@@ -340,8 +348,11 @@ class Trainer:
 
     def graph(self, record: TrainingGraph) -> Graph:
         """The training graph; on one core where each core has a part of the batch."""
+        return self._of_a_part(record.file)
+
+    def _of_a_part(self, file: str) -> Graph:
         settings = self.bundle.settings
-        return self.bundle.graph(record.file, settings if self._workers == 1 else replace(settings, threads=1))
+        return self.bundle.graph(file, settings if self._workers == 1 else replace(settings, threads=1))
 
     def _backward(
         self, record: TrainingGraph, feeds: Feeds, rows: NDArray[np.int64], total: float, gradients: list[Floats]
@@ -349,7 +360,8 @@ class Trainer:
         """These samples' share of the loss; what is fed has its gradients in `gradients`, in the order of the feeds."""
         share, made = np.zeros((), np.float32), dict(zip(self._gradient_names, gradients, strict=True))
         if isinstance(self._of_epoch, OwnLoss):
-            loss, cotangents = self._of_epoch.cotangents(self._inference.run(feeds), rows, total)
+            outputs = self._of_a_part(self.forward_file).run(feeds)
+            loss, cotangents = self._of_epoch.cotangents(outputs, rows, total)
             self.graph(record).run_into({**feeds, **cotangents}, made)
             return loss
         self.graph(record).run_into(feeds, {"loss": share, **made})

@@ -65,3 +65,11 @@ def test_shares_are_the_rows_in_parts_of_similar_work(sizes: list[int], count: i
     assert all(len(part) for part in parts)
     work = [int(np.maximum(lengths[part], 1).sum()) for part in parts]
     assert max(work) <= sum(work) / count + max(1, *sizes)
+
+
+@given(st.integers(1, 80), st.integers(1, 12), st.integers(1, 128))
+def test_shares_of_samples_of_one_length_differ_by_one_at_most(rows: int, count: int, length: int):
+    parts = shares(np.arange(rows), np.full(rows, length, np.int64), count)
+    sizes = [len(part) for part in parts]
+    assert len(sizes) == min(rows, count)
+    assert max(sizes) - min(sizes) <= 1
