@@ -201,3 +201,14 @@ def test_cuts_hold_the_least_possible(data: st.DataObject):
     else:
         assert found.at in every
         assert held(found.at) <= found.held <= 1.05 * least
+
+
+@pytest.mark.parametrize("layers", [12, 40, 120])
+def test_a_deep_model_is_cut_between_all_of_its_layers(layers):
+    """However many places there are that are equally narrow, the cuts are spread over the whole depth."""
+    crossing = [9, 1, 7, 1, 8, 1] * layers
+    saved = list(itertools.accumulate([12, 0, 6, 0, 6, 0] * layers))
+    found = choose_cuts(crossing, saved)
+    ends = [0, *(saved[cut] for cut in found.at), saved[-1]]
+    held = len(found.at) + max(b - a for a, b in itertools.pairwise(ends))
+    assert held <= 1.15 * min(n + 24 * -(-layers // (n + 1)) for n in range(layers))

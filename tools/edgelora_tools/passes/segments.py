@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_LEVELS, _MOST_PLACES = 24, 96
+_LEVELS, _STEP, _MOST_PLACES = 48, 1.1, 96
 _WORTHWHILE, _ALIKE = 0.8, 1.05
 
 
@@ -28,12 +29,18 @@ def choose_cuts(crossing: Sequence[int], saved: Sequence[int]) -> Cuts:
     places = narrow_places(crossing)
     ends = [saved[place] for place in (*places, len(saved) - 1)]
     spans = sorted({end - begin for begin in (0, *ends) for end in ends if begin <= end})
-    levels = spans[:: max(1, len(spans) // _LEVELS)]
-    found = [cuts for level in levels if (cuts := _within(level, places, crossing, saved)) is not None]
+    found = [cuts for level in _spread(spans) if (cuts := _within(level, places, crossing, saved)) is not None]
     least = min((cuts.held for cuts in found), default=saved[-1])
     if least > _WORTHWHILE * saved[-1]:
         return Cuts((), saved[-1])
     return min((cuts for cuts in found if cuts.held <= _ALIKE * least), key=lambda cuts: len(cuts.at))
+
+
+def _spread(spans: Sequence[int]) -> list[int]:
+    """Some of the sorted spans, each not much less than the next larger; all if they are few."""
+    if len(spans) <= _LEVELS:
+        return list(spans)
+    return sorted({spans[bisect_left(spans, spans[-1] / _STEP**step)] for step in range(_LEVELS)})
 
 
 def narrow_places(crossing: Sequence[int]) -> list[int]:
@@ -49,7 +56,10 @@ def narrow_places(crossing: Sequence[int]) -> list[int]:
             falling = False
     if len(places) > _MOST_PLACES:
         limit = sorted(crossing[place] for place in places)[_MOST_PLACES - 1]
-        places = [place for place in places if crossing[place] <= limit][:_MOST_PLACES]
+        narrower = [place for place in places if crossing[place] < limit]
+        alike = [place for place in places if crossing[place] == limit]
+        left = _MOST_PLACES - len(narrower)
+        places = sorted([*narrower, *(alike[i * len(alike) // left] for i in range(left))])
     return places
 
 
