@@ -17,6 +17,7 @@ from edgelora.bundle import MANIFEST_FILE, Bundle
 from edgelora.files import write_atomic
 from edgelora.gradient_checks import PointVerdict, check_head, check_point
 from edgelora.graph_checks import GraphVerdict, check_graph, check_method, check_mixed, check_prefix, check_recomputed
+from edgelora.language_checks import check_decode
 from edgelora.manifest import Manifest
 from edgelora.parity import parity_error, parity_samples, parity_tolerance
 from edgelora.probes import Feeds
@@ -84,6 +85,9 @@ def check(
     if manifest.mixed is not None:
         progress(manifest.mixed)
         graphs.append(check_mixed(bundle, manifest.mixed, inputs, rng))
+    if manifest.language is not None:
+        progress(manifest.language.decode)
+        graphs += check_decode(bundle, manifest.language, inputs, rng)
     for prefix in manifest.prefixes:
         progress(prefix.file)
         graphs += check_prefix(bundle, prefix, inputs, rng)

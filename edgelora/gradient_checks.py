@@ -1,7 +1,8 @@
 """Gradients against finite differences: of a point or the head, and of a loss along one direction.
 
 The cotangent graph is held against the inference graph: f(θ) = Σ <c, output(θ)> is evaluated by the inference graph,
-its derivative along a direction by differences. A loss graph is held against differences of its own loss.
+its derivative along a direction by differences. A loss graph is held against differences of its own loss. Of a language
+model, whose logits are too many to weigh, the loss graph is the cotangent graph of what tokens cost.
 
 Where activations are rounded to int8, outputs are staircases: there gradients along a step are held against differences
 at many places at once, and no tolerance is finer than the steps (docs/bundle-format.md, precision).
@@ -45,6 +46,8 @@ def check_point(bundle: Bundle, point: InsertionPoint, inputs: Feeds, rng: np.ra
     a, b = random_pair(point, rng)
     base: Feeds = {**inputs, **absent_adapter(bundle.manifest), **random_head(bundle.manifest, rng)}
     b *= gentle_factor(bundle, base, {point.input_a: a, point.input_b: b})
+    if (language := bundle.manifest.language) is not None:
+        base["labels"] = rng.integers(0, language.vocabulary, inputs["input_ids"].shape)
     return against_differences(bundle, point.id, base, {point.input_a: a, point.input_b: b}, rng)
 
 
@@ -64,8 +67,7 @@ def against_differences(
     The direction is noise plus twice the gradient's own, so that neither a wrong part of a gradient nor
     a wrong size of it can go unseen.
     """
-    graph = bundle.graph(bundle.training("cotangent", dropout=False, graphs=graphs).file)
-    forward = bundle.forward_in(graphs)
+    forward, graph = _twins(bundle, graphs)
     if rounds_activations(bundle):
         found = [_on_average(forward, graph, base, values, tensor, rng) for tensor in values]
         rounded = [PointVerdict(name, a, n, error, error <= ROUNDED_TOLERANCE) for a, n, error in found]
@@ -96,9 +98,22 @@ def against_differences(
     return max((along(tensor) for tensor in values), key=lambda verdict: verdict.error)
 
 
+def _twins(bundle: Bundle, graphs: str) -> tuple[Graph, Graph]:
+    """A graph of outputs, and the one of the gradients of Σ <weight, output> for any weights.
+
+    A language model's outputs are what its tokens cost, of which its loss is such a sum.
+    """
+    language = bundle.manifest.language
+    if language is not None and graphs == LORA_GRAPHS:
+        return bundle.graph(language.score), bundle.graph(bundle.training("cross-entropy", dropout=False).file)
+    record = bundle.training("cotangent", dropout=False, graphs=graphs)
+    return bundle.forward_in(graphs), bundle.graph(record.file)
+
+
 def _gradient_at(graph: Graph, feeds: Feeds, weights: Feeds, tensor: str) -> NDArray[np.float64]:
     """d Σ <weight, output>/d tensor by the cotangent graph; zeros where no output depends on it."""
-    name, cotangents = f"grad.{tensor}", {f"cotangent.{n}": w for n, w in weights.items()}
+    cotangents = {"loss_weight" if n == "nll" else f"cotangent.{n}": w for n, w in weights.items()}
+    name = f"grad.{tensor}"
     found = graph.run({**feeds, **cotangents}, [name]) if name in graph.outputs else {}
     return np.asarray(found.get(name, np.zeros(feeds[tensor].shape)), np.float64)
 

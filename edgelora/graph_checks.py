@@ -190,6 +190,8 @@ def _same(bundle: Bundle, file: str, expected: Feeds, feeds: Feeds) -> GraphVerd
 
 def _expected(bundle: Bundle, record: TrainingGraph, feeds: Feeds, made: Feeds, graphs: str = LORA_GRAPHS) -> Feeds:
     """What a graph must return for `feeds`, masks of ones among them; nothing for a loss without a reference."""
+    if bundle.manifest.language is not None:
+        return {}
     twin = bundle.graph(bundle.training("cotangent", dropout=False, graphs=graphs).file)
     if record.loss == "cotangent":
         return twin.run(feeds)

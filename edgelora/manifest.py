@@ -13,7 +13,7 @@ from edgelora.errors import BundleError
 from edgelora.manifest_checks import value_problems
 
 FORMAT = "edgelora-bundle"
-FORMAT_VERSION = (1, 6)
+FORMAT_VERSION = (1, 7)
 MEASURED_SIZE = 8  # in memory tables, of every size that no model input has: ranks, classes, virtual tokens
 MIXED_INDEX = "adapter_index"  # the input of a graph for mixed batches that numbers each row's adapter
 LORA_GRAPHS = "lora"  # the name of the set of graphs that every bundle has
@@ -266,6 +266,29 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class LanguageModel:
+    """What of a bundle continues text: its graphs, the cache that they keep, the tokens that begin and end.
+
+    `score` is a graph from tokens and `labels` to the `nll` of each, `decode` one with a cache, `decode_mixed` the same
+    with an adapter for every row (None where a point takes none). The cache has `layers` pairs of keys and values
+    `[batch, kv_heads, slots, head_size]`. `max_length` is the number of tokens that the base takes, 0 where there is
+    no limit. Text ends at any token of `eos`. `chat_template` is a file of the bundle.
+    """
+
+    score: str
+    decode: str
+    decode_mixed: str | None
+    layers: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    max_length: int
+    bos: int | None
+    eos: tuple[int, ...]
+    chat_template: str | None
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """Size in bytes and sha256 (hex) of a file of the bundle."""
 
@@ -300,6 +323,7 @@ class Manifest:
     budget: Budget | None = None
     values: str | None = None
     detector: DetectorSettings | None = None
+    language: LanguageModel | None = None
 
     def graph_set(self, name: str) -> GraphSet | None:
         """The graphs of this name: "lora", or one of `methods`; None if the bundle has none."""
@@ -418,6 +442,9 @@ def _check_references(manifest: Manifest) -> None:
         named += [graphs.forward, *(file for graph in graphs.training for file in graph.files)]
         named += [] if graphs.norms is None else [graphs.norms]
     named += [file for file in (manifest.mixed, manifest.values) if file is not None]
+    if (language := manifest.language) is not None:
+        optional = (language.decode_mixed, language.chat_template)
+        named += [language.score, language.decode, *(file for file in optional if file is not None)]
     if manifest.preprocessing.get("kind") == "text":
         named.append(_read(str, manifest.preprocessing.get("tokenizer"), "preprocessing.tokenizer"))
     if manifest.preprocessing.get("kind") == "audio" and manifest.preprocessing.get("features") is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgelora.manifest import InsertionPoint, Manifest, TensorSpec, TrainingGraph
+    from edgelora.manifest import InsertionPoint, LanguageModel, Manifest, TensorSpec, TrainingGraph
 
 _DTYPES = frozenset(
     "bool float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()  # noqa: SIM905
@@ -22,6 +22,7 @@ _OUTPUT = {
     "image-classification": "logits",
     "audio-classification": "logits",
     "speaker-verification": "embedding",
+    "text-generation": "logits",
 }
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _VALUES_A_BYTE = 8
@@ -43,6 +44,10 @@ def value_problems(manifest: Manifest) -> list[str]:
         *(p for name in manifest.methods for p in _set_problems(manifest, name, most)),
         *_task_problems(manifest),
     ]
+    if manifest.language is not None:
+        problems += _language_problems(manifest.language, most)
+    elif manifest.task == "text-generation":
+        problems.append("the task text-generation needs the field language")
     if manifest.head is not None and not 0 < manifest.head.features <= most:
         problems.append(f"the head has {manifest.head.features} features")
     return problems + [f"{name} has {entry.size} bytes" for name, entry in manifest.files.items() if entry.size < 0]
@@ -104,6 +109,17 @@ def _task_problems(manifest: Manifest) -> Iterator[str]:
         for spec in manifest.inputs:
             if spec.name in _TEXT_INPUTS and (len(spec.shape) != 2 or not spec.dtype.startswith("int")):
                 yield f"the text input {spec.name!r} has type {spec.dtype!r} and shape {list(spec.shape)}"
+
+
+def _language_problems(language: LanguageModel, most: int) -> Iterator[str]:
+    for name in ("layers", "kv_heads", "head_size", "vocabulary"):
+        if not 0 < (size := getattr(language, name)) <= most:
+            yield f"language.{name} is {size}"
+    if language.max_length < 0:
+        yield f"language.max_length is {language.max_length}"
+    for token in (*language.eos, *(() if language.bos is None else (language.bos,))):
+        if not 0 <= token < language.vocabulary:
+            yield f"language names token {token} of {language.vocabulary}"
 
 
 def _repeated(what: str, names: list[str]) -> Iterator[str]:

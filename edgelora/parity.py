@@ -66,7 +66,9 @@ def expected_outputs(
     manifest: Manifest, inputs: Feeds, source: Mapping[str, NDArray[Any]], head: Feeds
 ) -> dict[str, NDArray[Any]]:
     """The task's outputs from the source's, in float64 numpy."""
-    if manifest.task == "feature-extraction" or (manifest.detector is not None and manifest.head is None):
+    if manifest.task in ("feature-extraction", "text-generation") or (
+        manifest.detector is not None and manifest.head is None
+    ):
         return {spec.name: source[spec.name] for spec in manifest.outputs}
     (base,) = source.values()
     base = base.astype(np.float64)

@@ -51,7 +51,8 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="an .onnx or .tflite file, a Hugging Face directory, module:factory, or recipe:NAME",
+        help="an .onnx or .tflite file, a Hugging Face directory, a .gguf file (text-generation), module:factory, or "
+        "recipe:NAME",
     )
     parser.add_argument("-o", "--output", required=True, metavar="BUNDLE", help="where to write the bundle")
     parser.add_argument(
@@ -59,7 +60,7 @@ def add_verbs(verbs: Verbs) -> None:
         default=None,
         help="sequence-classification (default), token-classification, regression, sentence-embedding, "
         "feature-extraction, image-classification, object-detection, semantic-segmentation, keypoint-detection, "
-        "audio-classification, speaker-verification",
+        "audio-classification, speaker-verification, text-generation",
     )
     parser.add_argument(
         "--pooling",
@@ -283,7 +284,7 @@ def run_convert(options: argparse.Namespace) -> int:
     if spec.startswith("recipe:"):
         recipes = desktop("recipes")
         recipe = recipes.load_recipe(spec.removeprefix("recipe:"))
-        source = recipes.open_recipe(recipe, options.exporter, options.tokenizer, note)
+        source = recipes.open_recipe(recipe, options.exporter, options.tokenizer, note, options.task)
         defaults = {
             "task": recipe.task,
             "pooling": recipe.pooling,
@@ -291,7 +292,7 @@ def run_convert(options: argparse.Namespace) -> int:
             "name": recipe.name,
         }
     else:
-        source = sources.open_source(spec, options.exporter, options.tokenizer)
+        source = sources.open_source(spec, options.exporter, options.tokenizer, options.task)
     source = sources.fixed(source, numbers(options.fix))
     chosen = compiler.ConvertOptions(
         task=options.task or defaults.get("task", "sequence-classification"),
@@ -513,7 +514,7 @@ def run_check(options: argparse.Namespace) -> int:
             raise DataError(f"{options.inputs}: no array for {', '.join(sorted(missing))}")
         specs = bundle.manifest.inputs
         feeds |= {s.name: feeds[s.name].astype(s.dtype) for s in specs}
-        source = desktop("sources").open_source(options.source, options.exporter)
+        source = desktop("sources").open_source(options.source, options.exporter, task=bundle.manifest.task)
         wanted = desktop("compile").source_outputs(source, bundle.manifest, feeds)
         extra = [({s.name: feeds[s.name] for s in specs}, wanted)]
     verdict = check(bundle, extra, lambda name: progress_line(f"checking {name}"))

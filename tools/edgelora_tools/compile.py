@@ -23,6 +23,7 @@ from edgelora_tools.frozen import rounds_activations
 from edgelora_tools.graph_sets import graphs_after_prefix, graphs_after_skips, graphs_of_method
 from edgelora_tools.graphs import LOWERED, forward_graph, mixed_graph, prune, shape_names, specs, standard
 from edgelora_tools.insertion import find_sites
+from edgelora_tools.language import language_graphs
 from edgelora_tools.losses import COTANGENT
 from edgelora_tools.measure_shapes import Sizes, batch_name, measure_shapes
 from edgelora_tools.memory_table import memory_table
@@ -40,7 +41,19 @@ from edgelora_tools.sources.fixed import fixed
 from edgelora_tools.training_graphs import training_graph, training_graphs
 
 # PEFT's defaults for the encoders and decoders that it knows (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING).
-USUAL_TARGETS = ("query", "value", "q_lin", "v_lin", "q_proj", "v_proj", "c_attn", "query_key_value", "q", "v")
+USUAL_TARGETS = (
+    "query",
+    "value",
+    "q_lin",
+    "v_lin",
+    "q_proj",
+    "v_proj",
+    "c_attn",
+    "query_key_value",
+    "qkv_proj",
+    "q",
+    "v",
+)
 
 AS_IT_IS = "feature-extraction"  # the task that returns the source's tensors, maps too as they lie there
 MIXED_FILE, VALUES_FILE = "mixed.onnx", "values.onnx"
@@ -97,7 +110,7 @@ def convert(
         model, base, precision = found.model, found.base, options.quantize
     forward = forward_graph(base, chosen, options)
     graphs: dict[str, ir.Model] = {"forward.onnx": forward.model}
-    mixed = mixed_graph(base, chosen, options, batch) if independent else None
+    mixed = mixed_graph(base, chosen, options, batch) if independent and source.decoder is None else None
     if mixed is not None:
         graphs[MIXED_FILE] = mixed
     unpadded = options.unpad and ignores_padding(standard(base), sizes[0])
@@ -116,6 +129,11 @@ def convert(
     values = values_graph(places, base.opset_imports[""])
     if values is not None:
         graphs[VALUES_FILE] = values
+    language = None
+    if source.decoder is not None:
+        progress("graphs with a cache")
+        made, language = language_graphs(source.decoder, base, chosen, options, unpadded)
+        graphs |= made
     prefixes: list[Prefix] = []
     for count in dict.fromkeys(options.train_last):
         progress(f"graphs for the last {count} layers")
@@ -159,6 +177,7 @@ def convert(
         budget=None if options.ram is None else Budget(options.ram, options.batch_size, length),
         values=None if values is None else VALUES_FILE,
         detector=detector,
+        language=language,
     )
     progress("writing")
     files = {**source.files, **features, **({} if found is None else found.files)}

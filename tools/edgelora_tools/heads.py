@@ -16,6 +16,7 @@ from edgelora.errors import ConversionError
 from edgelora.manifest import Head
 from edgelora_tools.gradients.shapes import dims, rank
 from edgelora_tools.map_heads import MAP_HEADS, map_logits
+from edgelora_tools.passes.without_cache import PRESENT
 from edgelora_tools.virtual_tokens import VirtualTokens
 from edgelora_tools.vocabulary import VocabularyHead, vocabulary_head
 
@@ -78,7 +79,8 @@ def attach_task(
         vocabulary = vocabulary_head(logits)
         vocabulary = None if vocabulary is None else vocabulary.behind(op, virtual)
         logits = logits if virtual is None else virtual.behind(op, logits)
-        return TaskOutput({"logits": logits}, None, logits, vocabulary)
+        cache = {str(v.name): v for v in graph.outputs if str(v.name).startswith(PRESENT)}
+        return TaskOutput({"logits": logits, **cache}, None, logits, vocabulary)
     if task == "token-classification":
         hidden = _output_of_rank(graph, (3,), source_output, "token classification")
         hidden = hidden if virtual is None else virtual.behind(op, hidden)

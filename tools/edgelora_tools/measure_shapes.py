@@ -42,7 +42,7 @@ def measure_shapes(model: ir.Model) -> list[Sizes]:
     name_dimensions(model)
     measured = _measure_sharing(model, [_share_names_by_axis, _share_the_batch])
     sizes = [run for run, _ in measured]
-    words = _vocabulary(sizes[:2])
+    words = _vocabulary(sizes[:2], [name for name in _dynamic(model) if "+" in name])
     for node in model.graph:
         for value in node.outputs:
             shapes = [made.get(str(value.name)) for _, made in measured]
@@ -66,7 +66,12 @@ def name_dimensions(model: ir.Model) -> None:
 
 
 def dimension_names(model: ir.Model) -> list[str]:
-    """The names of the dynamic dimensions of the inputs, in order of appearance."""
+    """The names of the dynamic dimensions of the inputs, in order of appearance; sums of them are none."""
+    return [name for name in _dynamic(model) if "+" not in name]
+
+
+def _dynamic(model: ir.Model) -> list[str]:
+    """The dynamic dimensions of the inputs as they are written, in order of appearance."""
     found: dict[str, None] = {}
     for value in model.graph.inputs:
         assert value.shape is not None
@@ -214,10 +219,11 @@ def _share_the_batch(model: ir.Model) -> bool:
     return changed
 
 
-def _vocabulary(sizes: list[Sizes]) -> dict[tuple[int, int], str]:
-    """(size in the first run, size in the second) -> the name of the dimension or of a product of two."""
+def _vocabulary(sizes: list[Sizes], sums: Sequence[str]) -> dict[tuple[int, int], str]:
+    """(size in the first run, size in the second) -> the name of the dimension, of a sum, or of a product of two."""
     first, second = sizes
     words: dict[tuple[int, int], str] = {(first[name], second[name]): name for name in first}
+    words |= {(evaluate_dimension(name, first), evaluate_dimension(name, second)): name for name in sums}
     for a, b in itertools.combinations_with_replacement(first, 2):
         words.setdefault((first[a] * first[b], second[a] * second[b]), f"{a}*{b}")
     return words

@@ -115,20 +115,21 @@ def open_recipe(
     exporter: str = "dynamo",
     tokenizer: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    task: str | None = None,
 ) -> Source:
-    """The recipe's model as a source, its files fetched if need be.
+    """The recipe's model as a source for its task, or another, its files fetched if need be.
 
     Raises:
         ConversionError: see `fetch` and `open_source`.
     """
-    source = _opened(recipe, fetch(recipe, progress), exporter, tokenizer)
+    source = _opened(recipe, fetch(recipe, progress), exporter, tokenizer, task or recipe.task)
     told = {"image": dict(recipe.image), "sound": dict(recipe.sound)}
     return replace(source, facts={**source.facts, **{name: one for name, one in told.items() if one}})
 
 
-def _opened(recipe: Recipe, path: Path, exporter: str, tokenizer: Path | None) -> Source:
+def _opened(recipe: Recipe, path: Path, exporter: str, tokenizer: Path | None, task: str) -> Source:
     if recipe.factory is None:
-        return open_source(str(path), exporter, tokenizer)
+        return open_source(str(path), exporter, tokenizer, task)
     from edgelora_tools.sources.torch_export import made_source, require_torch
 
     require_torch()

@@ -16,6 +16,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from edgelora.byte_products import keep_exact
+from edgelora.dimensions import evaluate_dimension
 
 _PASS_THROUGH = {"Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Expand", "Slice", "Transpose"}
 _NO_BOUND = 2
@@ -51,7 +52,7 @@ def sample_inputs(model: ir.Model, sizes: Mapping[str, int], rng: np.random.Gene
     feeds = {}
     for value in model.graph.inputs:
         assert value.name is not None and value.dtype is not None and value.shape is not None
-        shape = [d if isinstance(d, int) else sizes[str(d.value)] for d in value.shape]
+        shape = [evaluate_dimension(d if isinstance(d, int) else str(d.value), dict(sizes)) for d in value.shape]
         dtype = value.dtype.numpy()
         if value.dtype == ir.DataType.BOOL or "mask" in value.name:
             feeds[value.name] = _mask(shape).astype(dtype)

@@ -8,14 +8,23 @@ from edgelora.errors import ConversionError
 from edgelora_tools.sources.base import Source
 from edgelora_tools.sources.fixed import fixed
 
+GENERATION = "text-generation"  # the task for which a source comes with its head and a cache
 
-def open_source(spec: str, exporter: str = "dynamo", tokenizer: Path | None = None) -> Source:
-    """SOURCE: an `.onnx` or `.tflite` file, a Hugging Face directory, or `module:factory`.
+
+def open_source(spec: str, exporter: str = "dynamo", tokenizer: Path | None = None, task: str | None = None) -> Source:
+    """SOURCE: an `.onnx` or `.tflite` file, a Hugging Face directory, or `module:factory`; for the task
+    `text-generation` a Hugging Face directory or a GGUF file.
 
     Raises:
         ConversionError: it is none of these, or cannot be read.
     """
     path = Path(spec)
+    if task == GENERATION:
+        if not path.is_dir() and not (path.is_file() and path.suffix == ".gguf"):
+            raise ConversionError(f"{spec}: {GENERATION} converts Hugging Face directories and GGUF files")
+        from edgelora_tools.sources.causal_lm import causal_lm_source
+
+        return causal_lm_source(path, exporter, tokenizer)
     if path.is_dir():
         from edgelora_tools.sources.huggingface import huggingface_source
 
@@ -28,6 +37,8 @@ def open_source(spec: str, exporter: str = "dynamo", tokenizer: Path | None = No
         from edgelora_tools.sources.tflite import tflite_source
 
         return tflite_source(path, tokenizer)
+    if path.suffix == ".gguf":
+        raise ConversionError(f"{spec}: a GGUF file holds a language model: convert it with --task {GENERATION}")
     if path.exists():
         raise ConversionError(
             f"{spec}: EdgeLoRA converts .onnx and .tflite files, Hugging Face directories and module:factory"

@@ -18,11 +18,31 @@ Runner = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
+class Decoder:
+    """What of a source continues text: its graph with a cache, the cache's sizes, and the tokens that begin and end.
+
+    `cached` takes `past_key_values.I.key` and `.value` `[batch, kv_heads, past, head_size]` of each layer beside the
+    source's inputs, `attention_mask` over past and present, and returns them longer as `present.I.key` and `.value`.
+    `max_length` is 0 where there is no limit; `chat_template` names one of the source's files.
+    """
+
+    cached: ir.Model
+    layers: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    max_length: int
+    bos: int | None
+    eos: tuple[int, ...]
+    chat_template: str | None
+
+
+@dataclass(frozen=True)
 class Source:
     """A model to convert. `run` evaluates the original (never our graph): names in, names out.
 
     `original` is the torch module behind it, where there is one: it can be differentiated. `reread` makes what
-    `reading` returns, where the source can tell of tensors inside it.
+    `reading` returns, where the source can tell of tensors inside it. `decoder` is there if the source continues text.
     """
 
     kind: str
@@ -33,6 +53,7 @@ class Source:
     facts: Mapping[str, Any] = field(default_factory=dict)
     original: Original | None = None
     reread: Callable[[str | None, bool], Source] | None = None
+    decoder: Decoder | None = None
 
     def reading(self, output: str | None, channels_second: bool) -> Source:
         """The source with the tensor `output` inside it among its outputs; `run` returns that as well.

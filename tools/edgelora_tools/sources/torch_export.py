@@ -125,7 +125,9 @@ def module_source(
             _name_axes(model, axes)
             _tell_outputs_apart(model)
         except Exception as error:
-            raise ConversionError(f"{name}: the {exporter} exporter failed; try --exporter ({_root(error)})") from error
+            raise ConversionError(
+                f"{name}: the {exporter} exporter failed; try --exporter ({root_of(error)})"
+            ) from error
     names = tuple(str(v.name) for v in model.graph.outputs)
     original = Original(module, {k: x.dtype for k, x in inputs.items()}, names, dict(extra or {}))
 
@@ -152,7 +154,7 @@ def _configure(module: torch.nn.Module) -> None:
             config._experts_implementation = "batched_mm"
 
 
-def _root(error: BaseException) -> str:
+def root_of(error: BaseException) -> str:
     """The first line of what an exporter's exception came from: its own message tells the stage alone."""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -218,7 +220,7 @@ def _export_dynamo(
     )
     assert program is not None
     model = program.model
-    _forget_tensors_of_torch(model)
+    forget_tensors_of_torch(model)
     return model
 
 
@@ -246,7 +248,7 @@ def _tell_outputs_apart(model: ir.Model) -> None:
             outputs[position] = again
 
 
-def _forget_tensors_of_torch(model: ir.Model) -> None:
+def forget_tensors_of_torch(model: ir.Model) -> None:
     """Weights as plain numpy tensors, detached from the module."""
     for value in model.graph.initializers.values():
         if value.const_value is not None:

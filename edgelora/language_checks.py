@@ -1,0 +1,89 @@
+"""The graphs of a language model against its inference graph: a prompt, then token by token, and what tokens cost."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgelora.active import ActiveAdapter
+from edgelora.adapter import absent_adapter
+from edgelora.bundle import Bundle
+from edgelora.gradient_checks import rounds_activations
+from edgelora.graph_checks import MIXED_TOLERANCE, GraphVerdict
+from edgelora.manifest import LanguageModel
+from edgelora.mixing import AdapterStack
+from edgelora.probes import Feeds, whole_adapter
+from edgelora.slopes import LARGEST, ROUNDED_TOLERANCE, bounded
+
+_MEMORY = 1 << 28
+_PROMPT = 0.5  # of the tokens; the others come one at a time
+
+
+def check_decode(
+    bundle: Bundle, language: LanguageModel, inputs: Feeds, rng: np.random.Generator
+) -> list[GraphVerdict]:
+    """`decode`, the same with an adapter a row, and `score`, under a random adapter at every point.
+
+    Of the inputs' tokens `[batch, sequence]` all are read, whatever their mask says.
+    """
+    ids = inputs["input_ids"]
+    whole = _tokens(ids, 0, ids.shape[1])
+    adapter = whole_adapter(bundle, inputs, rng)
+    wanted = bundle.forward.run({**whole, **adapter})["logits"]
+    verdicts = [_verdict(bundle, language.decode, _decoded(bundle, language, language.decode, ids, adapter), wanted)]
+    if language.decode_mixed is not None:
+        absent: Feeds = {**absent_adapter(bundle.manifest)}
+        adapters: dict[Hashable, ActiveAdapter] = {
+            number: ActiveAdapter(feeds, None, False) for number, feeds in enumerate((absent, adapter))
+        }
+        rows = np.arange(len(ids)) % 2
+        off = bundle.forward.run({**whole, **absent})["logits"]
+        off[rows == 1] = wanted[rows == 1]
+        with AdapterStack(bundle.manifest, _MEMORY).loaded(rows.tolist(), adapters) as stacked:
+            made = None if stacked is None else _decoded(bundle, language, language.decode_mixed, ids, stacked)
+        verdicts.append(_verdict(bundle, language.decode_mixed, made, off))
+    labels = rng.integers(0, language.vocabulary, ids.shape)
+    z = wanted.astype(np.float64)
+    z -= z.max(-1, keepdims=True)
+    nll = np.log(np.exp(z).sum(-1)) - np.take_along_axis(z, labels[..., None], -1)[..., 0]
+    got = bundle.graph(language.score).run({**whole, **adapter, "labels": labels})["nll"]
+    return [*verdicts, _verdict(bundle, language.score, got, nll)]
+
+
+def _decoded(bundle: Bundle, language: LanguageModel, file: str, ids: NDArray[Any], adapter: Feeds) -> NDArray[Any]:
+    """Logits `[batch, sequence, vocabulary]`: a prompt, run once for each of its tokens; then the rest, one by one."""
+    batch, length = ids.shape
+    empty = np.zeros((batch, language.kv_heads, 0, language.head_size), np.float32)
+    names = [f"{i}.{part}" for i in range(language.layers) for part in ("key", "value")]
+    past: Feeds = dict.fromkeys([f"past_key_values.{name}" for name in names], empty)
+    graph, begun = bundle.graph(file), max(1, int(length * _PROMPT))
+    logits: list[NDArray[Any]] = []
+    for at in range(length):
+        start, stop = (0, begun) if at < begun else (at, at + 1)
+        last = np.full(batch, at - start, np.int64)
+        made = graph.run({**_tokens(ids, start, stop), **past, **adapter, "last": last})
+        logits.append(made["logits"])
+        if stop == at + 1:
+            past = {f"past_key_values.{name}": made[f"present.{name}"] for name in names}
+    return np.stack(logits, 1)
+
+
+def _tokens(ids: NDArray[Any], start: int, stop: int) -> Feeds:
+    """The tokens from `start` to `stop` as graph inputs, one segment with those before."""
+    positions = np.broadcast_to(np.arange(start, stop), (len(ids), stop - start))
+    return {
+        "input_ids": np.ascontiguousarray(ids[:, start:stop]),
+        "attention_mask": np.ones((len(ids), stop), np.int64),
+        "position_ids": np.ascontiguousarray(positions),
+    }
+
+
+def _verdict(bundle: Bundle, file: str, got: NDArray[Any] | None, wanted: NDArray[Any]) -> GraphVerdict:
+    tolerance = ROUNDED_TOLERANCE if rounds_activations(bundle) else MIXED_TOLERANCE
+    if got is None or got.shape != wanted.shape:
+        return GraphVerdict(file, LARGEST, "shape", False)
+    gap = np.abs(got.astype(np.float64) - wanted).max() / max(float(np.abs(wanted).max()), 1e-6)
+    return GraphVerdict(file, bounded(float(gap)), "output", float(gap) <= tolerance)

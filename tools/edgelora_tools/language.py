@@ -1,0 +1,109 @@
+"""The graphs of a language model beside inference and training: with a cache, for generation, and what tokens cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from onnxscript import GraphBuilder, OpBuilder
+
+from edgelora.manifest import InsertionPoint, LanguageModel
+from edgelora_tools.composites import recognise_composites
+from edgelora_tools.gradients.shapes import dims, rank, size_of
+from edgelora_tools.graphs import LOWERED, Adapted, adapt, set_outputs
+from edgelora_tools.lowering import lower_nodes
+from edgelora_tools.measure_shapes import batch_name, measure_shapes
+from edgelora_tools.methods import LORA
+from edgelora_tools.mixed import stack_adapters
+from edgelora_tools.normalize import normalize
+from edgelora_tools.options import ConvertOptions
+from edgelora_tools.passes.add_in_product import add_in_product, of_adapters
+from edgelora_tools.passes.free_names import free_names
+from edgelora_tools.passes.rows import Places, annotated, rows_of
+from edgelora_tools.passes.share_inputs import share_inputs
+from edgelora_tools.passes.slice_early import slice_early
+from edgelora_tools.passes.tidy import tidy
+from edgelora_tools.score_graph import score_graph
+from edgelora_tools.sources.base import Decoder
+
+SCORE_FILE, DECODE_FILE, MIXED_FILE = "score.onnx", "decode.onnx", "decode-mixed.onnx"
+LAST = "last"
+
+
+def language_graphs(
+    decoder: Decoder, base: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions, unpadded: bool
+) -> tuple[dict[str, ir.Model], LanguageModel]:
+    """The graphs by file, and their record. `base` is the decoder without its cache, `unpadded` if blind to padding."""
+    cached = normalize(decoder.cached.clone())
+    measure_shapes(cached)
+    recognise_composites(cached)
+    graphs = {
+        SCORE_FILE: score_graph(base, points, options, unpadded),
+        DECODE_FILE: decode_graph(cached, points, options),
+    }
+    mixed = mixed_decode_graph(cached, points, options)
+    if mixed is not None:
+        graphs[MIXED_FILE] = mixed
+    return graphs, LanguageModel(
+        SCORE_FILE,
+        DECODE_FILE,
+        None if mixed is None else MIXED_FILE,
+        decoder.layers,
+        decoder.kv_heads,
+        decoder.head_size,
+        decoder.vocabulary,
+        decoder.max_length,
+        decoder.bos,
+        decoder.eos,
+        decoder.chat_template,
+    )
+
+
+def decode_graph(cached: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions) -> ir.Model:
+    """Logits `[batch, vocabulary]` of one token a row, which the input `last` `[batch]` numbers, and the cache.
+
+    Adapters of one input share a product.
+    """
+    adapted = _at_last(cached, points, options)
+    share_inputs(adapted.model.graph)
+    return _finished(adapted)
+
+
+def mixed_decode_graph(cached: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions) -> ir.Model | None:
+    """The same with an adapter per row; None where a point takes none (`mixed.py`)."""
+    adapted = _at_last(cached, points, options)
+    batch = batch_name(cached)
+    if batch is None or not stack_adapters(adapted.model, adapted.op, adapted.adapter_inputs, None, None, batch):
+        return None
+    return _finished(adapted)
+
+
+def _at_last(cached: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions) -> Adapted:
+    """The adapted graph with its cache, its head and last layer computed of one token a row."""
+    adapted = adapt(cached, points, options, LORA, dropout=False)
+    op, outputs = adapted.op, dict(adapted.task.outputs)
+    logits = outputs["logits"]
+    assert rank(logits) == 3
+    last = op.builder.input(LAST, ir.DataType.INT64, [dims(logits)[0]])
+    outputs["logits"] = rows_of(op, logits, _one_a_row(op, logits, last))
+    set_outputs(adapted, outputs)
+    slice_early(adapted.model)
+    return Adapted(
+        adapted.model, GraphBuilder(free_names(adapted.model.graph)).op, adapted.task, adapted.adapter_inputs
+    )
+
+
+def _one_a_row(op: OpBuilder, x: ir.Value, last: ir.Value) -> Places:
+    """The places of the tokens `last` `[batch]` of x `[batch, sequence, ...]`."""
+    batch, sequence = (op.Squeeze(size_of(op, x, axis), [0]) for axis in (0, 1))
+    kept = op.Add(op.Mul(op.Range(0, batch, 1), sequence), last)
+    is_last = op.Equal(op.Range(0, sequence, 1), op.Unsqueeze(last, [1]))
+    ones = op.Reshape(op.Cast(is_last, to=ir.DataType.INT64), [-1])
+    places = op.Mul(op.CumSum(ones, op.Constant(value_int=0)), ones)
+    return annotated(kept, places, dims(x)[0], "*".join(map(str, dims(x)[:2])))
+
+
+def _finished(adapted: Adapted) -> ir.Model:
+    lower_nodes(adapted.model.graph, adapted.op, LOWERED)
+    add_in_product(adapted.model, of_adapters)
+    return tidy(adapted.model)

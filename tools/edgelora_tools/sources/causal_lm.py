@@ -1,0 +1,215 @@
+"""A source that continues text: a Hugging Face directory or a GGUF file with a causal language model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgelora.errors import ConversionError
+from edgelora_tools.normalize import onnx_errors
+from edgelora_tools.passes.without_cache import without_cache
+from edgelora_tools.sources.base import Decoder, Source
+from edgelora_tools.sources.onnx_file import tokenizer_files
+from edgelora_tools.sources.torch_export import require_torch
+
+if TYPE_CHECKING:
+    import torch
+
+TEMPLATE_FILE = "chat_template.jinja"
+_TRAINED_AT_ONCE = 512  # tokens of a row in training, unless --max-length says otherwise
+_CLOSE = 1e-4
+_IDS = ((3, 4, 5, 6, 7), (8, 9, 10))  # two samples that the module is tried with
+
+
+def causal_lm_source(path: Path, exporter: str = "dynamo", tokenizer: Path | None = None) -> Source:
+    """Load a decoder (AutoModelForCausalLM) with its head and its tokenizer, and export it once, with a cache.
+
+    `path` is a directory with config.json, or one with a GGUF file, or that file. Before it is exported, the module
+    must give padded, packed and cached tokens what it gives each sample alone.
+
+    Raises:
+        ConversionError: it is none of these, has no tokenizer or a broken template, sees what comes after, or its type
+            takes no such masks; or the export fails.
+    """
+    require_torch()
+    if exporter != "dynamo":
+        raise ConversionError(f"text-generation is exported by dynamo alone: leave --exporter {exporter} out")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    folder, options = _whereabouts(path)
+    with onnx_errors(f"{path}: transformers cannot load its configuration"):
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **options)
+    kind = config.model_type
+    if (
+        config.is_encoder_decoder
+        or kind not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    ):
+        raise ConversionError(f"{path}: a {kind} does not continue text: text-generation needs a decoder")
+    files, facts, eos = _text_files(path, folder, options, tokenizer, config)
+    with onnx_errors(f"{path}: transformers cannot load it"):
+        import torch
+
+        causal = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager", **options
+        ).eval()
+    return decoder_source(causal, path.stem if path.is_file() else path.name, files, facts, eos)
+
+
+def decoder_source(
+    causal: Any, name: str, files: Mapping[str, bytes], facts: Mapping[str, Any], eos: Sequence[int]
+) -> Source:
+    """A causal language model of transformers, with eager attention, as a source.
+
+    Raises:
+        ConversionError: see `causal_lm_source`.
+    """
+    import torch
+
+    from edgelora_tools.sources.cached_module import CachedModule, cache_names, empty_past, export_cached
+
+    kind, config = causal.config.model_type, causal.config
+    module = CachedModule(causal).eval()
+    with onnx_errors(f"{name}: a {kind} does not run on a cache, positions and a mask of our own"):
+        past = empty_past(causal)
+        hold_to_model(module, past, kind)
+    layers, (heads, size) = len(past) // 2, (past[0].shape[1], past[0].shape[3])
+    if any((x.shape[1], x.shape[3]) != (heads, size) for x in past):
+        raise ConversionError(
+            f"{name}: its layers keep keys and values of several shapes, which one cache does not hold"
+        )
+    cached = export_cached(module, past, config.vocab_size)
+
+    def run(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        given = {n: torch.from_numpy(np.asarray(x)) for n, x in feeds.items()}
+        rows = len(given["input_ids"])
+        names = cache_names(layers)
+        kept = [given.get(n, x.expand(rows, -1, -1, -1)) for n, x in zip(names, past, strict=True)]
+        with torch.no_grad():
+            made = module(given["input_ids"], given["attention_mask"], given["position_ids"], kept)
+        return dict(zip(("logits", *cache_names(layers, "present")), (y.numpy() for y in made), strict=True))
+
+    longest = int(getattr(config, "max_position_embeddings", 0) or 0)
+    decoder = Decoder(
+        cached,
+        layers,
+        heads,
+        size,
+        int(config.vocab_size),
+        longest,
+        config.bos_token_id,
+        tuple(eos),
+        TEMPLATE_FILE if TEMPLATE_FILE in files else None,
+    )
+    known = {"max_length": min(longest or _TRAINED_AT_ONCE, _TRAINED_AT_ONCE), **facts, "model_type": kind}
+    return Source("torch", name, without_cache(cached.clone()), run, files, known, decoder=decoder)
+
+
+def _whereabouts(path: Path) -> tuple[Path, dict[str, str]]:
+    """The folder for transformers' `from_pretrained`, and what it must be told to find a GGUF file there."""
+    if path.is_dir() and (path / "config.json").is_file():
+        return path, {}
+    found = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))
+    if len(found) != 1:
+        raise ConversionError(f"{path}: neither config.json nor one GGUF file: SOURCE of text-generation has either")
+    try:
+        import gguf  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ConversionError(f'{found[0]}: GGUF files need a package: pip install "edgelora[gguf]"') from error
+    return found[0].parent, {"gguf_file": found[0].name}
+
+
+def _text_files(
+    path: Path, folder: Path, options: Mapping[str, str], tokenizer: Path | None, config: Any
+) -> tuple[dict[str, bytes], dict[str, Any], list[int]]:
+    """The bundle's files for text, what the manifest says of them, and the tokens that end one.
+
+    Raises:
+        ConversionError: there is no tokenizer, it has more tokens than the model, or its chat template is broken.
+    """
+    import transformers
+
+    template: str | None = None
+    if tokenizer is not None:
+        files, facts = tokenizer_files(tokenizer, required=True)
+        own = None
+    else:
+        with onnx_errors(f"{path}: it has no tokenizer that transformers reads; give --tokenizer tokenizer.json"):
+            own = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+            with TemporaryDirectory() as made:
+                own.backend_tokenizer.save(str(Path(made) / "tokenizer.json"))
+                files, facts = tokenizer_files(Path(made) / "tokenizer.json", required=True)
+        template = own.chat_template
+    body = json.loads(files["tokenizer.json"])
+    largest = max((*_ids(body["model"].get("vocab")), *(t["id"] for t in body.get("added_tokens", []))), default=0)
+    if largest >= config.vocab_size:
+        raise ConversionError(
+            f"{path}: the tokenizer has ids up to {largest}, the model {config.vocab_size} tokens: they do not belong "
+            "together"
+        )
+    if template is not None:
+        _check_template(path, template)
+        files[TEMPLATE_FILE] = template.encode()
+    pad = next(
+        (x for x in (own and own.pad_token_id, config.pad_token_id) if x is not None and x >= 0), facts["pad_id"]
+    )
+    ending = [own.eos_token_id if own is not None else None, *_listed(config.eos_token_id)]
+    return files, {"pad_id": int(pad)}, list(dict.fromkeys(int(x) for x in ending if x is not None))
+
+
+def _ids(vocabulary: Any) -> list[int]:
+    """The ids of a tokenizer's vocabulary: a mapping to them, or a list in their order."""
+    return list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary or ())))
+
+
+def _listed(token: int | list[int] | None) -> list[int]:
+    return token if isinstance(token, list) else [] if token is None else [token]
+
+
+def _check_template(path: Path, template: str) -> None:
+    """Raise ConversionError unless the chat template is one."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    if not isinstance(template, str):
+        raise ConversionError(f"{path}: it has several chat templates, {', '.join(template)}: leave one")
+    with onnx_errors(f"{path}: its chat template is broken"):
+        _compile_jinja_template(template)
+
+
+def hold_to_model(module: Any, past: Sequence[torch.Tensor], kind: str) -> None:
+    """Hold packed, padded and cached tokens against each sample alone, as the model itself computes it.
+
+    Raises:
+        ConversionError: they differ: attention of this type does not go by the mask, or sees what comes after.
+    """
+    import torch
+
+    from edgelora_tools.sources.cached_module import tokens_of
+
+    bound = module.causal.config.vocab_size
+    first, second = (torch.tensor([[i % bound for i in ids]]) for ids in _IDS)
+    a, b = len(_IDS[0]), len(_IDS[1])
+    with torch.no_grad():
+        alone = [module.causal(input_ids=ids, use_cache=False).logits[0] for ids in (first, second)]
+        packed = tokens_of([[0, *first[0].tolist(), *second[0].tolist(), 0]], [[0, *[1] * a, *[2] * b, 0]])
+        whole = module(*packed.values(), list(past))[0][0]
+        begun = module(first[:, :2], torch.ones(1, 2, dtype=torch.int64), torch.arange(2)[None], list(past))
+        later = torch.arange(2, a)[None]
+        rest = module(first[:, 2:], torch.ones(1, a, dtype=torch.int64), later, list(begun[1:]))[0][0]
+    pairs = {
+        "packed or padded": (torch.cat(alone), whole[1 : 1 + a + b]),
+        "cached": (alone[0], torch.cat([begun[0][0], rest])),
+    }
+    for what, (wanted, got) in pairs.items():
+        gap = float((wanted - got).abs().max() / wanted.abs().max().clamp_min(1e-6))
+        if not gap < _CLOSE:
+            raise ConversionError(
+                f"a {kind} gives {what} tokens something else than each sample alone (off by {gap:.1e}): "
+                "text-generation needs a decoder whose attention goes by the mask that it is given"
+            )
