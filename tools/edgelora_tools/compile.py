@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from edgelora_tools.base_values import values_graph
 from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_weights, write_bundle
 from edgelora_tools.calibration import Plan, Quantized, calibrate, calibration_sample, facts, files
 from edgelora_tools.composites import recognise_composites
+from edgelora_tools.composites.token_loss import BLOCK
 from edgelora_tools.detectors import detector_settings
 from edgelora_tools.frozen import rounds_activations
 from edgelora_tools.graph_sets import graphs_after_prefix, graphs_after_skips, graphs_of_method
@@ -179,9 +180,11 @@ def convert(
         detector=detector,
         language=language,
     )
+    measured = whole_blocks(batch, sizes[0]) if options.task == "text-generation" else sizes
     progress("writing")
     files = {**source.files, **features, **({} if found is None else found.files)}
     weighty = {manifest.forward, *(file for graph in manifest.training for file in graph.files)}
+    weighty |= set() if language is None else {language.score}
     for one in sets.values():
         weighty |= {one.forward, *(file for graph in one.training for file in graph.files)}
     for one in prefixes:
@@ -193,7 +196,7 @@ def convert(
         samples,
         files,
         options.overwrite,
-        lambda path, model: memory_table(path, model, sizes) if path.name in weighty else None,
+        lambda path, model: memory_table(path, model, measured) if path.name in weighty else None,
         lambda path: planned(_forecast(path, manifest.budget)) if manifest.budget is not None else None,
     )
 
@@ -211,6 +214,11 @@ def weighing_sizes(model: ir.Model, known: Sizes, batch_size: int, length: int) 
     """The sizes that memory is weighed at: the batch, and of all else as much as is asked for or `known` to run."""
     batch = batch_name(model)
     return {name: batch_size if name == batch else max(length, size) for name, size in known.items()}
+
+
+def whole_blocks(batch: str | None, names: Iterable[str]) -> list[Sizes]:
+    """Sizes at which a loss in blocks of rows holds what it holds at most: the tables are of whole blocks then."""
+    return [{name: count * (1 if name == batch else BLOCK) for name in names} for count in (1, 2)]
 
 
 def chosen_methods(options: ConvertOptions) -> tuple[AdapterMethod, ...]:
