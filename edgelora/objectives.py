@@ -73,11 +73,15 @@ class Objective(Protocol):
         ...
 
     def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
-        """Model inputs and loss inputs; weights are divided by `total`."""
+        """Model inputs and loss inputs."""
         ...
 
     def inputs(self, rows: NDArray[np.int64]) -> Feeds:
         """Model inputs alone."""
+        ...
+
+    def loss_inputs(self, rows: NDArray[np.int64], total: float) -> Feeds:
+        """Loss inputs alone; weights are divided by `total`."""
         ...
 
     def measured(self, outputs: Array, rows: NDArray[np.int64]) -> Array:
@@ -120,8 +124,14 @@ class OnSamples:
     def weight(self, rows: NDArray[np.int64]) -> float:
         return float(len(rows))
 
+    def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
+        return self.inputs(rows) | self.loss_inputs(rows, total)
+
     def inputs(self, rows: NDArray[np.int64]) -> Feeds:
         return self.data.feeds(rows)
+
+    def loss_inputs(self, rows: NDArray[np.int64], total: float) -> Feeds:
+        return {}
 
     def measured(self, outputs: Array, rows: NDArray[np.int64]) -> Array:
         return outputs
@@ -152,9 +162,9 @@ class Classification(OnSamples):
     def weight(self, rows: NDArray[np.int64]) -> float:
         return float(self.weights[rows].sum())
 
-    def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
+    def loss_inputs(self, rows: NDArray[np.int64], total: float) -> Feeds:
         weight = self.weights[rows] / np.float32(total)
-        return self.data.feeds(rows) | {"labels": self.labels[rows], "loss_weight": weight}
+        return {"labels": self.labels[rows], "loss_weight": weight}
 
     def metrics(self, outputs: Sequence[Array], rows: Sequence[NDArray[np.int64]]) -> dict[str, float]:
         logits = np.concatenate(outputs).astype(np.float64)
@@ -180,9 +190,6 @@ class OwnLoss(OnSamples):
     def __init__(self, data: Inputs, function: LossFunction) -> None:
         self.data, self.function = data, function
 
-    def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
-        return self.data.feeds(rows)
-
     def cotangents(self, outputs: Mapping[str, Array], rows: NDArray[np.int64], total: float) -> tuple[float, Feeds]:
         """The mean loss's share of these samples, and the feeds `cotangent.NAME` for every output."""
         loss, gradients = self.function(outputs, rows)
@@ -206,9 +213,9 @@ class Regression(OnSamples):
     def __init__(self, data: Inputs, targets: Floats) -> None:
         self.data, self.targets = data, targets.astype(np.float32)
 
-    def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
+    def loss_inputs(self, rows: NDArray[np.int64], total: float) -> Feeds:
         weight = np.full(len(rows), 1.0 / total, np.float32)
-        return self.data.feeds(rows) | {"targets": self.targets[rows], "loss_weight": weight}
+        return {"targets": self.targets[rows], "loss_weight": weight}
 
     def metrics(self, outputs: Sequence[Array], rows: Sequence[NDArray[np.int64]]) -> dict[str, float]:
         predicted = np.concatenate(outputs).astype(np.float64)
@@ -232,14 +239,13 @@ class TokenClassification(OnSamples):
     def weight(self, rows: NDArray[np.int64]) -> float:
         return sum(float(self._weights(self.labels[int(row)]).sum()) for row in rows.tolist()) or 1.0
 
-    def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
-        inputs = self.data.feeds(rows)
+    def loss_inputs(self, rows: NDArray[np.int64], total: float) -> Feeds:
         width = max(len(self.labels[int(row)]) for row in rows.tolist())
         labels = np.full((len(rows), width), self.IGNORED, np.int64)
         for i, row in enumerate(rows.tolist()):
             labels[i, : len(self.labels[int(row)])] = self.labels[int(row)]
         weight = self._weights(labels) / np.float32(total)
-        return inputs | {"labels": np.maximum(labels, 0), "loss_weight": weight}
+        return {"labels": np.maximum(labels, 0), "loss_weight": weight}
 
     def _weights(self, labels: NDArray[np.int64]) -> Floats:
         counted = labels != self.IGNORED
@@ -304,6 +310,9 @@ class Pairs:
                 column.examine()
 
     def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
+        return self.inputs(rows) | self.loss_inputs(rows, total)
+
+    def loss_inputs(self, rows: NDArray[np.int64], total: float) -> Feeds:
         n, k = len(rows), len(self.columns)
         weight = np.full(n, 1.0 / total, np.float32)
         shared: Feeds = {"anchors": np.arange(n), "positives": np.arange(n, 2 * n), "loss_weight": weight}
@@ -314,7 +323,7 @@ class Pairs:
             mask[:, :n] = NO_CANDIDATE
             sharpness = np.asarray(1.0 / self.temperature, np.float32)
             shared |= {"bias_mask": mask, "inverse_temperature": sharpness}
-        return self.inputs(rows) | shared
+        return shared
 
     def metrics(self, outputs: Sequence[Array], rows: Sequence[NDArray[np.int64]]) -> dict[str, float]:
         parts = [np.split(batch.astype(np.float64), len(self.columns)) for batch in outputs]

@@ -22,6 +22,7 @@ from edgelora.errors import ConfigError, StoreError
 from edgelora.manifest import Manifest, Prefix, TensorSpec
 from edgelora.objectives import Array, Feeds, Objective
 from edgelora.record_file import DamagedRecord, RecordFile, Records, RecordsInMemory
+from edgelora.session import Graph
 
 DTYPES = ("float32", "float16")
 PLACES = ("memory", "disk")
@@ -66,7 +67,7 @@ def chosen_prefix(manifest: Manifest, train_last: int | None, keeps: bool = Fals
 
 
 class PrefixCache:
-    """The prefix's values of the samples of one objective. `feeds` fills it when it is first called.
+    """The prefix's values of the samples of one objective. `feeds` or `values` fills it when it is first called.
 
     `settings` None keeps nothing: the prefix runs each time. `reference` are an adapter's feeds, at which padding
     is tried.
@@ -115,22 +116,44 @@ class PrefixCache:
         """The feeds of a batch of these samples, with the prefix's values added to them."""
         if self.settings is None:
             return feeds | self._run(feeds)
-        if self._records is None:
-            self._prepare(self.settings)
-        assert self._layout is not None
+        self._ready(self.settings)
         feeds = self._widened(feeds)
+        return feeds | self._held(self.settings, self._sizes(feeds), rows)
+
+    def suffices(self, *graphs: Graph) -> bool:
+        """Whether `values` are all that the graphs take of a sample, so that its inputs need not be made."""
+        inputs = {spec.name for spec in self.bundle.manifest.inputs}
+        taken = any(not graph.inputs.keys().isdisjoint(inputs) for graph in graphs)
+        return self.settings is not None and self._sequence is None and not taken
+
+    def values(self, rows: Rows) -> Feeds:
+        """The prefix's values of a batch of these samples, for a graph that they suffice."""
+        assert self.settings is not None
+        layout = self._ready(self.settings)
+        sizes = layout.sizes if self._batch is None else layout.sizes | {self._batch: len(rows) * layout.parts}
+        return self._held(self.settings, sizes, rows)
+
+    def _held(self, settings: CacheSettings, sizes: dict[str, int], rows: Rows) -> Feeds:
+        """The values, computed anew where the file is damaged."""
         try:
-            return feeds | self._gathered(self._sizes(feeds), rows)
+            return self._gathered(sizes, rows)
         except DamagedRecord:
-            self._fill(self.settings)
+            self._fill(settings)
             try:
-                return feeds | self._gathered(self._sizes(feeds), rows)
+                return self._gathered(sizes, rows)
             except DamagedRecord as error:
                 raise StoreError(
                     f"{error}: the disk gives back other bytes than were written; use --cache memory"
                 ) from error
 
     # --- filling --------------------------------------------------------------------------------------------
+
+    def _ready(self, settings: CacheSettings) -> _Layout:
+        """The layout of the records, which are there."""
+        if self._records is None:
+            self._prepare(settings)
+        assert self._layout is not None
+        return self._layout
 
     def _prepare(self, settings: CacheSettings) -> None:
         """Lay the records out, and take them from the file if it holds them, else compute them."""

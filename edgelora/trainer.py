@@ -286,7 +286,7 @@ class Trainer:
         for part, members in enumerate(parts):
             pieces = shares(members, self._lengths, piece_count(len(members), self._most, self._workers))
             made = self._room(len(pieces), beside_the_sum=part > 0)
-            fed = (self._feeds(adapter, rows, total) for rows in pieces)
+            fed = (self._feeds(adapter, rows, total, self.graph(record)) for rows in pieces)
             work = zip(fed, pieces, (views for _, views in made), strict=True)
             loss += sum(run(*one) for one in work) if self._workers == 1 else self._sum_at_once(run, work)
             self.graph(record).give_back_pages()
@@ -341,9 +341,13 @@ class Trainer:
             self._caches = caches
         self._grad[:] = 0.0
 
-    def _feeds(self, adapter: Feeds, rows: NDArray[np.int64], total: float) -> Feeds:
-        """What the graph takes for these samples beside dropout masks: inputs or cached values, adapter."""
-        feeds, cache = self._of_epoch.feeds(rows, total), self._training_cache()
+    def _feeds(self, adapter: Feeds, rows: NDArray[np.int64], total: float, graph: Graph) -> Feeds:
+        """What `graph` takes for these samples beside dropout masks: inputs or cached values, adapter."""
+        objective, cache = self._of_epoch, self._training_cache()
+        graphs = (graph, self._of_a_part(self.forward_file)) if isinstance(objective, OwnLoss) else (graph,)
+        if cache is not None and cache.suffices(*graphs) and not self.adapter.config.dropout:
+            return objective.loss_inputs(rows, total) | cache.values(rows) | adapter
+        feeds = objective.feeds(rows, total)
         return (feeds if cache is None else cache.feeds(feeds, rows)) | adapter
 
     def graph(self, record: TrainingGraph) -> Graph:
@@ -369,12 +373,10 @@ class Trainer:
 
     def _forward_loss(self, parts: list[NDArray[np.int64]], total: float) -> float:
         """The batch's loss at the present parameters, by the inference graph and numpy."""
-        adapter, loss, cache = self._adapter_feeds(), 0.0, self._training_cache()
+        adapter, loss, graph = self._adapter_feeds(), 0.0, self._inference
         for members in parts:
-            feeds = self._of_epoch.feeds(members, total)
-            if cache is not None:
-                feeds = cache.feeds(feeds, members)
-            made = self._inference.run({**feeds, **adapter})
+            feeds = self._feeds(adapter, members, total, graph)
+            made = graph.run(feeds)
             if isinstance(self._of_epoch, OwnLoss):
                 loss += self._of_epoch.cotangents(made, members, total)[0]
             else:
@@ -505,10 +507,12 @@ def evaluate(
     rows: list[NDArray[np.int64]] = []
     names = judged_outputs(objective, bundle.manifest)
     for batch in length_sorted_batches(objective.lengths(), batch_size):
-        inputs = objective.inputs(batch)
-        if cache is not None:
-            inputs = cache.feeds(inputs, batch)
         graph = bundle.forward_in(adapter.method.graphs) if cache is None else bundle.graph(cache.prefix.forward)
+        if cache is not None and cache.suffices(graph):
+            inputs = cache.values(batch)
+        else:
+            inputs = objective.inputs(batch)
+            inputs = inputs if cache is None else cache.feeds(inputs, batch)
         made = graph.run({**inputs, **feeds}, names)
         outputs.append(objective.measured(side_by_side([made[name] for name in names]), batch))
         graph.give_back_pages()

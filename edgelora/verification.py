@@ -56,7 +56,7 @@ class SameSpeaker(OnSamples):
     def weight(self, rows: NDArray[np.int64]) -> float:
         return float(self._same(rows).any(1).sum()) or 1.0
 
-    def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
+    def loss_inputs(self, rows: NDArray[np.int64], total: float) -> Feeds:
         same = self._same(rows)
         anchors, positives = (np.atleast_1d(x).astype(np.int64) for x in np.nonzero(same))
         counts = same.sum(1)
@@ -67,7 +67,7 @@ class SameSpeaker(OnSamples):
         excluded = same[anchors]
         excluded[pairs, anchors] = True
         excluded[pairs, positives] = False
-        return self.data.feeds(rows) | {
+        return {
             "anchors": anchors,
             "positives": positives,
             "bias_mask": np.where(excluded, NO_CANDIDATE, np.float32(0)),

@@ -57,11 +57,11 @@ class Segmentation(OnSamples):
         if problems:
             raise DataError(first_of(problems, "masks of a wrong size"))
 
-    def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
+    def loss_inputs(self, rows: NDArray[np.int64], total: float) -> Feeds:
         labels = self._placed(rows)
         weight: Floats = self._weight_of[labels]
         sums: Floats = weight.sum((1, 2), keepdims=True)
-        return self.data.feeds(rows) | {
+        return {
             "labels": np.where(labels == IGNORED, 0, labels).astype(np.int64),
             "loss_weight": weight / np.float32(total) / np.where(sums > 0, sums, 1),
             "dice_weight": np.full(len(rows), self.dice_weight / total, np.float32),

@@ -75,15 +75,14 @@ class Keypoints(OnSamples):
         """Which points each sample has, `[samples, points]`."""
         return ~np.isnan(self.points[..., 0])
 
-    def feeds(self, rows: NDArray[np.int64], total: float) -> Feeds:
+    def loss_inputs(self, rows: NDArray[np.int64], total: float) -> Feeds:
         placed = self._placed(rows)
         height, width = self.pictures.encoder.settings.size
         inside = np.asarray(((placed >= 0) & (placed <= (width, height))).all(-1))
-        feeds: Feeds = {
+        return {
             "targets": self._targets(np.where(inside[..., None], placed, 0.0)),
             "loss_weight": np.asarray(inside / total, np.float32),
         }
-        return self.data.feeds(rows) | feeds
 
     def measured(self, outputs: Array, rows: NDArray[np.int64]) -> Array:
         """Of each picture's points x and y in its own pixels, and their losses: `[rows, points, 3]`."""

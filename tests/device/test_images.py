@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from edgelora.adapter import new_adapter, to_files
 from edgelora.check import check
 from edgelora.media.image_inputs import ImageInputs
 from edgelora.objectives import is_augmented
+from edgelora.prefix_cache import PrefixCache
 from edgelora.tasks import objective_for
 from edgelora.trainer import Trainer
 from tests.device import pictures, tiny
@@ -147,6 +149,36 @@ def test_the_prefix_keeps_what_is_the_same_each_epoch_alone(model: Model, folder
             assert len(said) == (1 if augment and cache else 0)
         for name, tensor in made["memory"].items():
             np.testing.assert_allclose(tensor, made[None][name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_pictures_whose_values_are_kept_are_not_read_again(
+    model: Model, folder: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Neither to train nor to evaluate, and the adapter is that of pictures which are."""
+    samples, held_out = read_samples(folder, pictures.TASK), read_samples(other, pictures.TASK)
+    config = TrainingConfig(num_train_epochs=2, batch_size=12, train_last=1, cache="memory", optim="sgd")
+    lora = replace(LORA, target_modules=model.bundle.manifest.prefixes[0].points)
+    adapter = new_adapter(model.bundle.manifest, lora, pictures.LABELS)
+    read = ImageInputs.feeds
+    counts: list[int] = []
+    found: list[dict[str, Any]] = []
+    for suffices in (True, False):
+        if not suffices:
+            monkeypatch.setattr(PrefixCache, "suffices", lambda *_: False)
+        training, validation = (objective_for(model, one, pictures.LABELS, config) for one in (samples, held_out))
+        trainer = Trainer(model.bundle, adapter, training, config)
+        trainer.step(np.arange(12))
+        metrics = trainer.evaluate(validation)
+        asked: list[int] = []
+        monkeypatch.setattr(ImageInputs, "feeds", lambda self, rows: (asked.append(len(rows)), read(self, rows))[1])  # noqa: B023
+        losses = [trainer.step(np.arange(12, 24)).loss, trainer.step(np.arange(60)[::7]).loss]
+        assert trainer.evaluate(validation).keys() == metrics.keys()
+        counts.append(sum(asked))
+        found.append({**trainer.gradients(), **trainer.evaluate(validation), "losses": np.asarray(losses)})
+        monkeypatch.setattr(ImageInputs, "feeds", read)
+    assert counts[0] == 0 and counts[1] > 0
+    for name, value in found[0].items():
+        np.testing.assert_array_equal(value, found[1][name], err_msg=name)
 
 
 def test_where_a_picture_lies_is_known_without_reading_it_again(model: Model, folder: Path, tmp_path: Path):
