@@ -124,14 +124,24 @@ def _flipped(
 ) -> ir.Value:
     """The input gradient at stride 1: an ordinary convolution, and the fastest, with a kernel that is constant."""
     axes = image_axes(w)
-    flipped = op.Slice(w, [-1] * len(axes), [-(1 << 31)] * len(axes), axes, [-1] * len(axes))
-    channels = op.Div(size_of(op, w, 0), [group])  # no -1 below: an adapter of rank 0 has no elements
-    rest = [size_of(op, w, a) for a in axes]
-    per_group = op.Reshape(flipped, op.Concat([group], channels, size_of(op, w, 1), *rest, axis=0), allowzero=1)
-    swapped = op.Transpose(per_group, perm=[0, 2, 1, *(a + 1 for a in axes)])
-    kernel = op.Reshape(swapped, op.Concat(size_of(op, x, 1), channels, *rest, axis=0), allowzero=1)
+    flipped = w
+    if prod(window.kernel) > 1:
+        flipped = op.Slice(w, [-1] * len(axes), [-(1 << 31)] * len(axes), axes, [-1] * len(axes))
+    kernel = _channels_swapped(op, flipped, x, w, group)
     dx = op.Conv(dy, kernel, pads=pads, dilations=window.dilations, group=group, kernel_shape=window.kernel)
     return annotate(dx, x)
+
+
+def _channels_swapped(op: OpBuilder, kernel: ir.Value, x: ir.Value, w: ir.Value, group: int) -> ir.Value:
+    """A kernel of W's shape as [groups·in, out, …]."""
+    axes = image_axes(w)
+    if group == 1:
+        return op.Transpose(kernel, perm=[1, 0, *axes])
+    channels = op.Div(size_of(op, w, 0), [group])  # no -1 below: an adapter of rank 0 has no elements
+    rest = [size_of(op, w, a) for a in axes]
+    per_group = op.Reshape(kernel, op.Concat([group], channels, size_of(op, w, 1), *rest, axis=0), allowzero=1)
+    swapped = op.Transpose(per_group, perm=[0, 2, 1, *(a + 1 for a in axes)])
+    return op.Reshape(swapped, op.Concat(size_of(op, x, 1), channels, *rest, axis=0), allowzero=1)
 
 
 def _transposed(op: OpBuilder, dy: ir.Value, x: ir.Value, w: ir.Value, window: Window, group: int) -> ir.Value:
