@@ -6,6 +6,7 @@ map of width w covers 0 to w. Multiplied by the stride they are positions in the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,13 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
 _NEAR = 2  # places on each side of a peak that its score sums
+
+# How far annotators of COCO's persons are apart, as a share of the root of a person's area (cocodataset.org).
+_OF_PAIRS = {
+    "eye": 0.025, "ear": 0.035, "shoulder": 0.079, "elbow": 0.072, "wrist": 0.062, "hip": 0.107, "knee": 0.087,
+    "ankle": 0.089,
+}  # fmt: skip
+COCO_SIGMAS = {"nose": 0.026} | {f"{side}_{part}": s for part, s in _OF_PAIRS.items() for side in ("left", "right")}
 
 
 def gaussian_maps(points: Array, height: int, width: int, sigma: float) -> NDArray[np.float32]:
@@ -73,19 +81,18 @@ def distances(predicted: Array, truth: Array) -> Floats:
     return np.sqrt(((predicted.astype(np.float64) - truth) ** 2).sum(-1))
 
 
-def extents(truth: Array, visible: NDArray[np.bool_]) -> Floats:
-    """The longer side of the box around the visible points `[n, k, 2]` of each sample, `[n]`; NaN where none is."""
+def sides(truth: Array, visible: NDArray[np.bool_]) -> Floats:
+    """Width and height of the box around the visible points `[n, k, 2]` of each sample, `[n, 2]`; NaN where none is."""
     some = np.asarray(visible.any(1))
     low = np.where(visible[..., None], truth, np.inf).min(1)
     high = np.where(visible[..., None], truth, -np.inf).max(1)
-    sides = np.where(some[:, None], high, np.nan) - np.where(some[:, None], low, np.nan)
-    return sides.max(1)
+    return np.where(some[:, None], high, np.nan) - np.where(some[:, None], low, np.nan)
 
 
 def pck(predicted: Array, truth: Array, visible: NDArray[np.bool_], lengths: Array, share: float = 0.1) -> float:
     """The share of visible points `[n, k, 2]` that are predicted within `share` of their sample's length `[n]`.
 
-    PCK of Yang and Ramanan (2013), whose lengths are the longer side of the box around a person (`extents`). NaN if no
+    PCK of Yang and Ramanan (2013), whose lengths are the longer side of the box around a person (`sides`). NaN if no
     point is visible.
     """
     hit = distances(predicted, truth) <= share * lengths[:, None]
@@ -99,6 +106,13 @@ def oks(predicted: Array, truth: Array, visible: NDArray[np.bool_], areas: Array
     """
     variances = (2 * np.asarray(sigmas, np.float64)) ** 2
     spread = 2 * (np.asarray(areas, np.float64)[:, None] + np.spacing(1)) * variances
-    alike = np.exp(-(distances(predicted, truth) ** 2) / spread) * visible
+    alike = np.where(visible, np.exp(-(distances(predicted, truth) ** 2) / spread), 0.0)
     count = visible.sum(1)
     return np.where(count > 0, alike.sum(1) / np.maximum(count, 1), np.nan)
+
+
+def sigmas_of(names: Sequence[str]) -> Floats:
+    """The spreads for OKS of points of these names: COCO's, if all are points of its persons, else their mean."""
+    mean = sum(COCO_SIGMAS.values()) / len(COCO_SIGMAS)
+    known = set(names) <= COCO_SIGMAS.keys()
+    return np.array([COCO_SIGMAS[name] if known else mean for name in names], np.float64)

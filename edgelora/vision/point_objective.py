@@ -1,4 +1,4 @@
-"""What keypoint detection asks of a batch: a heatmap for each point to feed, PCK to report."""
+"""What keypoint detection asks of a batch: a heatmap for each point to feed, PCK and OKS to report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgelora.objectives import Array, Feeds, OnSamples
 from edgelora.records import first_of
 from edgelora.reference_losses import log_softmax
 from edgelora.vision.keypoint_files import KeypointSample
-from edgelora.vision.keypoints import decode, distances, extents, gaussian_maps, pck
+from edgelora.vision.keypoints import decode, distances, gaussian_maps, oks, pck, sides, sigmas_of
 
 Reals = NDArray[np.float64]
 SHARES = (0.05, 0.1, 0.2)
@@ -24,9 +24,9 @@ class Keypoints(OnSamples):
     """Cross-entropy of where each visible point is, over the places of its map, against a Gaussian of `sigma` places.
 
     `index` numbers the names of points, `maps` is the height and width of a map. `swapped` names for a point the one
-    that takes its place in a mirrored picture. PCK and the error, in pixels, are of the pictures' own pixels; PCK's
-    length is the longer side of the box around a picture's visible points, or the mean of these where a picture has
-    one alone.
+    that takes its place in a mirrored picture. PCK, OKS and the error, in pixels, are of the pictures' own pixels.
+    PCK's length is the longer side of the box around a picture's visible points, OKS's area is that of the box; where
+    they are nothing, as around one point alone, the mean of the other pictures'.
     """
 
     loss, metric, higher_is_better = "heatmap", "pck@0.1", True
@@ -95,13 +95,14 @@ class Keypoints(OnSamples):
     def metrics(self, outputs: Sequence[Array], rows: Sequence[NDArray[np.int64]]) -> dict[str, float]:
         made, order = np.concatenate(outputs), np.concatenate(rows)
         truth, visible = self.points[order], self.visible[order]
-        lengths = extents(truth, visible)
-        lengths = np.where(lengths > 0, lengths, np.nanmean(lengths) if np.nansum(lengths) else 0.0)
-        predicted = made[..., :2].astype(np.float64)
+        around, predicted = sides(truth, visible), made[..., :2].astype(np.float64)
+        lengths, areas = _or_mean(around.max(1)), _or_mean(around.prod(1))
+        alike = oks(predicted, truth, visible, areas, sigmas_of(sorted(self.index, key=lambda name: self.index[name])))
         gaps = distances(predicted, truth)[visible]
         return {
             "loss": float(made[..., 2][visible].mean()),
             **{f"pck@{share:g}": pck(predicted, truth, visible, lengths, share) for share in SHARES},
+            "oks": float(np.nanmean(alike)),
             "error_mean": float(gaps.mean()),
             "error_median": float(np.median(gaps)),
         }
@@ -131,3 +132,9 @@ def on_picture(points: Reals, maps: tuple[int, int], placement: Placement) -> Re
     """Points `[..., 2]` of a map of this height and width, in the pixels of a picture that lies so in the input."""
     (height, width), (h, w) = placement.size, maps
     return placement.points_back(points * (width / w, height / h))
+
+
+def _or_mean(of_pictures: Reals) -> Reals:
+    """What is nothing, or not known, is taken for the mean of the others; for 0 if there are none."""
+    some = of_pictures > 0
+    return np.where(some, of_pictures, of_pictures[some].mean() if some.any() else 0.0)

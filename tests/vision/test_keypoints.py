@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from edgelora.vision.keypoints import decode, distances, extents, gaussian_maps, oks, pck
+from edgelora.vision.keypoints import COCO_SIGMAS, decode, distances, gaussian_maps, oks, pck, sides, sigmas_of
 
 HEIGHT, WIDTH = 17, 23
 
@@ -55,8 +55,9 @@ points_of = arrays(np.float64, (4, 3, 2), elements=st.floats(0, 100))
 
 
 @given(truth=points_of, predicted=points_of, visible=arrays(np.bool_, (4, 3)), share=st.floats(0.05, 0.9))
-def test_pck_and_extents_as_defined(truth, predicted, visible, share):
-    lengths = extents(truth, visible)
+def test_pck_and_sides_as_defined(truth, predicted, visible, share):
+    around = sides(truth, visible)
+    lengths = around.max(1)
     hits = []
     for n in range(4):
         seen = [truth[n, k] for k in range(3) if visible[n, k]]
@@ -64,7 +65,7 @@ def test_pck_and_extents_as_defined(truth, predicted, visible, share):
             assert np.isnan(lengths[n])
             continue
         xs, ys = zip(*seen, strict=True)
-        assert lengths[n] == max(max(xs) - min(xs), max(ys) - min(ys))
+        assert around[n].tolist() == [max(xs) - min(xs), max(ys) - min(ys)]
         gaps = distances(predicted, truth)[n]
         for k in range(3):
             assert np.isclose(gaps[k], math.dist(predicted[n, k], truth[n, k]))
@@ -86,3 +87,12 @@ def test_oks_as_coco_evaluates_it(truth, predicted, visible):
         ]
         wanted = sum(math.exp(-one) for one in e) / len(e) if e else math.nan
         assert np.isclose(found[n], wanted, equal_nan=True)
+
+
+def test_spreads_are_cocos_where_all_points_are_of_its_persons():
+    order = ("nose", "eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+    names = [name for part in order for name in ([part] if part == "nose" else [f"left_{part}", f"right_{part}"])]
+    kpt_oks_sigmas = [26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]  # pycocotools, in 1/1000
+    np.testing.assert_allclose(sigmas_of(names), np.array(kpt_oks_sigmas) / 1000)
+    assert set(names) == set(COCO_SIGMAS)
+    np.testing.assert_allclose(sigmas_of(["nose", "tail"]), np.mean(kpt_oks_sigmas) / 1000)
