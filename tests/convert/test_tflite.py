@@ -34,9 +34,9 @@ TINY = {
     "ad01_int8": 1e-2,
     "kws_ref_model_float32": 5e-2,
     "pretrainedResnet": 1e-5,
-    "pretrainedResnet_quant": 1e-1,
+    "pretrainedResnet_quant": 1e-6,
     "vww_96_float": 1e-5,
-    "vww_96_int8": 1e-1,
+    "vww_96_int8": 1e-6,
 }
 LOOSE = {"selfie_segmentation": 5e-4, "pose_landmark_full": 2e-3}  # as far as the interpreter's own kernels are apart
 

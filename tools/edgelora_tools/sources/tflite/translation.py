@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -174,7 +174,7 @@ class Translation:
     def put(self, index: int, value: ir.Value, first: bool = False, moved: int | None = None) -> None:
         """`value` is the tensor `index`: checked against the shape of the file, and rounded where that has codes.
 
-        `moved` is the tensor that it was moved from without arithmetic: equal codes are then not rounded again.
+        `moved` is a tensor whose codes it has, as what was moved without arithmetic: they are not rounded again.
         """
         tensor = self.tensor(index)
         self._compare(tensor, value, first)
@@ -205,15 +205,16 @@ class Translation:
                 f"tensor {tensor.name!r} has the shape {list(tensor.shape)}, and its operator makes {list(made)}"
             )
 
-    def rounded(self, value: ir.Value, tensor: Tensor) -> ir.Value:
-        """The numbers that the codes of `value` stand for."""
+    def rounded(self, value: ir.Value, tensor: Tensor, zero: float | None = None) -> ir.Value:
+        """The numbers that the codes of `value` stand for; with `zero`, `value` is codes less that, to be rounded."""
         found = tensor.quantization
         assert found is not None
         if found.scale.size != 1:
             raise ConversionError(f"tensor {tensor.name!r}: activations with scales per channel are not read")
-        scale, zero = self._scalars(found, tensor.dtype)
-        q = self.op.QuantizeLinear(value, scale, zero)
-        made = self.op.DequantizeLinear(q, scale, zero)
+        scalars = self._scalars(found, tensor.dtype)
+        unit = replace(found, scale=np.ones_like(found.scale), zero=np.full_like(found.zero, zero or 0))
+        q = self.op.QuantizeLinear(value, *(scalars if zero is None else self._scalars(unit, tensor.dtype)))
+        made = self.op.DequantizeLinear(q, *scalars)
         q.shape = made.shape = value.shape
         return made
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import onnx_ir as ir
+import tflite
+
 from edgelora_tools.sources.tflite.model import Operator
 from edgelora_tools.sources.tflite.operators.activations import activated
 from edgelora_tools.sources.tflite.operators.convolution import window_attributes
 from edgelora_tools.sources.tflite.operators.registry import translation, uncovered
 from edgelora_tools.sources.tflite.translation import Translation
+
+_NONE = tflite.ActivationFunctionType.NONE
+_COUNTED = 4096  # of more, float32 does not tell a middle between codes from what is beside it
 
 
 @translation("AVERAGE_POOL_2D", "MAX_POOL_2D")
@@ -17,7 +26,33 @@ def pool(state: Translation, node: Operator) -> None:
         raise uncovered(node, "of other than four axes")
     window = [int(node.options["FilterHeight"]), int(node.options["FilterWidth"])]
     attributes = window_attributes(node, state.tensor(x).shape[1:3], window, [1, 1])
-    average = node.kind == "AVERAGE_POOL_2D"
-    op = state.op.AveragePool if average else state.op.MaxPool
-    made = op(state.first(x), kernel_shape=window, **attributes, **({"count_include_pad": 0} if average else {}))
-    state.put(y, activated(state, node, made), True, None if average else x)
+    attributes["kernel_shape"] = window
+    if node.kind == "MAX_POOL_2D":
+        state.put(y, activated(state, node, state.op.MaxPool(state.first(x), **attributes)), True, x)
+    elif _keeps_codes(state, node) and math.prod(window) <= _COUNTED:
+        state.put(y, _mean_code(state, x, attributes), True, x)
+    else:
+        made = state.op.AveragePool(state.first(x), **attributes, count_include_pad=0)
+        state.put(y, activated(state, node, made), True)
+
+
+def _keeps_codes(state: Translation, node: Operator) -> bool:
+    """Whether input and output are codes of the same numbers, with nothing fused between them."""
+    x, y = (state.tensor(i).quantization for i in (node.inputs[0], node.outputs[0]))
+    plain = node.options.get("FusedActivationFunction", _NONE) == _NONE
+    return plain and x is not None and y is not None and x.same_as(y)
+
+
+def _mean_code(state: Translation, index: int, attributes: dict[str, Any]) -> ir.Value:
+    """The mean of codes as the interpreter rounds it: one in 64 means of 8 × 8 lies between two, and goes away from 0.
+
+    Means are multiples of 1/count, so what a factor of 1 + 1/(512·count) moves across is such a middle alone.
+    """
+    tensor, op = state.tensor(index), state.op
+    told, window = tensor.quantization, attributes["kernel_shape"]
+    assert told is not None
+    scale, zero = float(told.scale[0]), float(told.zero[0])
+    mean = op.AveragePool(op.Div(state.first(index), scale), **attributes, count_include_pad=0)
+    away = op.Mul(op.Add(mean, zero), 1 + 1 / (512 * math.prod(window)))
+    away.dtype = ir.DataType.FLOAT
+    return state.rounded(away, tensor, 0)
