@@ -7,6 +7,7 @@ own gradients jump, by more than the tolerance, and ours may be as far from the 
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import zipfile
 from pathlib import Path
@@ -51,6 +52,27 @@ def fastestdet() -> Any:
         return network("fastestdet").maps(Path(folder), SIDE)[:2]
 
 
+def efficientnet_lite0() -> Any:
+    """With random weights, and a normalization whose every channel is off, on or at 6 by six standard deviations.
+
+    Of 10⁶ rectifiers some lie so near to a kink that float32 takes the wrong side, and a gradient is a hundredth off.
+    """
+    module = network("efficientnet-lite0").Features()
+    assert sum(p.numel() for p in module.parameters()) == 3_371_008
+    picture = torch.randn(2, 3, 64, 64)
+    parts = list(module.modules())
+    with torch.no_grad():
+        for part in parts:
+            if isinstance(part, torch.nn.BatchNorm2d):
+                part.momentum = None
+        for before, after in itertools.pairwise(parts):
+            if isinstance(before, torch.nn.BatchNorm2d) and isinstance(after, torch.nn.ReLU6):
+                before.weight.fill_(0.5)
+                before.bias.copy_(torch.tensor([-3.0, 9.0, 3.0, 3.0])[torch.randint(4, before.bias.shape)])
+        module(picture)
+    return module.eval(), {"image": picture}
+
+
 def of_zoo(name: str) -> Any:
     family, _, function = name.partition(":")
     return getattr(importlib.import_module(f"edgelora_tools.zoo.{family}"), function)()[:2]
@@ -60,14 +82,15 @@ ZOO = (
     "convnets:resnet18",
     "convnets:unet_bilinear",
     "vision:convnext",
+    "vision:swin",
 )
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2", "fastestdet", *ZOO])
+@pytest.mark.parametrize("name", ["mobilenetv2", "fastestdet", "efficientnet_lite0", *ZOO])
 def test_gradients_equal_torchs(name):
     torch.manual_seed(0)
     module, inputs = of_zoo(name) if ":" in name else globals()[name]()
-    source = module_source(module, inputs, name)
+    source = module_source(module, inputs, name, "torchscript")
     assert source.original is not None
     model, options = normalize(source.model.clone()), ConvertOptions(task="feature-extraction")
     measure_shapes(model)
@@ -80,7 +103,7 @@ def test_gradients_equal_torchs(name):
     adapter: dict[str, np.ndarray] = {}
     for point in points:
         a, b = rng.standard_normal(point.shape_a(RANK)), rng.standard_normal(point.shape_b(RANK))
-        adapter |= {point.input_a: a / point.in_features, point.input_b: 0.1 * b}
+        adapter |= {point.input_a: a / point.in_features, point.input_b: 0.005 * b}
     adapter = {n: x.astype(np.float32) for n, x in adapter.items()}
     with torch.no_grad():
         outputs = {n: y for n, y in source.original(feeds).items() if y.is_floating_point()}
