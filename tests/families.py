@@ -11,6 +11,9 @@ import peft
 import torch
 import transformers
 
+from edgelora_tools.sources.base import Source
+from edgelora_tools.sources.torch_export import module_source
+
 SMALL: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "hidden_size": 32}
 TEXT: dict[str, Any] = {"vocab_size": 99, "max_position_embeddings": 64}
 
@@ -28,6 +31,8 @@ CONFIGS: dict[str, Any] = {
     "llama": lambda: transformers.LlamaConfig(**SMALL, **TEXT, num_key_value_heads=2),
 }
 
+POOLED, CACHING = ("bert", "minilm", "roberta", "vit"), ("gpt2", "llama")
+
 
 @functools.cache
 def build(family: str, attention: str = "eager") -> torch.nn.Module:
@@ -39,6 +44,15 @@ def build(family: str, attention: str = "eager") -> torch.nn.Module:
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.eval()
+
+
+@functools.cache
+def source(family: str, exporter: str = "dynamo", attention: str = "eager") -> Source:
+    """The model as an exporter writes it, once for all tests of a process: conversion does not change a source."""
+    inputs = {name: torch.from_numpy(x) for name, x in sample(family, rows=2, length=8).items()}
+    names = ["last_hidden_state", *(["pooler_output"] if family in POOLED else [])]
+    extra = {"use_cache": False} if family in CACHING else {}
+    return module_source(build(family, attention), inputs, family, exporter, extra=extra, outputs=names)
 
 
 def sample(family: str, rows: int = 3, length: int = 7, seed: int = 0) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import torch
 
 from edgelora.bundle import Bundle
 from edgelora_tools.compile import ConvertOptions, convert
-from edgelora_tools.sources.torch_export import EXPORTERS, module_source
+from edgelora_tools.sources.torch_export import EXPORTERS
 from tests import families
 
 RANK, ALPHA = 4, 8
@@ -16,21 +16,12 @@ TOLERANCE = 1e-4
 
 
 def to_bundle(family, exporter, folder, attention="eager"):
-    module = families.build(family, attention)
-    inputs = {k: torch.from_numpy(v) for k, v in families.sample(family, rows=2, length=8).items()}
-    extra = {"use_cache": False} if getattr(module.config, "use_cache", False) else {}
-    source = module_source(
-        module,
-        inputs,
-        family,
-        exporter,
-        extra=extra,
-        outputs=["last_hidden_state", "pooler_output"][: 1 if family in ("distilbert", "gpt2", "llama") else 2],
-    )
+    source = families.source(family, exporter, attention)
+    assert source.original is not None
     chosen = ConvertOptions(task="feature-extraction", output="last_hidden_state", target_modules="all-linear")
     path = folder / f"{family}-{exporter}.edgelora"
     convert(source, path, chosen)
-    return module, extra, Bundle.open(path)
+    return source.original.module, source.original.extra, Bundle.open(path)
 
 
 def random_adapter(points, rng):

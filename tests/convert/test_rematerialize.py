@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +24,6 @@ from edgelora.probes import loss_feeds, whole_adapter
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.passes.segments import choose_cuts, narrow_places
 from edgelora_tools.runner import session_on
-from edgelora_tools.sources.torch_export import module_source
 from tests import families
 from tests.convert import networks
 from tests.convert.bundles import to_bundle
@@ -44,12 +42,8 @@ def residual(net: Net, x: str) -> str:
 
 
 def decoder(folder: Path) -> Bundle:
-    inputs = {name: torch.from_numpy(x) for name, x in families.sample("llama", rows=2, length=8).items()}
-    model: Any = families.build("llama")
-    outputs = ["last_hidden_state"]
-    source = module_source(model, inputs, "llama", "torchscript", extra={"use_cache": False}, outputs=outputs)
-    options = ConvertOptions(target_modules="all-linear", output=outputs[0], **LARGE)
-    convert(source, folder / "llama.edgelora", options)
+    options = ConvertOptions(target_modules="all-linear", output="last_hidden_state", **LARGE)
+    convert(families.source("llama", "torchscript"), folder / "llama.edgelora", options)
     return Bundle.open(folder / "llama.edgelora")
 
 

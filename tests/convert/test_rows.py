@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnxscript import GraphBuilder
@@ -17,7 +16,6 @@ from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.measure_shapes import measure_shapes
 from edgelora_tools.passes.padding import ignores_padding
 from edgelora_tools.passes.rows import gather_rows
-from edgelora_tools.sources.torch_export import module_source
 from tests import families
 
 CLASSES, RANK = 3, 2
@@ -26,10 +24,7 @@ TASKS = [("sequence-classification", "mean"), ("sequence-classification", "cls")
 
 def bundles(family, folder, attention="eager", exporter="dynamo", task="sequence-classification", pooling="mean"):
     """The same model with padding in its training graphs and without."""
-    module = families.build(family, attention)
-    inputs = {k: torch.from_numpy(v) for k, v in families.sample(family, rows=2, length=8).items()}
-    extra = {"use_cache": False} if getattr(module.config, "use_cache", False) else {}
-    source = module_source(module, inputs, family, exporter, extra=extra, outputs=["last_hidden_state"])
+    source = families.source(family, exporter, attention)
     made = []
     for unpad in (False, True):
         options = ConvertOptions(

@@ -62,13 +62,10 @@ def bert_folder(bert, tmp_path_factory):
 def bert_bundles(bert, bert_folder, tmp_path_factory):
     """By source: exports of the module by both exporters, and the directory."""
     folder = tmp_path_factory.mktemp("bert")
-    inputs = {k: torch.from_numpy(v) for k, v in families.sample("bert", rows=2, length=8).items()}
     options = ConvertOptions(task="feature-extraction", target_modules="all-linear")
-    names = ["last_hidden_state", "pooler_output"]
     made = {}
     for exporter in EXPORTERS:
-        source = module_source(bert, inputs, "bert", exporter, outputs=names)
-        convert(source, folder / f"{exporter}.edgelora", options)
+        convert(families.source("bert", exporter), folder / f"{exporter}.edgelora", options)
         made[exporter] = Bundle.open(folder / f"{exporter}.edgelora")
     convert(open_source(str(bert_folder)), folder / "folder.edgelora", options)
     made["folder"] = Bundle.open(folder / "folder.edgelora")
