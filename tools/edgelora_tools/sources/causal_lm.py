@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,18 +29,32 @@ _IDS = ((3, 4, 5, 6, 7), (8, 9, 10))  # two samples that the module is tried wit
 
 
 def causal_lm_source(path: Path, exporter: str = "dynamo", tokenizer: Path | None = None) -> Source:
-    """Load a decoder (AutoModelForCausalLM) with its head and its tokenizer, and export it once, with a cache.
+    """Load a decoder with its head and its tokenizer, and export it once, with a cache.
 
-    `path` is a directory with config.json, or one with a GGUF file, or that file. Before it is exported, the module
-    must give padded, packed and cached tokens what it gives each sample alone.
+    Before it is exported, the module must give padded, packed and cached tokens what it gives each sample alone.
 
     Raises:
-        ConversionError: it is none of these, has no tokenizer or a broken template, sees what comes after, or its type
-            takes no such masks; or the export fails.
+        ConversionError: see `load_causal_lm`; it sees what comes after, or its type takes no such masks; or the export
+            fails.
     """
     require_torch()
     if exporter != "dynamo":
         raise ConversionError(f"text-generation is exported by dynamo alone: leave --exporter {exporter} out")
+    return decoder_source(*load_causal_lm(path, tokenizer))
+
+
+def load_causal_lm(
+    path: Path, tokenizer: Path | None = None
+) -> tuple[Any, str, dict[str, bytes], dict[str, Any], list[int]]:
+    """A model of transformers in float32 with eager attention; its name, its files for text, what is known of its
+    tokens, and those that end a text.
+
+    `path` is a directory with config.json, or one with a GGUF file, or that file.
+
+    Raises:
+        ConversionError: it is none of these, or no decoder; it has no tokenizer, or one of another model, or a broken
+            chat template.
+    """
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -53,13 +69,13 @@ def causal_lm_source(path: Path, exporter: str = "dynamo", tokenizer: Path | Non
     ):
         raise ConversionError(f"{path}: a {kind} does not continue text: text-generation needs a decoder")
     files, facts, eos = _text_files(path, folder, options, tokenizer, config)
-    with onnx_errors(f"{path}: transformers cannot load it"):
+    with onnx_errors(f"{path}: transformers cannot load it"), contextlib.redirect_stderr(io.StringIO()):  # its progress
         import torch
 
         causal = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager", **options
         ).eval()
-    return decoder_source(causal, path.stem if path.is_file() else path.name, files, facts, eos)
+    return causal, path.stem if path.is_file() else path.name, files, facts, eos
 
 
 def decoder_source(
