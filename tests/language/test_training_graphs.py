@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from edgelora.bundle import Bundle
 from edgelora.manifest import InsertionPoint
+from edgelora_tools.compile import offered
 from edgelora_tools.composites import recognise_composites
 from edgelora_tools.composites.token_loss import BLOCK
 from edgelora_tools.graphs import prune, standard
@@ -135,6 +137,16 @@ def test_packed_and_padded_rows_train_as_each_sample_alone(kind: str, prepared: 
     assert not scores[asked < 0].any()
     for n, (_, _, weight, place) in zip(losses, samples, strict=True):
         np.testing.assert_allclose(scores[place][weight != 0], n[weight != 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("targets", "adapted"), [("all-linear", False), (("lm_head", "q_proj"), True), (None, False)], ids=str
+)
+def test_the_head_is_adapted_where_it_is_named(targets: Any, adapted: bool, prepared: Any) -> None:
+    base, points, _ = prepared("llama")
+    options = replace(OPTIONS, target_modules=targets)
+    found = offered(base, find_sites(base), options)
+    assert {p.id for p in points} - {p.id for p in found} == (set() if adapted else {"lm_head"})
 
 
 def test_an_adapter_at_the_head_trains_without_blocks(prepared: Any) -> None:

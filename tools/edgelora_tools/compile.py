@@ -13,7 +13,7 @@ from edgelora.errors import ConfigError, ConversionError
 from edgelora.manifest import RECURRENT, Budget, GraphSet, InsertionPoint, Manifest, Prefix, TensorSpec
 from edgelora.memory_forecast import forecast
 from edgelora.memory_plan import MemoryPlan
-from edgelora.targets import select_points
+from edgelora.targets import ALL_LINEAR, select_points
 from edgelora_tools.base_values import values_graph
 from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_weights, write_bundle
 from edgelora_tools.calibration import Plan, Quantized, calibrate, calibration_sample, facts, files
@@ -23,7 +23,7 @@ from edgelora_tools.detectors import detector_settings
 from edgelora_tools.frozen import rounds_activations
 from edgelora_tools.graph_sets import graphs_after_prefix, graphs_after_skips, graphs_of_method
 from edgelora_tools.graphs import LOWERED, forward_graph, mixed_graph, prune, shape_names, specs, standard
-from edgelora_tools.insertion import find_sites
+from edgelora_tools.insertion import Site, find_sites
 from edgelora_tools.language import language_graphs
 from edgelora_tools.losses import COTANGENT
 from edgelora_tools.measure_shapes import Sizes, batch_name, measure_shapes
@@ -40,6 +40,7 @@ from edgelora_tools.skips import with_skips
 from edgelora_tools.sources.base import Source
 from edgelora_tools.sources.fixed import fixed
 from edgelora_tools.training_graphs import training_graph, training_graphs
+from edgelora_tools.vocabulary import vocabulary_head
 
 # PEFT's defaults for the encoders and decoders that it knows (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING).
 USUAL_TARGETS = (
@@ -99,7 +100,7 @@ def convert(
     if options.placement == "skip":
         skips = with_skips(base, sites, sizes[0], options.task, options.pooling)
         base, sites = skips.base, find_sites(skips.base)
-    points = tuple(site.point for site in sites)
+    points = offered(base, sites, options)
     chosen = select_points(points, targets(points, options))
     if methods and (recurrent := [point.id for point in chosen if point.op in RECURRENT]):
         raise ConversionError(f"recurrent layers ({', '.join(recurrent)}) take LoRA adapters alone: leave methods out")
@@ -262,6 +263,14 @@ def quantize_base(
     found = calibrate(base, chosen, sample, probe_graph, LOWERED, options.quantize or "int8", apart, progress)
     sites = find_sites(base)
     return Quantized(quantize(model.clone(), found.plan), planned(found.plan), facts(found, sites), files(found))
+
+
+def offered(base: ir.Model, sites: Sequence[Site], options: ConvertOptions) -> tuple[InsertionPoint, ...]:
+    """The points to choose from: what makes a language model's logits is adapted where it is named, as PEFT has it."""
+    generates = options.task == "text-generation" and options.target_modules in (None, ALL_LINEAR)
+    head = vocabulary_head(base.graph.outputs[0]) if generates else None
+    makes = () if head is None else head.nodes
+    return tuple(site.point for site in sites if not any(use.product in makes for use in site.uses))
 
 
 def targets(points: Sequence[InsertionPoint], options: ConvertOptions) -> LoraConfig:
