@@ -12,6 +12,8 @@ from edgelora.adapter import Adapter, new_adapter
 from edgelora.bundle import Bundle
 from edgelora.config import LoraConfig
 from edgelora.inputs import ArrayInputs
+from edgelora.language.objective import LanguageModeling
+from edgelora.language.packing import row_of
 from edgelora.manifest import TrainingGraph
 from edgelora.objectives import Array, Classification, Feeds, Objective, OwnLoss, Pairs, Regression, TokenClassification
 from edgelora.parity import parity_samples
@@ -84,6 +86,9 @@ def _objective(bundle: Bundle, record: TrainingGraph, rows: int, length: int, rn
         return Pairs({column: data() for column in _COLUMNS[record.loss]}, record.loss)
     if record.loss == "mse":
         return Regression(data(), rng.standard_normal((rows, 1), np.float32))
+    if bundle.manifest.language is not None:
+        ids = rng.integers(0, bundle.manifest.language.vocabulary, (rows, length + 1))
+        return LanguageModeling([row_of(row[:-1], row[1:], np.ones(length, np.bool_), length) for row in ids])
     if bundle.manifest.task == "token-classification":
         inputs = data()
         width: int = next(iter(inputs.arrays.values())).shape[1]

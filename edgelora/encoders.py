@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from edgelora.language.tokens import Tokens
 from edgelora.manifest import Manifest, TensorSpec
 from edgelora.media.image_inputs import ImageEncoder
 from edgelora.media.sound_inputs import SoundEncoder
@@ -41,5 +42,7 @@ def encoder_of(folder: Path, manifest: Manifest) -> Encoder | None:
     Raises:
         BundleError: its settings are malformed. EdgeLoraError: a package is missing.
     """
+    if manifest.language is not None and manifest.preprocessing.get("kind") == "text":
+        return Tokens.of(folder, manifest.preprocessing, manifest.language)
     made = ENCODERS.get(str(manifest.preprocessing.get("kind")))
     return None if made is None else made(folder, manifest.preprocessing, manifest.inputs)

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgelora.dimensions import evaluate_dimension
 from edgelora.manifest import MemoryTable, Prefix
-from edgelora.objectives import Feeds, Objective, OwnLoss
+from edgelora.objectives import Feeds, HostLoss, Objective
 from edgelora.prefix_cache import CHUNK, PROBED, CacheSettings, PrefixCache
 from edgelora.trainer import Trainer
 
@@ -103,8 +103,8 @@ def moments_after(
     """
     kept, sizes, fed = train
     step = loaded(file, sizes).beside(Moment(results=fed + fed_of(prefix, sizes), kept=kept.bytes))
-    if trainer.record is None or isinstance(trainer.objective, OwnLoss):
-        step = step if file == prefix.forward else step.beside(loaded(prefix.forward, sizes))
+    if trainer.record is None or isinstance(trainer.objective, HostLoss):
+        step = step if file == trainer.forward_file else step.beside(loaded(trainer.forward_file, sizes))
     yield from _filling(prefix, loaded, kept, Moment(), kept.bytes)
     if kept.partly:
         step = step.beside(loaded(prefix.file, sizes))
@@ -114,7 +114,7 @@ def moments_after(
         other, at, given = held_out
         both = step.beside(Moment(kept=kept.bytes + other.bytes))
         yield from _filling(prefix, loaded, other, step, kept.bytes + other.bytes)
-        run = loaded(prefix.forward, at).beside(Moment(results=given + fed_of(prefix, at)))
+        run = loaded(trainer.forward_file, at).beside(Moment(results=given + fed_of(prefix, at)))
         yield both.beside(run.beside(loaded(prefix.file, at)) if other.partly and not kept.partly else run)
 
 

@@ -32,7 +32,7 @@ from edgelora.mapped_pages import can_give_back
 from edgelora.memory import resident_memory, trim_heap
 from edgelora.memory_moments import ARENA, Kept, Moment, kept_of, moment_of, moments_after
 from edgelora.methods.prompt import PromptTuningConfig
-from edgelora.objectives import Feeds, Objective, OwnLoss
+from edgelora.objectives import Feeds, HostLoss, Objective
 from edgelora.prefix_cache import CHUNK
 from edgelora.session import SessionSettings
 from edgelora.trainer import Trainer, length_sorted_batches
@@ -257,10 +257,10 @@ def read_layout(folder: Path, identity: str) -> Layout | None:
 def _files(trainer: Trainer, validation: Objective | None) -> dict[str, list[str]]:
     """The graphs that training runs, by the one with the gradients: the plain one, then the one that recomputes."""
     record, forward, prefix = trainer.record, trainer.forward_file, trainer.prefix
-    first = [] if prefix is None else [prefix.file]
+    first = [] if prefix is None else [prefix.file, *([prefix.forward] if forward != prefix.forward else [])]
     if record is None:
         return {forward: [forward, *first]}
-    needs_forward = validation is not None or prefix is not None or isinstance(trainer.objective, OwnLoss)
+    needs_forward = validation is not None or prefix is not None or isinstance(trainer.objective, HostLoss)
     return {file: [file, *([forward] if needs_forward else []), *first] for file in record.files}
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelora.errors import ConfigError
+from edgelora.manifest import Manifest
 
 Array = NDArray[np.generic]
 Floats = NDArray[np.float32]
@@ -52,6 +54,17 @@ class FileInputs(Inputs, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Judge:
+    """The outputs that tell how good an adapter is, and the graph that makes them.
+
+    `file` None is the inference graph of the adapter's method, or what of it comes after a frozen prefix.
+    """
+
+    file: str | None
+    outputs: tuple[str, ...]
+
+
 class Objective(Protocol):
     """A data set with its targets, as the loss graph `loss` wants them."""
 
@@ -84,8 +97,12 @@ class Objective(Protocol):
         """Loss inputs alone; weights are divided by `total`."""
         ...
 
+    def judge(self, manifest: Manifest, graphs: str) -> Judge:
+        """What adapters of the set of graphs `graphs` are judged by."""
+        ...
+
     def measured(self, outputs: Array, rows: NDArray[np.int64]) -> Array:
-        """What the metrics need of the forward graph's prediction for these samples: less than it if it is large."""
+        """What the metrics need of the judge's outputs for these samples: less than these if they are large."""
         ...
 
     def metrics(self, outputs: Sequence[Array], rows: Sequence[NDArray[np.int64]]) -> dict[str, float]:
@@ -104,9 +121,23 @@ class Objective(Protocol):
         ...
 
 
+@runtime_checkable
+class HostLoss(Protocol):
+    """An objective whose loss the host computes from the judge's outputs; the training graph takes its derivatives."""
+
+    def cotangents(self, outputs: Mapping[str, Array], rows: NDArray[np.int64], total: float) -> tuple[float, Feeds]:
+        """These samples' share of the loss, and what the training graph is fed of its derivatives."""
+        ...
+
+
 def is_augmented(objective: Objective) -> bool:
     """Whether each epoch of training has other inputs."""
     return objective.of_epoch(0) is not objective
+
+
+def first_output(manifest: Manifest) -> Judge:
+    """The judge of most: the first output of the inference graph."""
+    return Judge(None, (manifest.outputs[0].name,))
 
 
 class OnSamples:
@@ -132,6 +163,9 @@ class OnSamples:
 
     def loss_inputs(self, rows: NDArray[np.int64], total: float) -> Feeds:
         return {}
+
+    def judge(self, manifest: Manifest, graphs: str) -> Judge:
+        return first_output(manifest)
 
     def measured(self, outputs: Array, rows: NDArray[np.int64]) -> Array:
         return outputs
@@ -189,6 +223,9 @@ class OwnLoss(OnSamples):
 
     def __init__(self, data: Inputs, function: LossFunction) -> None:
         self.data, self.function = data, function
+
+    def judge(self, manifest: Manifest, graphs: str) -> Judge:
+        return Judge(None, tuple(spec.name for spec in manifest.outputs))
 
     def cotangents(self, outputs: Mapping[str, Array], rows: NDArray[np.int64], total: float) -> tuple[float, Feeds]:
         """The mean loss's share of these samples, and the feeds `cotangent.NAME` for every output."""
@@ -294,6 +331,9 @@ class Pairs:
 
     def weight(self, rows: NDArray[np.int64]) -> float:
         return float(len(rows))
+
+    def judge(self, manifest: Manifest, graphs: str) -> Judge:
+        return first_output(manifest)
 
     def measured(self, outputs: Array, rows: NDArray[np.int64]) -> Array:
         return outputs

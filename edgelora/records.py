@@ -28,13 +28,17 @@ def source_name(path: str | Path) -> str:
 
 
 def parse_records(
-    path: str | Path, fmt: str | None, parse: Callable[[Record], T], needed: Sequence[str]
+    path: str | Path,
+    fmt: str | None,
+    parse: Callable[[Record], T],
+    needed: Sequence[str],
+    example: str | None = None,
 ) -> list[tuple[int, T]]:
     """What `parse` makes of the records, with the number of the line that each begins on.
 
     `path` "-" is standard input, whose format is JSONL unless given. `parse` says by ValueError what is wrong with a
-    record; `needed` are the fields that each must have. A line may hold 1 MiB, a field of CSV what the csv module
-    allows (128 KiB). Text is UTF-8, with or without a byte order mark.
+    record; `needed` are the fields that each must have; an `example` shows a record where these do not. A line may hold
+    1 MiB, a field of CSV what the csv module allows (128 KiB). Text is UTF-8, with or without a byte order mark.
 
     Raises:
         DataError: the file cannot be read, is empty, lacks a field, or has bad lines (the first ones are
@@ -51,7 +55,7 @@ def parse_records(
     if problems:
         raise DataError(first_of(problems, "bad lines"))
     if not samples:
-        raise DataError(f"{name}: holds no samples; one line is {_example(needed)}")
+        raise DataError(f"{name}: holds no samples; one line is {example or _example(needed)}")
     return samples
 
 

@@ -88,6 +88,12 @@ def _distance(gap: Floats) -> tuple[Floats, Floats]:
     return distance, gap / distance[:, None]
 
 
+def weighted_sum(y: Floats, feeds: Mapping[str, Array]) -> tuple[float, Floats]:
+    """L = Σ w_i·y_i of losses y that a graph made; dL/dy = w."""
+    weight = feeds["loss_weight"].astype(np.float64)
+    return float((weight * y).sum()), weight
+
+
 REFERENCES: dict[str, Callable[[Floats, Mapping[str, Array]], tuple[float, Floats]]] = {
     "cross-entropy": cross_entropy,
     "mse": mean_squared_error,

@@ -34,7 +34,7 @@ class TextEncoder:
             EdgeLoraError: the `tokenizers` package is missing. BundleError: the tokenizer is missing or
                 damaged, or the settings are malformed.
         """
-        name, self.max_length, self.pad_id = _settings(preprocessing, folder)
+        name, self.max_length, self.pad_id = text_settings(preprocessing, folder)
         path = folder / name
         self._tokenizer = load_tokenizer(path)
         special = int(self._tokenizer.num_special_tokens_to_add(False))
@@ -131,7 +131,7 @@ def load_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
-def _settings(preprocessing: Mapping[str, Any], folder: Path) -> tuple[str, int, int]:
+def text_settings(preprocessing: Mapping[str, Any], folder: Path) -> tuple[str, int, int]:
     """The tokenizer's file name, max_length and pad_id."""
     name, length, pad = (preprocessing.get(key) for key in ("tokenizer", "max_length", "pad_id"))
     problems: list[str] = []

@@ -24,11 +24,11 @@ from edgelora.errors import ConfigError, DataError, TrainingError
 from edgelora.manifest import BIAS_OP, LORA_GRAPHS, Manifest, Prefix, TrainingGraph
 from edgelora.methods import no_prefix
 from edgelora.methods.lora_fa import project
-from edgelora.objectives import Array, Feeds, Floats, Objective, OwnLoss, Regression, is_augmented
+from edgelora.objectives import Array, Feeds, Floats, HostLoss, Objective, Regression, is_augmented
 from edgelora.optimizers import SGD, AdamW, Optimizer, clip_by_global_norm
 from edgelora.pieces import most_samples, piece_count
 from edgelora.prefix_cache import CacheSettings, PrefixCache, chosen_prefix
-from edgelora.reference_losses import REFERENCES
+from edgelora.reference_losses import REFERENCES, weighted_sum
 from edgelora.schedules import learning_rate_factor
 from edgelora.session import Graph
 from edgelora.training_config import TrainingConfig
@@ -42,13 +42,14 @@ _AFTER_DROPOUT = ".lora_B"  # the input that is multiplied by 1/(1 − p) where 
 class StepResult:
     """What one optimizer update did: mean loss of the batch, gradient norm before clipping, learning rate.
 
-    `step` counts from 1. The loss is that before the update.
+    `step` counts from 1 to `total_steps`, fewer if the run stops early. The loss is that before the update.
     """
 
     step: int
     loss: float
     grad_norm: float
     learning_rate: float
+    total_steps: int
 
 
 class Trainer:
@@ -76,8 +77,11 @@ class Trainer:
         check_targets(manifest, adapter, objective)
         self.bundle, self.adapter, self.objective, self.config = bundle, adapter, objective, config
         dropout, self._points = adapter.config.dropout, adapter.joined(manifest)
-        if dropout and isinstance(objective, OwnLoss):
-            raise ConfigError("LoRA dropout cannot be combined with a loss of your own: it sees the outputs without it")
+        if dropout and isinstance(objective, HostLoss):
+            raise ConfigError(
+                "LoRA dropout cannot be combined with a loss that is computed from the outputs: it sees "
+                "them without dropout; leave lora_dropout out"
+            )
         self._check_method()
         trained = trained_tensors(adapter, config)
         self.names = tuple(sorted(trained, key=lambda name: (self._is_fast(name), name)))
@@ -89,6 +93,7 @@ class Trainer:
         self._caches: list[PrefixCache] = []
         self._epoch, self._of_epoch = 0, objective.of_epoch(0)
         self._graphs = adapter.method.graphs
+        self._judge = objective.judge(manifest, self._graphs)
         if self.prefix is not None:
             self._check_prefix(self.prefix)
         self.record: TrainingGraph | None = None
@@ -128,7 +133,11 @@ class Trainer:
 
     @property
     def forward_file(self) -> str:
-        """The inference graph for adapters of this one's method, or what of it comes after the prefix."""
+        """The graph that the objective is judged by: its own if it has one, else the inference graph for adapters of
+        this one's method, or what of it comes after the prefix.
+        """
+        if self._judge.file is not None:
+            return self._judge.file
         if self.prefix is not None:
             return self.prefix.forward
         found = self.bundle.manifest.graph_set(self._graphs)
@@ -241,7 +250,7 @@ class Trainer:
     def _check_zeroth_order(self) -> None:
         if self.adapter.config.dropout:
             raise ConfigError('LoRA dropout needs the exact gradient: gradient "spsa" runs the inference graph alone')
-        if not isinstance(self.objective, OwnLoss) and self.objective.loss not in REFERENCES:
+        if not isinstance(self.objective, HostLoss) and self.objective.loss not in REFERENCES:
             raise ConfigError(f'the loss {self.objective.loss!r} cannot be trained with gradient "spsa"')
 
     def step(self, rows: NDArray[np.int64]) -> StepResult:
@@ -261,7 +270,7 @@ class Trainer:
         parameters = {name: self.flat[part] for name, part in self.groups.items()}
         self.optimizer.step(parameters, {name: self._grad[part] for name, part in self.groups.items()}, rate)
         self.step_number += 1
-        return StepResult(self.step_number, loss, norm, rate)
+        return StepResult(self.step_number, loss, norm, rate, self.total_steps)
 
     def accumulate(self, rows: NDArray[np.int64]) -> float:
         """Mean loss of the batch; its gradients, with respect to what is trained, are left in `gradients()`."""
@@ -344,7 +353,7 @@ class Trainer:
     def _feeds(self, adapter: Feeds, rows: NDArray[np.int64], total: float, graph: Graph) -> Feeds:
         """What `graph` takes for these samples beside dropout masks: inputs or cached values, adapter."""
         objective, cache = self._of_epoch, self._training_cache()
-        graphs = (graph, self._of_a_part(self.forward_file)) if isinstance(objective, OwnLoss) else (graph,)
+        graphs = (graph, self._of_a_part(self.forward_file)) if isinstance(objective, HostLoss) else (graph,)
         if cache is not None and cache.suffices(*graphs) and not self.adapter.config.dropout:
             return objective.loss_inputs(rows, total) | cache.values(rows) | adapter
         feeds = objective.feeds(rows, total)
@@ -363,9 +372,9 @@ class Trainer:
     ) -> float:
         """These samples' share of the loss; what is fed has its gradients in `gradients`, in the order of the feeds."""
         share, made = np.zeros((), np.float32), dict(zip(self._gradient_names, gradients, strict=True))
-        if isinstance(self._of_epoch, OwnLoss):
-            outputs = self._of_a_part(self.forward_file).run(feeds)
-            loss, cotangents = self._of_epoch.cotangents(outputs, rows, total)
+        if isinstance(self._of_epoch, HostLoss):
+            judged = self._of_a_part(self.forward_file).run(feeds, self._judge.outputs)
+            loss, cotangents = self._of_epoch.cotangents(judged, rows, total)
             self.graph(record).run_into({**feeds, **cotangents}, made)
             return loss
         self.graph(record).run_into(feeds, {"loss": share, **made})
@@ -376,17 +385,17 @@ class Trainer:
         adapter, loss, graph = self._adapter_feeds(), 0.0, self._inference
         for members in parts:
             feeds = self._feeds(adapter, members, total, graph)
-            made = graph.run(feeds)
-            if isinstance(self._of_epoch, OwnLoss):
+            made = graph.run(feeds, self._judge.outputs)
+            if isinstance(self._of_epoch, HostLoss):
                 loss += self._of_epoch.cotangents(made, members, total)[0]
             else:
                 (y,) = made.values()
-                loss += REFERENCES[self.objective.loss](y.astype(np.float64), feeds)[0]
+                of_loss = REFERENCES[self.objective.loss] if self._judge.file is None else weighted_sum
+                loss += of_loss(y.astype(np.float64), feeds)[0]
         return loss
 
     @property
     def _inference(self) -> Graph:
-        """The inference graph, or what of it comes after the prefix."""
         return self.bundle.graph(self.forward_file)
 
     def micro_batches(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -490,13 +499,20 @@ def check_targets(manifest: Manifest, adapter: Adapter, objective: Objective) ->
 def evaluate(
     bundle: Bundle, adapter: Adapter, objective: Objective, batch_size: int = 32, cache: PrefixCache | None = None
 ) -> dict[str, float]:
-    """Metrics of an adapter on samples, by the inference graph, or by what comes after the prefix of `cache`.
+    """Metrics of an adapter on samples, by the objective's judge, or by what comes after the prefix of `cache`.
 
     `loss` and what the objective has beside it, as accuracy (classification) or recall@1 (sentence embedding).
 
     Raises:
         ConfigError: no samples, no head, or a batch size below 1. DataError: another number of targets.
     """
+    return objective.metrics(*measure(bundle, adapter, objective, batch_size, cache))
+
+
+def measure(
+    bundle: Bundle, adapter: Adapter, objective: Objective, batch_size: int = 32, cache: PrefixCache | None = None
+) -> tuple[list[Array], list[NDArray[np.int64]]]:
+    """What the metrics are computed from, batch by batch, and the samples of each batch. Raises as `evaluate` does."""
     if not len(objective):
         raise ConfigError("there are no samples to evaluate")
     if batch_size < 1:
@@ -505,25 +521,21 @@ def evaluate(
     feeds = bundle.feeds(adapter)
     outputs: list[Array] = []
     rows: list[NDArray[np.int64]] = []
-    names = judged_outputs(objective, bundle.manifest)
+    judge = objective.judge(bundle.manifest, adapter.method.graphs)
+    cache = cache if judge.file is None else None
     for batch in length_sorted_batches(objective.lengths(), batch_size):
-        graph = bundle.forward_in(adapter.method.graphs) if cache is None else bundle.graph(cache.prefix.forward)
+        file = judge.file if cache is None else cache.prefix.forward
+        graph = bundle.forward_in(adapter.method.graphs) if file is None else bundle.graph(file)
         if cache is not None and cache.suffices(graph):
             inputs = cache.values(batch)
         else:
             inputs = objective.inputs(batch)
             inputs = inputs if cache is None else cache.feeds(inputs, batch)
-        made = graph.run({**inputs, **feeds}, names)
-        outputs.append(objective.measured(side_by_side([made[name] for name in names]), batch))
+        made = graph.run({**inputs, **feeds}, judge.outputs)
+        outputs.append(objective.measured(side_by_side(list(made.values())), batch))
         graph.give_back_pages()
         rows.append(batch)
-    return objective.metrics(outputs, rows)
-
-
-def judged_outputs(objective: Objective, manifest: Manifest) -> list[str]:
-    """The outputs that an evaluation asks for: all where the host brings the loss, else the first."""
-    names = [spec.name for spec in manifest.outputs]
-    return names if isinstance(objective, OwnLoss) else names[:1]
+    return outputs, rows
 
 
 def side_by_side(arrays: Sequence[Array]) -> Array:

@@ -43,6 +43,11 @@ class TrainingConfig:
     rounding. `keep_cache` leaves the file of "disk" for a later run. A bundle of skips (`convert --placement skip`) is
     trained from the cache alone, unless that is None, or there is LoRA dropout or augmentation.
 
+    `max_length` is the number of tokens of a row of a language model at most (None: what the base takes; plain text is
+    cut into rows of 256 then): a longer sample is refused, or with `truncate` cut at its end. With `packing` short
+    samples share rows of that length, without seeing each other; `batch_size` then counts rows, so that there are fewer
+    updates. `beta` is DPO's: how dear it is to leave the base. Names are TRL's.
+
     `augment` names how training samples are varied, of what the task has (`Task.augmentations`): another way each
     epoch, drawn from (seed, epoch, sample) alone. A frozen prefix then runs at every step, and nothing of it is kept.
     `flip_pairs` are names of points that change places in a mirrored picture, such as left and right ones (none).
@@ -86,6 +91,10 @@ class TrainingConfig:
     augment: tuple[str, ...] = ()
     flip_pairs: tuple[tuple[str, str], ...] = ()
     dice_weight: float = 1.0
+    max_length: int | None = None
+    truncate: bool = False
+    packing: bool = False
+    beta: float = 0.1
 
     def __post_init__(self) -> None:
         problems = [
@@ -112,6 +121,8 @@ class TrainingConfig:
                 ("temperature", "above 0", 0 < self.temperature < float("inf")),
                 ("margin", "at least 0", 0 <= self.margin < float("inf")),
                 ("dice_weight", "at least 0", 0 <= self.dice_weight < float("inf")),
+                ("max_length", "at least 2", self.max_length is None or self.max_length >= 2),
+                ("beta", "above 0", 0 < self.beta < float("inf")),
                 ("seed", "at least 0", self.seed >= 0),
                 ("save_steps", "at least 1", self.save_steps >= 1),
                 ("gradient", f"one of {', '.join(GRADIENTS)}", self.gradient in GRADIENTS),
@@ -139,11 +150,12 @@ class TrainingConfig:
     def decisive(self) -> dict[str, Any]:
         """The settings that a result depends on: all but where a cache lies, and those of what there is not."""
         settings = self.to_dict()
-        for name in ("loraplus_lr_ratio", "lora_fa", "augment", "flip_pairs"):
+        for name in ("loraplus_lr_ratio", "lora_fa", "augment", "flip_pairs", "max_length", "truncate", "packing"):
             if not settings[name]:
                 del settings[name]
-        if self.dice_weight == 1:
-            del settings["dice_weight"]
+        for name, default in (("dice_weight", 1.0), ("beta", 0.1)):
+            if settings[name] == default:
+                del settings[name]
         names = ("train_last", "cache", "cache_dtype", "cache_limit", "keep_cache")
         cache = {name: settings.pop(name) for name in names}
         settings |= {"train_last": self.train_last, "cached": self.cache is not None}

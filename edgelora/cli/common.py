@@ -76,8 +76,23 @@ def add_format(parser: argparse.ArgumentParser) -> None:
     """The option that says how data are written, where their name does not."""
     parser.add_argument(
         "--format",
-        choices=("csv", "jsonl", "coco", "voc", "yolo"),
-        help="of standard input or an unusual file name; coco, voc and yolo are of boxes",
+        choices=("csv", "jsonl", "txt", "coco", "voc", "yolo"),
+        help="of standard input or an unusual file name; txt is plain text, coco, voc and yolo are of boxes",
+    )
+
+
+def add_lengths(parser: Any) -> None:
+    """The options that say how long a row of a language model may be."""
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="TOKENS",
+        help="of a row of text at most (what the base takes; plain text is cut into rows of 256): longer samples are "
+        "refused",
+    )
+    parser.add_argument("--truncate", action="store_true", help="cut longer samples at their end instead")
+    parser.add_argument(
+        "--beta", type=float, default=0.1, help="of the loss dpo: how dear it is to leave the base (0.1)"
     )
 
 

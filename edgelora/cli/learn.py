@@ -15,6 +15,7 @@ from edgelora.cli.common import (
     Verbs,
     add_bundle,
     add_format,
+    add_lengths,
     add_verb,
     emit,
     end_progress,
@@ -28,6 +29,7 @@ from edgelora.cli.pictures import BeforeAndAfter, drawing_task
 from edgelora.config import BIASES, AdapterConfig, LoraConfig
 from edgelora.errors import ConfigError
 from edgelora.gate import Gate
+from edgelora.language.samples import Preference
 from edgelora.memory import peak_memory
 from edgelora.methods import (
     BeftConfig,
@@ -79,7 +81,8 @@ def add_verbs(verbs: Verbs) -> None:
         "--data",
         required=True,
         metavar="FILE",
-        help="CSV or JSONL; - reads standard input; of pictures and sounds also a folder with a folder for each label",
+        help="CSV or JSONL, of language models also plain text (.txt); - reads standard input; of pictures and sounds also a "
+        "folder with a folder for each label",
     )
     add_format(parser)
     parser.add_argument("--validation", metavar="FILE", help="held-out samples: the best epoch is kept")
@@ -201,6 +204,14 @@ def add_verbs(verbs: Verbs) -> None:
     run.add_argument("--loss", help="of the bundle's losses (the task's first)")
     run.add_argument("--temperature", type=float, default=defaults.temperature, help="of the contrastive loss (0.05)")
     run.add_argument("--margin", type=float, default=defaults.margin, help="of the triplet loss (0.5)")
+    add_lengths(run)
+    run.add_argument(
+        "--packing",
+        action=argparse.BooleanOptionalAction,
+        default=defaults.packing,
+        help="short samples share rows of text, without seeing each other: less padding, and fewer updates, since a "
+        "batch counts rows (no)",
+    )
     run.add_argument(
         "--patience", type=int, metavar="EPOCHS", help="stop after so many epochs without a better validation"
     )
@@ -271,7 +282,8 @@ def run_train(options: argparse.Namespace) -> None:
         before = before_training(model, options.adapter, samples, lora, config, options.restart)
         sheet = BeforeAndAfter(model, held_out or judged or samples, before, options.contact_sheet)
     started = time.monotonic()
-    show = EpochLines(options.json and not options.progress, config, len(samples))
+    of_tokens = model.bundle.manifest.language is not None and not any(isinstance(s, Preference) for s in samples)
+    show = EpochLines(options.json and not options.progress, of_tokens)
     report = train(
         model,
         options.adapter,
@@ -337,6 +349,10 @@ def training_config(options: argparse.Namespace) -> TrainingConfig:
         loss=options.loss,
         temperature=options.temperature,
         margin=options.margin,
+        max_length=options.max_length,
+        truncate=options.truncate,
+        packing=options.packing,
+        beta=options.beta,
         seed=options.seed,
         save_steps=options.save_steps,
         gradient=options.gradient,
@@ -438,12 +454,10 @@ def name_pairs(given: list[str]) -> tuple[tuple[str, str], ...]:
 
 
 class EpochLines:
-    """Shows steps on one line and a finished epoch on a line of its own."""
+    """Shows steps on one line and a finished epoch on a line of its own; of losses `of_tokens` also the perplexity."""
 
-    def __init__(self, quiet: bool, config: TrainingConfig, samples: int) -> None:
-        self.quiet = quiet
-        steps = -(-samples // config.batch_size) * config.num_train_epochs
-        self.total = min(steps, config.max_steps or steps)
+    def __init__(self, quiet: bool, of_tokens: bool = False) -> None:
+        self.quiet, self.of_tokens = quiet, of_tokens
         self.epochs_shown = 0
         self.started = time.monotonic()
         self.first = 0
@@ -454,11 +468,11 @@ class EpochLines:
             just_ended = not progress.epoch_losses
             self.epochs_shown = len(progress.history) - just_ended
             if step.step > 1 and not self.quiet:
-                note(f"continuing at step {step.step} of {self.total}")
+                note(f"continuing at step {step.step} of {step.total_steps}")
         if self.quiet:
             return
         done = step.step - self.first + 1
-        left = (self.total - step.step) * (time.monotonic() - self.started) / done
+        left = (step.total_steps - step.step) * (time.monotonic() - self.started) / done
         if len(progress.history) > self.epochs_shown:
             self.epochs_shown = len(progress.history)
             end_progress()
@@ -468,10 +482,15 @@ class EpochLines:
                 for name, value in entry.items()
                 if name != "epoch"
             ]
+            if self.of_tokens:
+                parts.insert(1, f"train_perplexity {_perplexity(entry['train_loss'])}")
             note(f"epoch {int(entry['epoch']):3d}  step {step.step:5d}  " + "  ".join(parts))
-        progress_line(
-            f"step {step.step}/{self.total}  loss {step.loss:.4f}  lr {step.learning_rate:.2e}  {left:.0f} s left"
-        )
+        loss = f"loss {step.loss:.4f}" + (f"  perplexity {_perplexity(step.loss)}" if self.of_tokens else "")
+        progress_line(f"step {step.step}/{step.total_steps}  {loss}  lr {step.learning_rate:.2e}  {left:.0f} s left")
+
+
+def _perplexity(loss: float) -> str:
+    return f"{np.exp(loss):.4g}"
 
 
 def report_text(report: TrainingReport, samples: int, seconds: float, config: TrainingConfig) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from edgelora.cli.by_line import choose_adapters
-from edgelora.cli.common import Verbs, add_bundle, add_format, add_verb, desktop, emit, open_model, table
+from edgelora.cli.common import Verbs, add_bundle, add_format, add_lengths, add_verb, desktop, emit, open_model, table
 from edgelora.cli.pictures import drawn_files, save_drawn
 from edgelora.cli.sound import recognised
 from edgelora.errors import ConfigError, DataError
@@ -45,6 +45,7 @@ def add_verbs(verbs: Verbs) -> None:
     )
     add_format(parser)
     parser.add_argument("--batch-size", type=int, default=32)
+    add_lengths(parser)
 
     parser = add_verb(
         verbs,
@@ -120,7 +121,7 @@ def run_eval(options: argparse.Namespace) -> None:
     adapter = model.store.load(options.adapter, options.version)
     adapter.validate(model.bundle.manifest)
     samples = [line.content for line in named]
-    objective = objective_for(model, samples, adapter.labels, TrainingConfig())
+    objective = objective_for(model, samples, adapter.labels, _reading(options))
     metrics = evaluate(model.bundle, adapter, objective, options.batch_size)
     result = {"adapter": options.adapter, "samples": len(samples), **metrics}
     emit(options, result, table([(k, v) for k, v in result.items() if k != "adapter"], (options.adapter, "")))
@@ -136,11 +137,16 @@ def _eval_each(options: argparse.Namespace, model: Model, named: list[Named[Samp
         if adapter is None:
             raise DataError(f"{line.where}: names no adapter; add the field adapter, or give --adapter for such lines")
         adapters.append(adapter)
-    mean, each = evaluate_each(model, [line.content for line in named], adapters, options.batch_size)
+    mean, each = evaluate_each(model, [line.content for line in named], adapters, options.batch_size, _reading(options))
     parts = {name: {"samples": adapters.count(name), **metrics} for name, metrics in each.items()}
     result = {"samples": len(named), **mean}
     rows = [(name, *(part[key] for key in result)) for name, part in parts.items()] + [("all", *result.values())]
     emit(options, {**result, "adapters": parts}, table(rows, ("adapter", *result)))
+
+
+def _reading(options: argparse.Namespace) -> TrainingConfig:
+    """The settings that say how samples are read."""
+    return TrainingConfig(max_length=options.max_length, truncate=options.truncate, beta=options.beta)
 
 
 def run_predict(options: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,49 @@ def row_of(inputs: Ints, labels: Ints, counted: Bools, text_bytes: int) -> Row:
     """A row of one sample."""
     size = len(inputs)
     return Row(inputs, labels, counted, np.ones(size, np.int64), np.arange(size, dtype=np.int64), text_bytes)
+
+
+class RowInputs:
+    """The model inputs of rows, padded on the right to the longest of a batch."""
+
+    def __init__(self, rows: Sequence[Row], padding: int = 0) -> None:
+        """`padding` is the token that stands where there is none; nothing sees it."""
+        self.rows, self.padding = list(rows), padding
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def lengths(self) -> Ints:
+        return np.asarray([len(row) for row in self.rows], np.int64)
+
+    def feeds(self, rows: Ints) -> dict[str, NDArray[Any]]:
+        """`input_ids`, `attention_mask` with the segments' numbers, `position_ids`, all `[rows, longest]`."""
+        chosen = self.chosen(rows)
+        return {
+            "input_ids": side_by_side([row.inputs for row in chosen], self.padding),
+            "attention_mask": side_by_side([row.segments for row in chosen]),
+            "position_ids": side_by_side([row.positions for row in chosen]),
+        }
+
+    def labels(self, rows: Ints) -> Ints:
+        """The token after each, `[rows, longest]`."""
+        return side_by_side([row.labels for row in self.chosen(rows)])
+
+    def counted(self, rows: Ints) -> NDArray[np.float32]:
+        """1 where that is learned, else 0."""
+        return side_by_side([row.counted for row in self.chosen(rows)]).astype(np.float32)
+
+    def chosen(self, rows: Ints) -> list[Row]:
+        """The rows of these numbers."""
+        return [self.rows[number] for number in rows.tolist()]
+
+
+def side_by_side(rows: Sequence[NDArray[Any]], padding: int = 0) -> Ints:
+    """Rows of numbers as one array, as wide as the longest."""
+    made = np.full((len(rows), max((len(row) for row in rows), default=0)), padding, np.int64)
+    for number, row in enumerate(rows):
+        made[number, : len(row)] = row
+    return made
 
 
 def packed(rows: Sequence[Row], width: int) -> list[Row]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from edgelora.errors import DataError
-from edgelora.records import Record, shown, text_field
+from edgelora.records import STANDARD_INPUT, Record, shown, source_name, text_field
 
 ASSISTANT = "assistant"
 EXAMPLE = '{"prompt": "…", "completion": "…"}'
@@ -100,21 +101,23 @@ def sample_of(record: Record) -> LanguageSample:
     raise ValueError(f"the fields are {', '.join(map(repr, record)) or 'none'}; a record has {kinds}")
 
 
-def read_passages(path: Path) -> list[Passage]:
-    """The passages of a text file, which put together are the whole text.
+def read_passages(path: str | Path) -> list[Passage]:
+    """The passages of a text file, or of standard input ("-"), which put together are the whole text.
 
     Raises:
         DataError: it cannot be read, is not UTF-8, or has nothing but white space.
     """
+    name = source_name(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        content = sys.stdin.buffer.read() if str(path) == STANDARD_INPUT else Path(path).read_bytes()
+        text = content.decode("utf-8-sig")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise DataError(f"{name}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 (byte {error.start:,}); save the file as UTF-8") from error
+        raise DataError(f"{name}: not UTF-8 (byte {error.start:,}); save the file as UTF-8") from error
     if not text.strip():
-        raise DataError(f"{path}: holds no text")
-    return list(passages_of(text, str(path)))
+        raise DataError(f"{name}: holds no text")
+    return list(passages_of(text, name))
 
 
 def passages_of(text: str, where: str = "") -> Iterator[Passage]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,14 +28,15 @@ class Lengths:
 
     @classmethod
     def of(cls, model: int, asked: int | None, truncate: bool = False) -> Lengths:
-        """Those for a model of so many positions: `asked`, or what it takes, and of plain text `CUT`.
+        """Those for a model of so many positions (0: any): `asked`, or what it takes, and of plain text `CUT`.
 
         Raises:
             ConfigError: more is asked for than the model has.
         """
-        if asked is not None and asked > model:
+        most = model or sys.maxsize
+        if asked is not None and asked > most:
             raise ConfigError(f"max_length {asked:,} is more than this model takes, {model:,} tokens")
-        return cls(asked or model, asked or min(CUT, model), truncate)
+        return cls(asked or most, asked or min(CUT, most), truncate)
 
 
 @dataclass(frozen=True)

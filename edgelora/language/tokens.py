@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelora.errors import BundleError, ConfigError
+from edgelora.errors import BundleError, ConfigError, DataError
 from edgelora.language.chat import ChatTemplate
-from edgelora.language.packing import Ints
-from edgelora.text import check_unicode, load_tokenizer
+from edgelora.language.packing import Ints, RowInputs, row_of
+from edgelora.manifest import LanguageModel
+from edgelora.text import check_unicode, load_tokenizer, text_settings
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,10 @@ class Encoded:
 class Tokens:
     """A model's tokenizer, with the number of tokens that the model knows, its end of text, and its chat template.
 
-    `eos` are the tokens that end a text, none where the model has no such token.
+    `eos` are the tokens that end a text, none where the model has no such token; a text may have `most` of all kinds.
     """
+
+    takes = "texts"
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class Tokens:
         bos: int | None = None,
         eos: Sequence[int] = (),
         template: Path | None = None,
+        most: int = sys.maxsize,
     ) -> None:
         """Load the tokenizer at `path`, and the chat template at `template`.
 
@@ -57,10 +62,34 @@ class Tokens:
             EdgeLoraError: a package is missing. BundleError: a file is missing or damaged.
         """
         self._path, self._tokenizer = path, load_tokenizer(path)
-        self.vocabulary, self.bos, self.eos = vocabulary, bos, tuple(eos)
+        self.vocabulary, self.bos, self.eos, self.most = vocabulary, bos, tuple(eos), most
         added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
         self._special = np.asarray([number for number, token in added.items() if token.special], np.int64)
         self._template = None if template is None else self._load(template)
+
+    @classmethod
+    def of(cls, folder: Path, preprocessing: Mapping[str, Any], language: LanguageModel) -> Tokens:
+        """Those of a bundle. Raises as `Tokens` does."""
+        template = None if language.chat_template is None else folder / language.chat_template
+        most = language.max_length or sys.maxsize
+        name = text_settings(preprocessing, folder)[0]
+        return cls(folder / name, language.vocabulary, language.bos, language.eos, template, most)
+
+    def inputs(self, raw: Sequence[Any]) -> RowInputs:
+        """Graph inputs of texts, from which the model goes on.
+
+        Raises:
+            DataError: one is no text, is empty, or has more tokens than the model takes.
+        """
+        found = RowInputs([])
+        for number, text in enumerate(raw, 1):
+            if not isinstance(text, str):
+                raise DataError(f"predict takes a list of texts; {text!r} is none")
+            ids = self.encode(text).ids
+            if not 0 < len(ids) <= self.most:
+                raise DataError(f"text {number} has {len(ids):,} tokens, and the model takes 1 to {self.most:,}")
+            found.rows.append(row_of(ids, ids, np.zeros(len(ids), np.bool_), 0))
+        return found
 
     def _load(self, path: Path) -> ChatTemplate:
         try:

@@ -20,6 +20,7 @@ from edgelora.tasks.semantic_segmentation import SemanticSegmentation
 from edgelora.tasks.sentence_embedding import SentenceEmbedding
 from edgelora.tasks.sequence_classification import SequenceClassification
 from edgelora.tasks.speaker_verification import SpeakerVerification
+from edgelora.tasks.text_generation import TextGeneration
 from edgelora.tasks.token_classification import TokenClassification
 from edgelora.training_config import TrainingConfig
 
@@ -40,6 +41,7 @@ TASKS: dict[str, Task] = {
         KeypointDetection(),
         AudioClassification(),
         SpeakerVerification(),
+        TextGeneration(),
     )
 }
 

@@ -28,14 +28,18 @@ def test_the_report_shows_the_epoch_that_is_kept():
 def lines(capsys, first_step: int, losses_left: int) -> str:
     """What is printed when a run goes on at `first_step` with one epoch of two steps behind it."""
     progress = Progress(step=first_step, history=HISTORY[:1], epoch_losses=[1.0] * losses_left)
-    EpochLines(False, TrainingConfig(batch_size=2, num_train_epochs=2), 4)(
-        StepResult(first_step, 1.0, 1.0, 1e-3), progress
-    )
+    EpochLines(False)(StepResult(first_step, 1.0, 1.0, 1e-3, 4), progress)
     return capsys.readouterr().err
 
 
 def test_a_continued_run_does_not_repeat_an_epoch(capsys):
     assert "epoch" not in lines(capsys, first_step=3, losses_left=1)
+
+
+def test_losses_of_tokens_are_shown_as_perplexities_too(capsys):
+    progress = Progress(step=2, history=HISTORY[:1])
+    EpochLines(False, of_tokens=True)(StepResult(2, 1.0, 1.0, 1e-3, 4), progress)
+    assert "train_loss 2.0000  train_perplexity 7.389  validation accuracy 0.9" in capsys.readouterr().err
 
 
 def test_an_epoch_that_ends_with_the_first_step_is_shown(capsys):
