@@ -81,8 +81,8 @@ def add_verbs(verbs: Verbs) -> None:
         "--data",
         required=True,
         metavar="FILE",
-        help="CSV or JSONL, of language models also plain text (.txt); - reads standard input; of pictures and sounds also a "
-        "folder with a folder for each label",
+        help="CSV or JSONL, of language models also plain text (.txt); - reads standard input; of pictures and sounds "
+        "also a folder with a folder for each label",
     )
     add_format(parser)
     parser.add_argument("--validation", metavar="FILE", help="held-out samples: the best epoch is kept")

@@ -88,8 +88,7 @@ class DirectPreference(OnSamples):
 
     def _gains(self, outputs: Array, rows: Rows) -> Doubles:
         """log π − log ρ of both of each pair, `[pairs, 2]`."""
-        new = rows[np.isnan(self._reference[rows, 0])]
-        if len(new):
+        for new in rows[np.isnan(self._reference[rows, 0]), None]:  # each alone: the same bits whatever the batch
             self._reference[new] = self._likelihoods(self._base(self.inputs(new)), new)
         return self._likelihoods(outputs, rows) - self._reference[rows]
 

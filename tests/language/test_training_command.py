@@ -1,0 +1,122 @@
+"""`edgelora train` and `eval` of a language model, as a person gives them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgelora.cli import main
+from tests.device.tiny import write_jsonl
+from tests.language.texts import LINES, LONG
+
+Command = Callable[..., tuple[int, str, str]]
+ROWS: list[dict[str, Any]] = [
+    {"prompt": "What is the capital of France?", "completion": " Paris."},
+    {"messages": LONG},
+    {"text": "once upon a time there was a girl"},
+    {"prompt": "once", "completion": " upon a time"},
+]
+
+
+@pytest.fixture
+def run(language_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    """run(verb, *options): exit status, standard output and error."""
+
+    def command(verb: str, *options: str | Path) -> tuple[int, str, str]:
+        status = main([verb, str(language_bundle), "--store", str(tmp_path / "store"), *map(str, options)])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return command
+
+
+def test_a_text_file_is_learned_and_evaluated(run: Command, tmp_path: Path):
+    path = tmp_path / "notes.txt"
+    path.write_text("".join(f"{i}. {LINES[i % len(LINES)]}\n" for i in range(120)), encoding="utf-8")
+    options = ("--max-length", "64", "--batch-size", "8", "--lr", "0.02", "--epochs", "3", "--validation-split", "0.3")
+    status, _, err = run("train", "--adapter", "anna", "--data", path, *options)
+    assert status == 0, err
+    assert "train_perplexity" in err and "validation bits_per_byte" in err
+    status, out, err = run("eval", "--adapter", "anna", "--data", path, "--max-length", "64", "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["samples"] > 2 and 0 < found["bits_per_byte"] < found["loss"] < found["perplexity"]
+
+
+def test_records_of_several_kinds_are_learned_together_and_people_evaluated_at_once(run: Command, tmp_path: Path):
+    path = write_jsonl(tmp_path / "mixed.jsonl", ROWS)
+    for name in ("anna", "ben"):
+        status, _, err = run("train", "--adapter", name, "--data", path, "--epochs", "2", "--packing")
+        assert status == 0, err
+    named = [{**row, "adapter": ("anna", "ben")[i % 2]} for i, row in enumerate(ROWS)]
+    status, out, err = run("eval", "--data", write_jsonl(tmp_path / "named.jsonl", named), "--json")
+    assert status == 0, err
+    found = json.loads(out)
+    assert set(found["adapters"]) == {"anna", "ben"} and found["samples"] == len(ROWS)
+    assert (
+        min(a["loss"] for a in found["adapters"].values())
+        < found["loss"]
+        < max(a["loss"] for a in found["adapters"].values())
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        ({"prompt": "a " * 200, "completion": "b"}, (), "bad.jsonl, line 1: 203 tokens, and a row has room for 160"),
+        (
+            {"text": "once upon"},
+            ("--loss", "dpo"),
+            'the loss "dpo" learns from samples with prompt, chosen and rejected',
+        ),
+        ({"text": "once upon"}, ("--max-length", "9999"), "max_length 9,999 is more than this model takes, 160"),
+        ({"text": "once upon"}, ("--beta", "0"), "beta must be above 0"),
+        ({"text": ""}, (), "bad.jsonl, line 1: the field 'text' must be a text that is not blank"),
+    ],
+)
+def test_what_cannot_be_learned_is_said_in_a_line(
+    run: Command, tmp_path: Path, row: dict[str, Any], options: tuple[str, ...], message: str
+):
+    path = write_jsonl(tmp_path / "bad.jsonl", [row])
+    status, _, err = run("train", "--adapter", "anna", "--data", path, *options)
+    assert status == 2 and message in err and "Traceback" not in err
+
+
+def test_a_preference_run_that_is_continued_is_the_same_to_the_last_bit(run: Command, tmp_path: Path):
+    pairs = [
+        {"prompt": line[:9], "chosen": line[9:30], "rejected": other[:40]}
+        for line, other in zip(LINES, LINES[::-1], strict=True)
+    ]
+    path = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    options = ("--data", path, "--batch-size", "2", "--epochs", "3", "--save-steps", "1", "--lr", "0.01")
+    assert run("train", "--adapter", "whole", *options)[0] == 0
+    killed = _KilledAt(3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgelora.cli.learn.EpochLines", lambda *_: killed)
+        assert run("train", "--adapter", "parts", *options)[0] != 0
+    status, _, err = run("train", "--adapter", "parts", *options)
+    assert status == 0 and "continuing at step 4 of 6" in err
+    whole, parts = (_weights(tmp_path / "store", name) for name in ("whole", "parts"))
+    assert whole == parts
+
+
+class _KilledAt:
+    quiet = True
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self, step: Any, progress: Any) -> None:
+        if step.step == self.step:
+            raise KeyboardInterrupt
+
+
+def _weights(store: Path, name: str) -> bytes:
+    from edgelora.store import AdapterStore
+
+    adapter = AdapterStore(store).load(name)
+    return b"".join(adapter.tensors[key].tobytes() for key in sorted(adapter.tensors))
