@@ -90,7 +90,7 @@ class Objective(Protocol):
         ...
 
     def inputs(self, rows: NDArray[np.int64]) -> Feeds:
-        """Model inputs alone."""
+        """Model inputs, and what else the judge takes."""
         ...
 
     def loss_inputs(self, rows: NDArray[np.int64], total: float) -> Feeds:

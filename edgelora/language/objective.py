@@ -33,8 +33,8 @@ class LanguageModeling(OnSamples):
     def inputs(self, rows: Rows) -> Feeds:
         return {**self._rows.feeds(rows), "labels": self._rows.labels(rows)}
 
-    def feeds(self, rows: Rows, total: float) -> Feeds:
-        return self.inputs(rows) | {"loss_weight": self._rows.counted(rows) / np.float32(total)}
+    def loss_inputs(self, rows: Rows, total: float) -> Feeds:
+        return {"labels": self._rows.labels(rows), "loss_weight": self._rows.counted(rows) / np.float32(total)}
 
     def judge(self, manifest: Manifest, graphs: str) -> Judge:
         return token_judge(manifest, graphs)

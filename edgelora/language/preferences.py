@@ -51,9 +51,6 @@ class DirectPreference(OnSamples):
         both = self._both(rows)
         return {**self._rows.feeds(both), "labels": self._rows.labels(both)}
 
-    def feeds(self, rows: Rows, total: float) -> Feeds:
-        return self.inputs(rows)
-
     def judge(self, manifest: Manifest, graphs: str) -> Judge:
         return token_judge(manifest, graphs)
 
