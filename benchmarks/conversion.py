@@ -1,5 +1,7 @@
 """Conversion time and memory against the size of the graph: Llama decoders of growing depth, each in a fresh process.
 
+All are exported beforehand, in one process: the first carries what torch does once.
+
 What is timed is everything after torch's export: normal form, measured shapes, insertion points, two backward
 passes, parity samples, writing; not the check of the finished bundle. Seconds are of processor time, which
 other work on the machine disturbs less than the clock.
@@ -48,10 +50,16 @@ def run(layers: Sequence[int], size: str, progress: Callable[[str], None]) -> di
     Raises:
         BenchmarkError: a conversion failed; its last line is in the message.
     """
-    made = []
-    for depth in layers:
-        progress(f"{size}, {depth} layers")
-        made.append(_in_fresh_process(depth, size))
+    made: list[Conversion] = []
+    with tempfile.TemporaryDirectory(prefix="edgelora-conversion-") as name:
+        folder = Path(name)
+        progress(f"{size}, torch's export")
+        _worker("export", folder, size, *layers)
+        for depth in layers:
+            progress(f"{size}, {depth} layers")
+            _worker("convert", folder, size, depth)
+            told = {step: json.loads((folder / f"{depth}/{step}.json").read_text()) for step in ("export", "convert")}
+            made.append(Conversion(depth, **told["export"], **told["convert"]))
     return {"case": "conversion", "size": size, "conversions": [asdict(c) for c in made]}
 
 
@@ -72,21 +80,12 @@ def markdown(body: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _in_fresh_process(layers: int, size: str) -> Conversion:
-    with tempfile.TemporaryDirectory(prefix="edgelora-conversion-") as folder:
-        exported = Path(folder) / "decoder.onnx"
-        _worker("export", exported, layers, size)
-        report = json.loads((Path(folder) / "export.json").read_text())
-        _worker("convert", exported, layers, size)
-        return Conversion(layers, **report, **json.loads((Path(folder) / "convert.json").read_text()))
-
-
-def _worker(step: str, exported: Path, layers: int, size: str) -> None:
-    command = [sys.executable, "-m", "benchmarks.conversion", step, str(exported), str(layers), size]
+def _worker(step: str, folder: Path, size: str, *layers: int) -> None:
+    command = [sys.executable, "-m", "benchmarks.conversion", step, str(folder), size, *map(str, layers)]
     done = subprocess.run(command, env=process_environment(1), cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise BenchmarkError(f"{step} of {layers} layers failed: {last[0]}")
+        raise BenchmarkError(f"{step} of {' and '.join(map(str, layers))} layers failed: {last[0]}")
 
 
 def _export(exported: Path, layers: int, size: str) -> None:
@@ -124,11 +123,14 @@ def _convert(exported: Path) -> None:
     exported.with_name("convert.json").write_text(json.dumps(report))
 
 
-def _main(step: str, exported: str, layers: str, size: str) -> None:
-    if step == "export":
-        _export(Path(exported), int(layers), size)
-    else:
-        _convert(Path(exported))
+def _main(step: str, folder: str, size: str, *layers: str) -> None:
+    for depth in layers:
+        exported = Path(folder) / depth / "decoder.onnx"
+        exported.parent.mkdir(exist_ok=True)
+        if step == "export":
+            _export(exported, int(depth), size)
+        else:
+            _convert(exported)
 
 
 if __name__ == "__main__":

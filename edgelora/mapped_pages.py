@@ -26,13 +26,14 @@ def mapped_ranges(folder: Path) -> list[Range]:
     """
     if sys.byteorder != "little":
         return []
+    inside = f"{str(folder).rstrip('/')}/"  # a process has thousands of mappings: few are looked at
     try:
         lines = _MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return []
     found: list[Range] = []
     for line in lines:
-        fields = line.split(maxsplit=5)
+        fields = line.split(maxsplit=5) if inside in line else []
         if len(fields) == 6 and fields[1] in ("r--p", "rw-p") and Path(fields[5]).parent == folder:
             begin, _, end = fields[0].partition("-")
             found.append((int(begin, 16), int(end, 16)))
