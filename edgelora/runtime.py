@@ -20,6 +20,10 @@ from edgelora.bundle import Bundle
 from edgelora.encoders import encoder_of
 from edgelora.errors import AdapterError, ConfigError, DataError
 from edgelora.inputs import ArrayInputs
+from edgelora.language.generation import CACHE_MEMORY, Run, begin
+from edgelora.language.prompts import Prompt
+from edgelora.language.rows import Generation, Pieces
+from edgelora.language.sampling import GenerationConfig
 from edgelora.manifest import LORA_GRAPHS
 from edgelora.mixing import ALONE, AdapterStack, Batch, plan_batches
 from edgelora.objectives import Array, Feeds, FileInputs, Inputs
@@ -178,7 +182,7 @@ class Model:
         named = [adapter] * rows if adapters is None else adapters
         if not rows:
             return self._no_rows(self.activate(adapter)), []
-        keys, given = self._keys(named)
+        keys, given = self.keys(named)
         for key in set(keys) & set(given):
             self._with_head(given[key], key)
         files = isinstance(made, FileInputs)
@@ -188,12 +192,12 @@ class Model:
         labels: dict[Hashable, tuple[str, ...] | None] = {}
         parts: list[tuple[NDArray[np.int64], dict[str, Array]]] = []
         for batch in plan_batches(keys, most, alone):
-            active = {key: self._with_head(given.get(key) or self._stored(cast("Any", key)), key) for key in batch.keys}
+            active = {key: self._with_head(self.keyed(key, given), key) for key in batch.keys}
             labels |= {key: one.labels for key, one in active.items()}
             parts += self._run(made, batch, active)
         return (parts[0][1] if len(parts) == 1 else _scatter(rows, parts)), [labels[key] for key in keys]
 
-    def _keys(self, named: Sequence[AdapterLike]) -> tuple[list[Hashable], dict[Hashable, ActiveAdapter]]:
+    def keys(self, named: Sequence[AdapterLike]) -> tuple[list[Hashable], dict[Hashable, ActiveAdapter]]:
         """For each row what identifies its adapter, and those that are not in the store.
 
         An adapter in memory may be changed between calls: its key is new at each.
@@ -214,6 +218,14 @@ class Model:
                     known[identity] = self._stored_key(one)
             keys.append(known[identity])
         return keys, given
+
+    def keyed(self, key: Hashable, given: Mapping[Hashable, ActiveAdapter]) -> ActiveAdapter:
+        """The adapter of a key that `keys` told, of those `given` with it or from the store.
+
+        Raises:
+            StoreError: it is no longer there. AdapterError: it does not fit this base.
+        """
+        return given.get(key) or self._stored(cast("Any", key))
 
     def _positions(self, feeds: Feeds) -> int:
         """How many positions a row has: tokens of a text, 1 where no size but the batch's is dynamic."""
@@ -300,6 +312,49 @@ class Model:
             as `outputs`.
         """
         return probabilities(self.outputs(inputs, adapter, adapters)["logits"])
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        adapter: AdapterLike = None,
+        adapters: Sequence[AdapterLike] | None = None,
+        config: GenerationConfig | None = None,
+        cache_memory: int = CACHE_MEMORY,
+    ) -> list[Generation]:
+        """Go on from each prompt: a text, or a conversation, a list of messages with `role` and `content`.
+
+        `adapters` names one per prompt; several run in one batch. As many rows run together as `cache_memory` bytes
+        hold the keys and values of. Before anything is computed:
+
+        Raises:
+            ConfigError: this bundle generates no text, has no chat template, an adapter's method does not generate, or
+                the memory is too small for one row.
+            DataError: a prompt is no text nor conversation, or it and the new tokens are more than the model takes.
+            StoreError: no such adapter. AdapterError: it does not fit this base.
+        """
+        return self._generating(prompts, adapter, adapters, config, cache_memory).finish()
+
+    def stream(
+        self,
+        prompts: Sequence[Prompt],
+        adapter: AdapterLike = None,
+        adapters: Sequence[AdapterLike] | None = None,
+        config: GenerationConfig | None = None,
+        cache_memory: int = CACHE_MEMORY,
+    ) -> Pieces:
+        """As `generate`, piece by piece as the texts come; a piece tells its row. Raises at once, as that does."""
+        return self._generating(prompts, adapter, adapters, config, cache_memory).pieces
+
+    def _generating(
+        self,
+        prompts: Sequence[Prompt],
+        adapter: AdapterLike,
+        adapters: Sequence[AdapterLike] | None,
+        config: GenerationConfig | None,
+        cache_memory: int,
+    ) -> Run:
+        named = [adapter] * len(prompts) if adapters is None else adapters
+        return begin(self, prompts, named, config or GenerationConfig(), cache_memory)
 
     def labels(self, adapter: AdapterLike) -> tuple[str, ...]:
         """The labels of an adapter's head, in the order of its outputs.

@@ -22,7 +22,7 @@ from edgelora_tools.sources import open_source
 
 hf: Any = transformers
 
-VOCABULARY, LONGEST = 264, 64
+VOCABULARY, LONGEST = 264, 192
 PAD, BOS, EOS = 0, 1, 2
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}{{ eos_token if m['role'] == 'assistant' else '\n' }}"

@@ -11,6 +11,7 @@ from edgelora.errors import ConfigError, DataError
 from edgelora.language.objective import LanguageModeling
 from edgelora.language.packing import packed
 from edgelora.language.preferences import DirectPreference
+from edgelora.language.prompts import PROMPT_EXAMPLE, Prompt, prompt_of
 from edgelora.language.samples import EXAMPLE, LanguageSample, Preference, read_passages, sample_of
 from edgelora.language.tokenized import Lengths, rows_of
 from edgelora.language.tokens import Tokens
@@ -58,6 +59,15 @@ class TextGeneration(TextTask):
             where = f"{name}, line {line}"
             found.append(Named(replace(sample, where=where), adapter, where))
         return found
+
+    def read_inputs(self, path: str | Path, fmt: str | None = None) -> list[Named[Any]]:
+        """The prompts of `edgelora generate`."""
+
+        def parse(record: Record) -> tuple[Prompt, str | None]:
+            return prompt_of(record), adapter_field(record)
+
+        lines = parse_records(path, fmt, parse, (), PROMPT_EXAMPLE)
+        return [Named(prompt, adapter, f"{source_name(path)}, line {line}") for line, (prompt, adapter) in lines]
 
     # --- training ---------------------------------------------------------------------------------------------
 
