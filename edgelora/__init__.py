@@ -25,6 +25,8 @@ from edgelora.errors import (
     TrainingError,
 )
 from edgelora.gate import Gate, Verdict
+from edgelora.language.conversation import Chat
+from edgelora.language.sampling import GenerationConfig
 from edgelora.methods import (
     BeftConfig,
     BottleneckConfig,
@@ -55,12 +57,14 @@ __all__ = [
     "BottleneckConfig",
     "Bundle",
     "BundleError",
+    "Chat",
     "ConfigError",
     "ConversionError",
     "DataError",
     "EdgeLoraError",
     "FullConfig",
     "Gate",
+    "GenerationConfig",
     "IA3Config",
     "ImageSample",
     "Key",

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from edgelora.cli import adapters, base, exchange, learn, prove, use, zoo
+from edgelora.cli import adapters, base, exchange, language, learn, prove, use, zoo
 from edgelora.errors import EdgeLoraError, StoreWarning
 
 USER_ERROR = 2
@@ -22,6 +22,7 @@ Personalise a frozen model on the device where it runs.
 desktop:  convert a model into a bundle       edgelora convert model.onnx -o home.edgelora
 device:   train one person's adapter          edgelora train home.edgelora --adapter NAME --data FILE
           use it                              edgelora predict home.edgelora --adapter NAME "a text"
+          a language model                    edgelora chat home.edgelora --adapter NAME
 """
 
 
@@ -31,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="edgelora", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for module in (base, learn, use, adapters, exchange, prove, zoo):
+    for module in (base, learn, use, language, adapters, exchange, prove, zoo):
         module.add_verbs(verbs)
     return parser
 

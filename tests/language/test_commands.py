@@ -1,0 +1,155 @@
+"""`edgelora generate` and `edgelora chat`."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgelora.cli import main
+from edgelora.language.conversation import Chat
+from edgelora.language.sampling import GenerationConfig
+
+TEN = ("--max-new-tokens", "10")
+CONFIG = GenerationConfig(max_new_tokens=10)
+
+
+@pytest.fixture
+def run(language_bundle: Path, model, drawn, capsys):
+    """run(verb, *options): exit status, standard output and error; the store holds anna and ben."""
+    model.store.save("anna", drawn(1))
+    model.store.save("ben", drawn(2))
+
+    def command(verb: str, *options: str) -> tuple[int, str, str]:
+        status = main([verb, str(language_bundle), "--store", str(model.store.root), *options])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return command
+
+
+def typed(monkeypatch, text: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+
+
+def test_a_prompt_goes_on_with_an_adapter(run, model):
+    wanted = model.generate(["Once"], "anna", config=CONFIG)[0].text
+    assert run("generate", "--prompt", "Once", "--adapter", "anna", *TEN) == (0, wanted + "\n", "")
+    assert run("generate", "--prompt", "Once", "--adapter", "anna", "--stream", *TEN) == (0, wanted + "\n", "")
+
+
+def test_settings_that_draw_turn_drawing_on(run, model):
+    config = GenerationConfig(max_new_tokens=10, do_sample=True, temperature=0.7, top_k=9, top_p=0.9, seed=4)
+    options = ("--temperature", "0.7", "--top-k", "9", "--top-p", "0.9", "--seed", "4")
+    wanted = model.generate(["Once"], config=config)[0].text
+    assert run("generate", "--prompt", "Once", *options, *TEN)[1] == wanted + "\n"
+    drawn = {run("generate", "--prompt", "Once", "--sample", *TEN)[1] for _ in range(3)}
+    assert len(drawn) > 1
+
+
+def test_prompts_from_lines_and_from_data_with_an_adapter_each(run, model, monkeypatch, tmp_path):
+    wanted = model.generate(["Once", "What"], adapters=["anna", None], config=CONFIG)
+    typed(monkeypatch, "Once\n\nWhat\n")
+    status, said, _ = run("generate", "--json", *TEN)
+    assert status == 0
+    assert [one["text"] for one in json.loads(said)] == [
+        one.text for one in model.generate(["Once", "What"], config=CONFIG)
+    ]
+    data = tmp_path / "prompts.jsonl"
+    data.write_text('{"prompt": "Once", "adapter": "anna"}\n{"prompt": "What"}\n', encoding="utf-8")
+    results = json.loads(run("generate", "--data", str(data), "--json", *TEN)[1])
+    assert results == [
+        {"prompt": prompt, "adapter": adapter, "text": one.text, "finish_reason": one.finish_reason,
+         "prompt_tokens": one.prompt_tokens, "new_tokens": len(one.tokens)}
+        for prompt, adapter, one in zip(("Once", "What"), ("anna", None), wanted, strict=True)
+    ]  # fmt: skip
+
+
+def test_a_conversation_of_data_is_answered(run, model, tmp_path):
+    messages = [{"role": "user", "content": "What?"}]
+    data = tmp_path / "asked.jsonl"
+    data.write_text(json.dumps({"messages": messages}) + "\n", encoding="utf-8")
+    (result,) = json.loads(run("generate", "--data", str(data), "--json", *TEN)[1])
+    assert result["text"] == model.generate([messages], config=CONFIG)[0].text
+    assert result["prompt"] == messages
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--prompt", "a", "--top-p", "2"), "top_p"),
+        (("--prompt", "a", "--adapter", "carl"), "no adapter 'carl'"),
+        (("--prompt", "a", "--prompt", "b", "--stream"), "--stream"),
+        (("--prompt", "a", "--data", "x.jsonl"), "--prompt and --data"),
+        (("--prompt", "a " * 200), "shorten it"),
+    ],
+)
+def test_what_cannot_be_generated_is_named(run, options, named):
+    status, said, error = run("generate", *options)
+    assert (status, said) == (2, "")
+    assert named in error
+
+
+def test_lines_are_turns_and_commands(run, model, monkeypatch):
+    chat = Chat(model, "anna", "Be brief.", CONFIG)
+    answers = [chat.ask("What?").text, chat.ask("And?").text]
+    chat.use("ben")
+    answers.append(chat.ask("And?").text)
+    chat.reset()
+    answers.append(chat.ask("And?").text)
+    typed(monkeypatch, "What?\n\n  And?\n/adapter ben\nAnd?\n/reset\n/adapter carl\n/what\nAnd?\n/exit\nnot asked\n")
+    status, said, error = run("chat", "--adapter", "anna", "--system", "Be brief.", *TEN)
+    assert status == 0
+    assert said == "".join(f"{answer}\n" for answer in answers)
+    for told in ("ben answers", "forgotten", "no adapter 'carl'", "/what is no command"):
+        assert told in error
+
+
+def test_answers_as_lines_of_json(run, model, monkeypatch):
+    chat = Chat(model, None, None, CONFIG)
+    wanted = [chat.ask("What?"), chat.ask("And?")]
+    typed(monkeypatch, "What?\nAnd?\n")
+    lines = [json.loads(line) for line in run("chat", "--json", *TEN)[1].splitlines()]
+    assert [line["text"] for line in lines] == [one.text for one in wanted]
+    assert [line["finish_reason"] for line in lines] == ["length", "length"]
+    assert lines[1]["read_tokens"] == chat.read
+
+
+class InterruptedOutput(io.StringIO):
+    """Standard output at which Ctrl-C arrives once, when something is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.interrupted = False
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if text.strip() and not self.interrupted:
+            self.interrupted = True
+            signal.raise_signal(signal.SIGINT)
+        return written
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(run, model, monkeypatch):
+    whole = Chat(model, None, None, CONFIG).ask("What?").text
+    output = InterruptedOutput()
+    monkeypatch.setattr(sys, "stdout", output)
+    typed(monkeypatch, "What?\nAnd?\n")
+    status, _, error = run("chat", *TEN)
+    monkeypatch.undo()
+    assert (status, output.interrupted, "(stopped)" in error) == (0, True, True)
+    first = next(n for n in range(1, len(whole)) if output.getvalue().startswith(whole[:n] + "\n"))
+    chat = Chat(model, None, None, CONFIG)
+    chat.messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": whole[:first]}]
+    assert output.getvalue() == f"{whole[:first]}\n{chat.ask('And?').text}\n"
+
+
+def test_an_adapter_that_is_not_there_is_named_before_the_first_turn(run, monkeypatch):
+    typed(monkeypatch, "What?\n")
+    status, said, error = run("chat", "--adapter", "carl")
+    assert (status, said) == (2, "")
+    assert "no adapter 'carl'" in error
