@@ -12,6 +12,7 @@ from benchmarks import (
     clinc,
     conversion,
     convolutions,
+    decoding,
     inference,
     memory,
     methods,
@@ -100,6 +101,17 @@ def parser() -> argparse.ArgumentParser:
     case.set_defaults(
         run=lambda o: convolutions.run(o.threads, o.batch_size, o.runs, o.only, progress),
         markdown=convolutions.markdown,
+        plot=None,
+    )
+    case = cases.add_parser("decoding", help="what adapters cost where text is written", description=decoding.__doc__)
+    case.add_argument("--source", default="recipe:smollm2-135m", help="as `edgelora convert` takes it (%(default)s)")
+    case.add_argument("--lengths", nargs="+", type=positive, default=[32, 256], metavar="N", help="tokens read before")
+    case.add_argument("--threads", type=positive, default=2)
+    case.add_argument("--tokens", type=positive, default=100, help="written by each side")
+    case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.set_defaults(
+        run=lambda o: decoding.run(o.source, o.lengths, o.threads, o.tokens, progress),
+        markdown=decoding.markdown,
         plot=None,
     )
     add_vision(cases)

@@ -124,7 +124,7 @@ def _off_and_on(model: Any, plain: Any, adapter: Any, length: int, runs: int, rn
     on = {**inputs, **values.feeds(manifest)}
     off = {**inputs, **values.with_tensors(head).feeds(manifest)}
     forward = model.bundle.forward
-    return _in_turn(
+    return in_turn(
         {"plain": lambda: plain.run(off), "off": lambda: forward.run(off), "on": lambda: forward.run(on)}, runs
     )
 
@@ -137,7 +137,7 @@ def _mixed(model: Any, length: int, runs: int, rng: np.random.Generator) -> Time
     apart = Model(
         Bundle(model.bundle.path, replace(model.bundle.manifest, mixed=None), model.bundle.settings), model.store
     )
-    return _in_turn(
+    return in_turn(
         {
             "one": lambda: model.outputs(inputs, "user-0"),
             "mixed": lambda: model.outputs(inputs, adapters=names),
@@ -182,7 +182,7 @@ def _texts(rows: int, length: int, rng: np.random.Generator) -> dict[str, np.nda
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
-def _in_turn(sides: Mapping[str, Callable[[], Any]], runs: int) -> Times:
+def in_turn(sides: Mapping[str, Callable[[], Any]], runs: int) -> Times:
     """Median seconds of each side, by the clock and of processor time."""
     taken: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
     for number in range(_WARM + runs):

@@ -14,6 +14,7 @@ from edgelora.adapter import Adapter, head_names
 from edgelora.bundle import Bundle
 from edgelora.drawn import drawn_adapter, drawn_inputs, drawn_trainer
 from edgelora.errors import ConfigError
+from edgelora.language.bench import bench_language
 from edgelora.manifest import TrainingGraph
 from edgelora.multiplication import fastest, operations, square
 from edgelora.objectives import Feeds, Pairs
@@ -36,10 +37,11 @@ def bench(
     `step_ms` is an update as `train` makes it, a part of the batch on each core, by training graph (None: it takes
     none of its own). Of the first of them there are `samples_per_second`, `tokens_per_second` (None: no tokens), and
     `gemm_share`: the operations a second of the step's products to `peak_gflops`, what the same cores reach in one
-    float32 product in between the steps.
+    float32 product in between the steps. A language model also has the figures of `bench_language`.
 
     Raises:
-        ConfigError: a number below 1. BundleError: the bundle cannot be opened.
+        ConfigError: a number below 1, or more tokens than a language model takes. BundleError: the bundle cannot be
+            opened.
     """
     if min(batch_size, length, rank, steps) < 1:
         raise ConfigError("batch size, length, rank and steps must be at least 1")
@@ -67,6 +69,8 @@ def bench(
     inputs = drawn_inputs(bundle, batch_size, length, rng)
     figures["mixed_rows_per_second"] = _mixed(bundle, inputs, adapters[:batch_size], steps)
     figures["switch_ms"] = _switch(bundle, adapters[:2], steps)
+    if (language := bundle.manifest.language) is not None:
+        figures |= bench_language(bundle, language, adapters[0], batch_size, length, steps)
     return figures | _training(bundle, batch_size, length, rank, steps)
 
 

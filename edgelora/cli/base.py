@@ -591,6 +591,7 @@ def bench_text(figures: Mapping[str, Any]) -> str:
         ("predict the batch, with an adapter", figures["forward_on_ms"], "ms"),
         ("rows a second, one adapter", figures["rows_per_second"], ""),
         ("rows a second, an adapter in each", figures["mixed_rows_per_second"], ""),
+        *_language_rows(figures),
         *((f"a step of training, {file}", taken, "ms") for file, taken in figures["step_ms"].items()),
         ("samples a second, training", figures["samples_per_second"], ""),
         ("tokens a second, training", figures["tokens_per_second"], ""),
@@ -603,6 +604,17 @@ def bench_text(figures: Mapping[str, Any]) -> str:
         f"{figures['points']} points, {figures['cores']} cores"
     )
     return f"{head}\n\n" + table([row for row in rows if row[1] is not None], ("", "median", "unit"))
+
+
+def _language_rows(figures: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
+    """The figures of a language model."""
+    kinds = {"read": "reading the batch", "write": "writing to the batch", "write_1": "writing to one row"}
+    return [
+        (f"tokens a second, {what}, {told}", figures[name], "")
+        for kind, what in kinds.items()
+        for side, told in (("off", "no adapter"), ("on", "with an adapter"))
+        if (name := f"{kind.removesuffix('_1')}_tokens_per_second_{side}{'_1' * kind.endswith('_1')}") in figures
+    ]
 
 
 def run_demo(options: argparse.Namespace) -> None:
