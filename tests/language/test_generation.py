@@ -114,9 +114,10 @@ def test_every_row_says_what_it_says_alone(model, drawn, config, stack):
 
 def test_tokens_are_drawn_from_the_logits_of_the_whole_text(model, causal):
     """Transformers reads the whole text each time, and the same sampler chooses."""
-    for prompt, one in zip(PROMPTS, model.generate(PROMPTS, config=DRAWN), strict=True):
+    config = replace(DRAWN, max_new_tokens=8)
+    for prompt, one in zip(PROMPTS[:2], model.generate(PROMPTS[:2], config=config), strict=True):
         ids = ids_of(prompt)
-        sampler = Sampler(DRAWN, np.array(ids), VOCABULARY)
+        sampler = Sampler(config, np.array(ids), VOCABULARY)
         for token in one.tokens:
             with torch.no_grad():
                 logits = causal(input_ids=torch.tensor([ids])).logits[0, -1].numpy()
@@ -239,7 +240,7 @@ def test_stories_go_on_as_transformers_tells_them(tmp_path):
     causal = transformers.AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = Model.open(to_language_bundle(folder, tmp_path / "stories.edgelora"))
-    config = GenerationConfig(max_new_tokens=60)
+    config = GenerationConfig(max_new_tokens=40)
     prompts = ["Once upon a time", "Lily said “é”", ""]
     for prompt, one in zip(prompts, model.generate(prompts, config=config), strict=True):
         ids = tokenizer.encode(prompt)
