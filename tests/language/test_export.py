@@ -132,6 +132,14 @@ def test_tied_embeddings_are_one_tensor_in_the_file(language_bundle: Path) -> No
     assert table > 4096
 
 
+def test_shared_heads_are_not_repeated(language_bundle: Path) -> None:
+    for file in ("decode.onnx", "decode-mixed.onnx"):
+        graph = onnx.load(language_bundle / file, load_external_data=False).graph
+        assert not [node.name for node in graph.node if node.op_type == "Expand"], file
+        past = [x.name for x in graph.input if x.name.startswith("past_key_values")]
+        assert {node.op_type for node in graph.node if set(past) & set(node.input)} == {"Concat"}, file
+
+
 def test_the_cache_is_read_by_nothing_but_what_appends_to_it(language_source: Source) -> None:
     source = language_source
     assert source.decoder is not None

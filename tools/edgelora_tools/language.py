@@ -21,6 +21,7 @@ from edgelora_tools.passes.add_in_product import add_in_product, of_adapters
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.rows import Places, annotated, rows_of
 from edgelora_tools.passes.share_inputs import share_inputs
+from edgelora_tools.passes.shared_heads import share_heads
 from edgelora_tools.passes.slice_early import slice_early
 from edgelora_tools.passes.tidy import tidy
 from edgelora_tools.score_graph import score_graph
@@ -37,6 +38,7 @@ def language_graphs(
     cached = normalize(decoder.cached.clone())
     measure_shapes(cached)
     recognise_composites(cached)
+    share_heads(cached)
     graphs = {
         SCORE_FILE: score_graph(base, points, options, unpadded),
         DECODE_FILE: decode_graph(cached, points, options),
