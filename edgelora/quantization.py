@@ -1,8 +1,9 @@
 """How near the gradients of a quantized bundle are to those of its float32 twin, point by point.
 
-The twin is not in the bundle; what it answered is: one batch, a probe adapter at every point, random cotangents, and
-its gradients, recorded at conversion. A point's cosine is that of its gradients of A and B, taken together; its size is
-how much of the twin's gradient they hold, of the tensor for which that is furthest from 1.
+The twin is not in the bundle; what it answered is: one batch, a probe adapter at every point, random cotangents (of a
+language model, those of the tokens that come next), and its gradients, recorded at conversion. A point's cosine is that
+of its gradients of A and B, taken together; its size is how much of the twin's gradient they hold, of the tensor for
+which that is furthest from 1.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def check_quantization(bundle: Bundle) -> tuple[QuantizedVerdict, ...]:
         raise BundleError(f"{path}: cannot be read ({error}); convert the model again") from error
     feeds = {name.removeprefix("in/"): x for name, x in arrays.items() if name.startswith("in/")}
     twin = {name.removeprefix("out/"): x for name, x in arrays.items() if name.startswith("out/")}
-    graph = bundle.graph(bundle.training("cotangent", dropout=False).file)
+    loss = "cotangent" if bundle.manifest.language is None else "cross-entropy"
+    graph = bundle.graph(bundle.training(loss, dropout=False).file)
     found = graph.run(feeds, list(twin))
     return tuple(_verdict(point, found, twin) for point in bundle.manifest.trainable)
 

@@ -114,7 +114,7 @@ def add_verbs(verbs: Verbs) -> None:
         "--calibration",
         type=Path,
         metavar="FILE",
-        help="samples, as for train, to quantize for (default: random inputs)",
+        help="samples, as for train, to quantize for, or text (.txt) for text-generation (default: random inputs)",
     )
     parser.add_argument(
         "--placement",

@@ -4,6 +4,8 @@ Each product has a ladder of choices with an error each (ladders.py). A threshol
 product takes the first rung below it, else weights of 8 bits, else it stays real. The largest threshold of a geometric
 series is taken at which every point's gradient cosine is enough (edgelora/quantization.py). Codes of 4 bits err alike
 everywhere, and what that does to the gradients differs: there the search goes by what a product alone does to them.
+
+The gradients are those of random cotangents; of a language model, those of the loss of the tokens that come next.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import contextlib
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,22 +31,24 @@ from edgelora.errors import ConversionError
 from edgelora.manifest import InsertionPoint
 from edgelora.quantization import LEAST_COSINE, QUANTIZATION_FILE, cosine
 from edgelora.tasks import task_named
+from edgelora.text import TextEncoder
 from edgelora_tools.graphs import specs
 from edgelora_tools.insertion import Site
 from edgelora_tools.ladders import RUNGS, Ladder, ladders, weighed
 from edgelora_tools.lowering import Lowered
 from edgelora_tools.measure_shapes import Sizes, batch_name
-from edgelora_tools.passes.quantize import Choice, Product, Rung, products
+from edgelora_tools.passes.quantize import Choice, Plan, Product, Rung, products
 from edgelora_tools.preprocessing import InputOptions, preprocessing_of
 from edgelora_tools.runner import open_session, sample_inputs
+from edgelora_tools.sources import GENERATION
 from edgelora_tools.sources.base import Source
 
 Feeds = dict[str, NDArray]
-Plan = dict[str, Choice]
 Build = Callable[[Plan], ir.Model]
 """From a plan to the training graph with the loss `cotangent`; of an empty plan's products all are real."""
 
 _TEXTS = 32  # of a calibration file; as many random inputs
+_LANGUAGE_ROWS, _LANGUAGE_TOKENS = 8, 64  # of text that goes on
 _RANK, _SIZE = 4, 0.05  # of the probe adapter
 _SERIES = tuple(2 ** (-k / 4) for k in range(24))
 _FAR = 2.0
@@ -72,10 +76,11 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantized model and its pruned base, what the manifest says of it, and the twin's answers as a file."""
+    """A quantized model and its pruned base, the plan, what the manifest says, and the twin's answers as a file."""
 
     model: ir.Model
     base: ir.Model
+    plan: Plan
     facts: Mapping[str, Any]
     files: Mapping[str, bytes]
 
@@ -89,12 +94,14 @@ def calibrate(
     precision: str,
     apart: bool = False,
     progress: Callable[[str], None] = lambda _: None,
+    kept: Collection[str] = (),
 ) -> Calibrated:
     """The plan for `base`, whose products see `sample`, at a precision; `points` are those that can be trained.
 
-    With `apart` no row of a product depends on another.
+    With `apart` no row of a product depends on another. Weights of these names are `kept` real.
     """
-    found = ladders(base, sample, meanings, [rung for rung in RUNGS[precision] if not (apart and rung.by_tensor)])
+    rungs = [rung for rung in RUNGS[precision] if not (apart and rung.by_tensor)]
+    found = {name: [] for name in kept} | ladders(base, sample, meanings, rungs, kept)
     real = {name: Choice(Rung.REAL) for name in found}
     twin = build(real)
     feeds = probe(twin, sample)
@@ -113,7 +120,7 @@ def calibrate(
         progress("what each product's codes turn")
         damages = _damages(twin, base, found, lambda g: 1 - min(cosines(g).values(), default=1.0), feeds)
         found = {name: weighed(ladder, damages.get(name, 0.0)) for name, ladder in found.items()}
-    largest = max((ladder[0].turn for ladder in found.values()), default=0.0)
+    largest = max((ladder[0].turn for ladder in found.values() if ladder), default=0.0)
     best = (real, cosines(gradients))
     low, high = 0, len(_SERIES)
     while low < high:  # the first threshold of the series that does
@@ -165,9 +172,38 @@ def calibration_sample(
             for name, content in {**source.files, **features}.items():
                 (Path(folder) / name).write_bytes(content)
             encoder = ENCODERS[settings["kind"]](Path(folder), settings, taken_in)
-            made = encoder.inputs(_raw_inputs(options.calibration, options.task)[:_TEXTS])
-            feeds = made.feeds(np.arange(len(made)))
-    return {name: x for name, x in feeds.items() if name in taken}
+            if isinstance(encoder, TextEncoder) and options.task == GENERATION:
+                feeds = _rows_of_text(encoder, options.calibration)
+            else:
+                made = encoder.inputs(_raw_inputs(options.calibration, options.task)[:_TEXTS])
+                feeds = made.feeds(np.arange(len(made)))
+    targets = _next_tokens(feeds) if options.task == GENERATION else {}
+    return {name: x for name, x in feeds.items() if name in taken} | targets
+
+
+def _rows_of_text(encoder: TextEncoder, path: Path) -> Feeds:
+    """The beginning of a file of plain text (.txt) or of texts, in full rows, or one row of all of it.
+
+    Raises:
+        ConversionError: the file has no text.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.suffix == ".txt" else read_texts(path)
+    tokens = np.concatenate([np.zeros(0, np.int64), *encoder.tokens(lines[: _LANGUAGE_ROWS * _LANGUAGE_TOKENS])])
+    if len(tokens) < 2:
+        raise ConversionError(f"{path}: it has no text to calibrate on")
+    length = min(_LANGUAGE_TOKENS, len(tokens))
+    ids = tokens[: min(len(tokens) // length, _LANGUAGE_ROWS) * length].reshape(-1, length)
+    positions = np.ascontiguousarray(np.broadcast_to(np.arange(length), ids.shape))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": positions}
+
+
+def _next_tokens(feeds: Feeds) -> Feeds:
+    """The inputs of a language model's loss: the mean over the tokens that another of the same text follows."""
+    ids, mask = feeds["input_ids"], feeds["attention_mask"]
+    counted = (mask != 0) & (np.roll(mask, -1, axis=1) == mask)
+    counted[:, -1] = False
+    weight = counted / max(np.count_nonzero(counted), 1)
+    return {"labels": np.roll(ids, -1, axis=1), "loss_weight": weight.astype(np.float32)}
 
 
 def _raw_inputs(path: Path, task: str) -> list[Any]:
@@ -217,7 +253,7 @@ def _damages(
     given: dict[str, tuple[str, Product]] = {}
     for name, value in list(graph.graph.initializers.items()):
         product = by_tensor.get(id(value.const_value))
-        if product is not None:
+        if product is not None and found[str(product.weight.name)]:
             del graph.graph.initializers[name]
             value.const_value = None
             graph.graph.inputs.append(value)

@@ -25,7 +25,7 @@ from edgelora_tools.graph_sets import graphs_after_prefix, graphs_after_skips, g
 from edgelora_tools.graphs import LOWERED, forward_graph, mixed_graph, prune, shape_names, specs, standard
 from edgelora_tools.insertion import Site, find_sites
 from edgelora_tools.language import language_graphs
-from edgelora_tools.losses import COTANGENT
+from edgelora_tools.losses import COTANGENT, LOSSES
 from edgelora_tools.measure_shapes import Sizes, batch_name, measure_shapes
 from edgelora_tools.memory_table import memory_table
 from edgelora_tools.methods import LORA, METHODS, AdapterMethod
@@ -37,10 +37,11 @@ from edgelora_tools.passes.quantize import Rung, quantize
 from edgelora_tools.preprocessing import at_size_of_pictures, preprocessing_of
 from edgelora_tools.runner import sample_inputs
 from edgelora_tools.skips import with_skips
+from edgelora_tools.sources import GENERATION
 from edgelora_tools.sources.base import Source
 from edgelora_tools.sources.fixed import fixed
 from edgelora_tools.training_graphs import training_graph, training_graphs
-from edgelora_tools.vocabulary import vocabulary_head
+from edgelora_tools.vocabulary import head_weights, vocabulary_head
 
 # PEFT's defaults for the encoders and decoders that it knows (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING).
 USUAL_TARGETS = (
@@ -134,7 +135,9 @@ def convert(
     language = None
     if source.decoder is not None:
         progress("graphs with a cache")
-        made, language = language_graphs(source.decoder, base, chosen, options, unpadded)
+        made, language = language_graphs(
+            source.decoder, base, chosen, options, unpadded, None if found is None else found.plan
+        )
         graphs |= made
     prefixes: list[Prefix] = []
     for count in dict.fromkeys(options.train_last):
@@ -249,20 +252,26 @@ def quantize_base(
     """The model with quantized products where the gradients of the chosen points allow it; see calibration.py.
 
     A base that is blind to padding stays so: what one scale for all of an input saves is less than what padding costs.
+    A language model's head stays real (docs/decisions/0038).
     """
 
     def planned(plan: Plan) -> ir.Model:
         return prune(quantize(model.clone(), plan), options)
 
+    generates = options.task == GENERATION
+    loss = LOSSES[GENERATION][0] if generates else COTANGENT
+    kept = head_weights(base) if generates else ()
+
     def probe_graph(plan: Plan) -> ir.Model:
         pruned = base if all(c.rung is Rung.REAL for c in plan.values()) else planned(plan)
-        return training_graph(pruned, chosen, options, COTANGENT, False, False, "probe.onnx").model
+        return training_graph(pruned, chosen, options, loss, False, False, "probe.onnx").model
 
     sample = calibration_sample(source, model, base, sizes[0], options)
     apart = options.unpad and ignores_padding(standard(base), sizes[0])
-    found = calibrate(base, chosen, sample, probe_graph, LOWERED, options.quantize or "int8", apart, progress)
+    found = calibrate(base, chosen, sample, probe_graph, LOWERED, options.quantize or "int8", apart, progress, kept)
     sites = find_sites(base)
-    return Quantized(quantize(model.clone(), found.plan), planned(found.plan), facts(found, sites), files(found))
+    made = quantize(model.clone(), found.plan), planned(found.plan)
+    return Quantized(*made, found.plan, facts(found, sites), files(found))
 
 
 def offered(base: ir.Model, sites: Sequence[Site], options: ConvertOptions) -> tuple[InsertionPoint, ...]:

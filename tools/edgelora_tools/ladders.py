@@ -6,7 +6,7 @@ the gradients turn, where that is known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from onnxscript import GraphBuilder
 
 from edgelora_tools.composites.quantized_product import TOP, ZERO
-from edgelora_tools.lowering import DOMAIN, Lowered, lower_nodes
+from edgelora_tools.lowering import Lowered, lower_nodes
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.quantize import Choice, Product, Rung, product_codes, products
+from edgelora_tools.passes.tidy import tidy
 from edgelora_tools.rounding import BLOCK, round_blocks, round_for
 from edgelora_tools.runner import open_session
 
@@ -46,10 +47,18 @@ class Candidate:
 Ladder = list[Candidate]
 
 
-def ladders(base: ir.Model, sample: Feeds, meanings: Mapping[str, Lowered], rungs: Sequence[Rung]) -> dict[str, Ladder]:
-    """For each weight, its candidates, on the inputs of all its products."""
+def ladders(
+    base: ir.Model,
+    sample: Feeds,
+    meanings: Mapping[str, Lowered],
+    rungs: Sequence[Rung],
+    kept: Collection[str] = (),
+) -> dict[str, Ladder]:
+    """For each weight but those `kept` real, its candidates, on the inputs of all its products."""
     by_input: dict[str, list[Product]] = {}
     for product in products(base):
+        if product.weight.name in kept:
+            continue
         x = product.node.inputs[0]
         assert x is not None
         by_input.setdefault(str(x.name), []).append(product)
@@ -67,7 +76,7 @@ def ladders(base: ir.Model, sample: Feeds, meanings: Mapping[str, Lowered], rung
 
 def weighed(ladder: Ladder, damage: float) -> Ladder:
     """The ladder with the turn of the gradients: `damage` by the first rung, and it grows as the errors' squares."""
-    first = max(ladder[0].error, 1e-12)
+    first = max((c.error for c in ladder[:1]), default=0.0) or 1e-12
     return [replace(c, turn=damage * (c.error / first) ** 2) for c in ladder]
 
 
@@ -160,7 +169,7 @@ def activations(
     by_name |= {str(x.name): x for x in model.graph.inputs}
     model.graph.outputs[:] = [by_name[name] for name in names if name not in sample]
     lower_nodes(model.graph, GraphBuilder(free_names(model.graph)).op, meanings)
-    model.graph.opset_imports.pop(DOMAIN, None)
+    tidy(model)
     given = {name: sample[name] for name in names if name in sample}
     if not model.graph.outputs:
         return given

@@ -19,6 +19,7 @@ from edgelora_tools.normalize import normalize
 from edgelora_tools.options import ConvertOptions
 from edgelora_tools.passes.add_in_product import add_in_product, of_adapters
 from edgelora_tools.passes.free_names import free_names
+from edgelora_tools.passes.quantize import Plan, quantize
 from edgelora_tools.passes.rows import Places, annotated, rows_of
 from edgelora_tools.passes.share_inputs import share_inputs
 from edgelora_tools.passes.shared_heads import share_heads
@@ -32,13 +33,23 @@ LAST = "last"
 
 
 def language_graphs(
-    decoder: Decoder, base: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions, unpadded: bool
+    decoder: Decoder,
+    base: ir.Model,
+    points: Sequence[InsertionPoint],
+    options: ConvertOptions,
+    unpadded: bool,
+    plan: Plan | None = None,
 ) -> tuple[dict[str, ir.Model], LanguageModel]:
-    """The graphs by file, and their record. `base` is the decoder without its cache, `unpadded` if blind to padding."""
+    """The graphs by file, and their record. `base` is the decoder without its cache, `unpadded` if blind to padding.
+
+    `plan` says how its products are quantized, if they are: those with a cache then are, too.
+    """
     cached = normalize(decoder.cached.clone())
     measure_shapes(cached)
     recognise_composites(cached)
     share_heads(cached)
+    if plan is not None:
+        quantize(cached, plan)
     graphs = {
         SCORE_FILE: score_graph(base, points, options, unpadded),
         DECODE_FILE: decode_graph(cached, points, options),

@@ -81,3 +81,10 @@ def _is_frozen(x: ir.Value) -> bool:
     """Whether the value is made of weights and constants alone."""
     node = x.producer()
     return x.is_initializer() if node is None else all(map(_is_frozen, values_read(node)))
+
+
+def head_weights(model: ir.Model) -> tuple[str, ...]:
+    """The names of the matrices that make a language model's logits."""
+    heads = (vocabulary_head(y) for y in model.graph.outputs)
+    weights = (head.nodes[0].inputs[1] for head in heads if head is not None)
+    return tuple(str(weight.name) for weight in weights if weight is not None)

@@ -81,6 +81,10 @@ class Choice:
     blocks: Blocks | None = None
 
 
+Plan = Mapping[str, Choice]
+"""The choice for each weight, by its name."""
+
+
 @dataclass(frozen=True)
 class Product:
     """A frozen product of the base: its node, its matrix as an initializer, and the Add that is its bias, if any."""
@@ -108,7 +112,7 @@ def products(model: ir.Model) -> list[Product]:
     return [product for product in found if product is not None]
 
 
-def quantize(model: ir.Model, plan: Mapping[str, Choice]) -> ir.Model:
+def quantize(model: ir.Model, plan: Plan) -> ir.Model:
     """Quantize every table, and every product by the choice for its weight's name; in place."""
     chosen = [(product, plan.get(str(product.weight.name), Choice())) for product in products(model)]
     op = GraphBuilder(free_names(model.graph)).op  # which may rename weights
@@ -211,14 +215,14 @@ def _register(graph: ir.Graph, name: str, array: NDArray) -> ir.Value:
 
 
 def _quantize_table(op: OpBuilder, node: ir.Node) -> None:
-    """Rows of a table T as s∘Cast(rows of Tq), one scale a row."""
+    """Rows of a table T as s∘Cast(rows of Tq), one scale a row; unless T is a product's matrix too."""
     if node.op_type != "Gather" or node.domain not in ("", "ai.onnx") or node.attributes.get_int("axis", 0) != 0:
         return
     table, indices = node.inputs
     if table is None or indices is None or not _is_matrix(table) or is_frozen(indices) or indices.shape is None:
         return
     assert table.const_value is not None
-    if table.const_value.size < _SMALLEST_TABLE:
+    if table.const_value.size < _SMALLEST_TABLE or any(user.op_type != "Gather" for user, _ in table.uses()):
         return
     graph, (y,) = op.builder.graph, node.outputs
     names = (f"{table.name}.codes8", f"{table.name}.scale8")

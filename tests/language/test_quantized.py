@@ -1,0 +1,93 @@
+"""Language models on bases of 8 bits: gradients near the real twin, one real head, generation from the same codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from edgelora.bundle import Bundle
+from edgelora.check import check
+from edgelora_tools.calibration import calibration_sample
+from edgelora_tools.compile import ConvertOptions, convert
+from edgelora_tools.measure_shapes import measure_shapes
+from edgelora_tools.normalize import normalize
+
+TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n" * 8
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("calibration") / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(language_source: Any, calibration: Path) -> Bundle:
+    path = calibration.with_name("int8.edgelora")
+    chosen = ConvertOptions(task="text-generation", quantize="int8", calibration=calibration)
+    convert(language_source, path, chosen)
+    return Bundle.open(path)
+
+
+def test_it_is_checked_with_the_tokens_that_come_next(bundle: Bundle) -> None:
+    verdict = check(bundle)
+    assert verdict.passed
+    assert verdict.quantized
+    assert all(point.cosine >= 0.99 for point in verdict.quantized)
+
+
+def test_the_head_stays_real_and_one_tensor(bundle: Bundle) -> None:
+    assert bundle.manifest.source["float32"] == ["lm_head"]
+    language = bundle.manifest.language
+    assert language is not None
+    places: set[tuple[str, int | None]] = set()
+    for file in (
+        "forward.onnx",
+        language.score,
+        language.decode,
+        *(f for t in bundle.manifest.training for f in t.files),
+    ):
+        graph = ir.load(bundle.path / file).graph
+        wide = [
+            v.const_value
+            for v in graph.initializers.values()
+            if v.shape and tuple(v.shape) == (language.vocabulary, 32)
+        ]
+        assert len(wide) == 1
+        (table,) = wide
+        assert isinstance(table, ir.ExternalTensor)
+        assert table.dtype == ir.DataType.FLOAT
+        places.add((str(table.location), table.offset))
+    assert len(places) == 1
+
+
+def test_generation_multiplies_by_the_same_codes(bundle: Bundle) -> None:
+    language = bundle.manifest.language
+    assert language is not None
+    codes = {
+        file: {
+            v.const_value.offset
+            for v in ir.load(bundle.path / file).graph.initializers.values()
+            if isinstance(v.const_value, ir.ExternalTensor) and v.const_value.dtype == ir.DataType.INT8
+        }
+        for file in ("forward.onnx", language.decode)
+    }
+    assert codes[language.decode]
+    assert codes[language.decode] <= codes["forward.onnx"]
+
+
+def test_text_to_calibrate_on_goes_on_in_full_rows(language_source: Any, calibration: Path) -> None:
+    model = normalize(language_source.model.clone())
+    options = ConvertOptions(task="text-generation", calibration=calibration)
+    feeds = calibration_sample(language_source, model, model, measure_shapes(model)[0], options)
+    ids = feeds["input_ids"]
+    assert ids.shape[1] == 64
+    np.testing.assert_array_equal(feeds["labels"][:, :-1], ids[:, 1:])
+    assert not feeds["loss_weight"][:, -1].any()
+    assert feeds["loss_weight"].sum() == pytest.approx(1)
+    assert feeds["attention_mask"].all()
