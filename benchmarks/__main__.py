@@ -14,6 +14,7 @@ from benchmarks import (
     convolutions,
     decoding,
     inference,
+    language,
     memory,
     methods,
     methods_report,
@@ -115,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
         plot=None,
     )
     add_vision(cases)
+    add_language(cases)
     case = cases.add_parser("memory", help="memory budgets, predicted and measured", description=memory.__doc__)
     budgets = memory.MemoryOptions()
     case.add_argument("--ram", nargs="*", default=budgets.ram, metavar="SIZE", help="the budgets")
@@ -183,6 +185,35 @@ def add_vision(cases: Any) -> None:
     case.add_argument("--threads", type=positive, default=default.threads, help="threads of each process")
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     case.set_defaults(run=lambda o: vision.run(vision_options(o), progress), markdown=vision.markdown, plot=None)
+
+
+def add_language(cases: Any) -> None:
+    default = language.LanguageOptions()
+    case = cases.add_parser("language", help="a language model's training beside PEFT's", description=language.__doc__)
+    case.add_argument("--model", type=Path, metavar="DIR", help=f"a Hugging Face directory (recipe:{language.RECIPE})")
+    case.add_argument("--rounds", nargs="+", choices=language.ROUNDS, default=list(default.rounds))
+    case.add_argument("--bases", nargs="+", choices=language.BASES, default=list(default.bases))
+    case.add_argument("--rivals", nargs="+", choices=list(language.RIVALS), default=list(default.rivals))
+    case.add_argument("--steps", type=positive, default=default.steps, help="of each run")
+    case.add_argument("--repeats", type=positive, default=default.repeats, help="runs of each contender")
+    case.add_argument("--threads", type=positive, default=default.threads, help="threads of each process")
+    case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.add_argument("--markdown", type=Path, metavar="FILE", dest="markdown_file", help="write the tables")
+    case.add_argument("--quick", action="store_true", help="a smoke run of a few steps; its figures mean nothing")
+    case.set_defaults(run=lambda o: language.run(language_options(o), progress), markdown=language.markdown, plot=None)
+
+
+def language_options(options: argparse.Namespace) -> language.LanguageOptions:
+    chosen = language.LanguageOptions(
+        model=options.model,
+        rounds=tuple(options.rounds),
+        bases=tuple(options.bases),
+        rivals=tuple(options.rivals),
+        steps=options.steps,
+        repeats=options.repeats,
+        threads=options.threads,
+    )
+    return chosen.quick() if options.quick else chosen
 
 
 def vision_options(options: argparse.Namespace) -> vision.VisionOptions:

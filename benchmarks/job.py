@@ -115,6 +115,35 @@ class Images:
             yield np.arange(start, min(start + EVALUATION_BATCH, len(self)))
 
 
+class TokenRows:
+    """Text as rows of tokens `[rows, tokens]`, all whole; of each the last `counted` tokens are to be foretold."""
+
+    def __init__(self, tokens: Ints, counted: int) -> None:
+        self.tokens, self.counted = tokens, counted
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def labels(self) -> Ints:
+        """The tokens to foretell `[rows, tokens]`, each at its own place, elsewhere −100, as transformers has them."""
+        return np.where(np.arange(self.tokens.shape[1]) < self.tokens.shape[1] - self.counted, -100, self.tokens)
+
+    def lengths(self) -> Ints:
+        """The number of tokens of each row."""
+        return np.full(len(self), self.tokens.shape[1], np.int64)
+
+    def feeds(self, rows: Ints) -> dict[str, NDArray[np.generic]]:
+        """`input_ids`, `attention_mask` and `position_ids` `[rows, tokens]`."""
+        ids = self.tokens[rows]
+        positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.ascontiguousarray(positions)}
+
+    def evaluation_batches(self) -> Iterator[Ints]:
+        """The rows one by one."""
+        yield from np.arange(len(self))[:, None]
+
+
 @dataclass(frozen=True)
 class Job:
     """A run with its data. `order` `[epochs, samples]` is the order of the training samples in each epoch."""
@@ -150,6 +179,9 @@ class Job:
         (self.folder / JOB_FILE).write_text(json.dumps(asdict(self.settings)), encoding="utf-8")
         arrays: dict[str, Any] = {"order": self.order}
         for name, part in (("train", self.train), ("test", self.test)):
+            if isinstance(part, TokenRows):
+                arrays |= {f"{name}_rows": part.tokens, f"{name}_counted": np.int64(part.counted)}
+                continue
             arrays[f"{name}_labels"] = part.labels
             if isinstance(part, Images):
                 arrays[f"{name}_pixels"] = part.pixels
@@ -166,7 +198,9 @@ class Job:
         with np.load(folder / DATA_FILE) as file:
             arrays = {name: file[name] for name in file.files}
 
-        def part(name: str) -> Texts | Images:
+        def part(name: str) -> Texts | Images | TokenRows:
+            if f"{name}_rows" in arrays:
+                return TokenRows(arrays[f"{name}_rows"], int(arrays[f"{name}_counted"]))
             labels = arrays[f"{name}_labels"]
             if f"{name}_pixels" in arrays:
                 return Images(arrays[f"{name}_pixels"], labels, arrays.get(f"{name}_boxes"), settings.image_input)
@@ -235,7 +269,9 @@ class Recorder:
     def say(self, text: str) -> None:
         print(f"  {self.name}: {text}", file=sys.stderr, flush=True)
 
-    def write(self, folder: Path, accuracies: Sequence[float], versions: Mapping[str, str]) -> None:
+    def write(
+        self, folder: Path, accuracies: Sequence[float], versions: Mapping[str, str], further: Mapping[str, Any] = {}
+    ) -> None:
         result = {
             "contender": self.name,
             "losses": self.losses,
@@ -249,6 +285,7 @@ class Recorder:
             "peak_memory_with_evaluation_mb": peak_memory_mb(),
             "versions": dict(versions),
             "modules": sorted({name.partition(".")[0] for name in sys.modules}),
+            **further,
         }
         folder.mkdir(parents=True, exist_ok=True)
         np.savez(folder / GRADIENTS_FILE, **self.gradients)  # pyright: ignore[reportArgumentType]

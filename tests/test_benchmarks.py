@@ -28,6 +28,7 @@ from benchmarks import (
     duration,
     figures,
     gemm,
+    language,
     methods,
     methods_report,
     report,
@@ -58,6 +59,8 @@ from edgelora.errors import EdgeLoraError
 from edgelora_tools.recipes import fetch, load_recipe
 from tests.convert.bundles import to_bundle
 from tests.convert.networks import FLOAT, Net, save
+
+DATA = Path(os.environ.get("EDGELORA_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 DEVICE_LACKS = {"torch", "onnx", "onnx_ir", "onnxscript", "transformers", "peft", "tokenizers", "edgelora_tools"}
 
@@ -558,3 +561,25 @@ def test_the_ways_of_an_input_gradient_agree_and_are_told(kind):
 def test_unknown_convolutions_are_named():
     with pytest.raises(BenchmarkError, match=r"no convolution 9×9; there are 1×1"):
         convolutions.run([1], 2, 1, ["9×9"], lambda _: None)
+
+
+def test_a_language_models_training_is_pefts(
+    language_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not (DATA / "tinyshakespeare.zip").is_file():
+        pytest.skip(f"{DATA / 'tinyshakespeare.zip'} is absent: set EDGELORA_DATA")
+    monkeypatch.setenv("EDGELORA_CACHE", str(tmp_path))
+    options = language.LanguageOptions(
+        model=language_folder, rounds=("step",), bases=("float32",), rivals=("peft-again",)
+    ).quick()
+    body = language.run(options, lambda _: None)
+    found = body["rounds"]["step"]
+    assert found["agreement"]["loss"] < 1e-4
+    assert all(worst["relative_error"] < 1e-4 for worst in found["agreement"]["gradients"].values())
+    ours, small, rival = (found["cost"][who] for who in ("float32", "float32-small", "peft-again"))
+    assert small["plan"]["predicted"] <= options.ram
+    assert ours["held_out_loss"]["median"] == pytest.approx(rival["held_out_loss"]["median"], abs=1e-4)
+    assert body["ratios"]["peak"] == small["peak_memory_mb"]["median"] / rival["peak_memory_mb"]["median"]
+    table = language.markdown(body)
+    assert "| fp32 step |" in " ".join(table.split())
+    assert "PEFT, sdpa, gradient checkpointing" in table
