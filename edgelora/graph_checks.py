@@ -48,12 +48,13 @@ def check_graph(bundle: Bundle, record: TrainingGraph, inputs: Feeds, rng: np.ra
     values = whole_adapter(bundle, inputs, rng)
     made = bundle.forward.run({**inputs, **values})
     feeds: Feeds = {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, made, rng)}
-    got, expected = bundle.graph(record.file).run(feeds), _expected(bundle, record, feeds, made)
+    got, (expected, noise) = bundle.graph(record.file).run(feeds), _expected(bundle, record, feeds, made)
     same, slope = (ROUNDED_TOLERANCE,) * 2 if rounds_activations(bundle) else (SAME_TOLERANCE, GRADIENT_TOLERANCE)
     shares: dict[str, float] = {}  # errors as shares of what is tolerated
     least = _rounding(expected)
     for name in sorted(expected):
-        shares[name] = _gap(got[name], expected[name], least) / same if name in got else LARGEST
+        floor = max(least, noise.get(name, 0.0))
+        shares[name] = _gap(got[name], expected[name], floor) / same if name in got else LARGEST
     if "loss" in got and (record.dropout or not expected):
         for spec in record.inputs:
             if spec.dtype == "uint8":
@@ -104,10 +105,11 @@ def check_method(
     else:
         made = forward.run({**inputs, **values, **head})
         feeds: Feeds = {**inputs, **values, **head, **loss_feeds(manifest, record, inputs, made, rng)}
-        got, expected = bundle.graph(record.file).run(feeds), _expected(bundle, record, feeds, made, graphs)
+        got, (expected, noise) = bundle.graph(record.file).run(feeds), _expected(bundle, record, feeds, made, graphs)
         tolerance = ROUNDED_TOLERANCE if rounds_activations(bundle) else SAME_TOLERANCE
         least = _rounding(expected)
-        errors = {n: _gap(got[n], y, least) / tolerance if n in got else LARGEST for n, y in expected.items()}
+        floors = {n: max(least, noise.get(n, 0.0)) for n in expected}
+        errors = {n: _gap(got[n], y, floors[n]) / tolerance if n in got else LARGEST for n, y in expected.items()}
         if not expected:
             moved = [name for name in values if f"grad.{name}" in got]
             errors[_ALONG] = loss_slope_error(bundle, record, feeds, moved, rng) / GRADIENT_TOLERANCE
@@ -188,18 +190,26 @@ def _same(bundle: Bundle, file: str, expected: Feeds, feeds: Feeds) -> GraphVerd
     return GraphVerdict(file, bounded(errors[where]), where, errors[where] <= tolerance)
 
 
-def _expected(bundle: Bundle, record: TrainingGraph, feeds: Feeds, made: Feeds, graphs: str = LORA_GRAPHS) -> Feeds:
-    """What a graph must return for `feeds`, masks of ones among them; nothing for a loss without a reference."""
+def _expected(
+    bundle: Bundle, record: TrainingGraph, feeds: Feeds, made: Feeds, graphs: str = LORA_GRAPHS
+) -> tuple[Feeds, dict[str, float]]:
+    """What a graph must return for `feeds`, masks of ones among them; nothing for a loss without a reference.
+
+    And lengths below which a gradient's error is rounding: of the head's bias, whose gradient is a sum of cotangents
+    that may be nothing but what float32 leaves of them, as where a loss is the same for any constant.
+    """
     if bundle.manifest.language is not None:
-        return {}
+        return {}, {}
     twin = bundle.graph(bundle.training("cotangent", dropout=False, graphs=graphs).file)
     if record.loss == "cotangent":
-        return twin.run(feeds)
+        return twin.run(feeds), {}
     if record.loss not in REFERENCES:
-        return {}
+        return {}, {}
     ((name, y),) = made.items()
     loss, dy = REFERENCES[record.loss](y.astype(np.float64), feeds)
-    return {"loss": np.asarray(loss), **twin.run({**feeds, f"cotangent.{name}": dy.astype(np.float32)})}
+    head = bundle.manifest.head
+    noise = {} if head is None else {f"grad.{head.bias}": _ROUNDED * float(np.abs(dy).sum())}
+    return {"loss": np.asarray(loss), **twin.run({**feeds, f"cotangent.{name}": dy.astype(np.float32)})}, noise
 
 
 def _rounding(expected: Feeds) -> float:

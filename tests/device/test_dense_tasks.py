@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 Image = pytest.importorskip("PIL.Image", reason="pictures are read with Pillow")
 
 from edgelora import DataError, LoraConfig, Model, TrainingConfig, read_samples, train  # noqa: E402
+from edgelora.bundle import Bundle  # noqa: E402
 from edgelora.check import check  # noqa: E402
 from edgelora.cli import main  # noqa: E402
 from edgelora.cli.pictures import drawn_files  # noqa: E402
@@ -115,6 +117,17 @@ def test_masks_are_learned_and_told_in_the_pictures_pixels(bundles, discs, tmp_p
         model.predict([*files * 32][:32], adapters=["ann"] * 33)
     with pytest.raises(DataError, match="lies on a picture"):
         model.predict({"image": np.zeros((1, 3, 24, 24), np.float32)}, adapter="ann")
+
+
+def test_a_bias_that_moves_no_loss_is_not_held_against_smaller_gradients(tmp_path):
+    """Of a map of tiny numbers all other gradients are no longer than what float32 leaves of the bias's."""
+    base = pictures.network()
+    with torch.no_grad():
+        for parameter in base.layers[-1][1].parameters():
+            parameter.mul_(1e-5)
+    bundle = Bundle.open(pictures.write_bundle(base, tmp_path / "b.edgelora", POINTS))
+    (verdict,) = [graph for graph in check(bundle).graphs if graph.file == "train-heatmap.onnx"]
+    assert verdict.passed and verdict.error < 1e-4
 
 
 def oks_by_hand(samples: list[Any], told: Any, names: tuple[str, ...]) -> float:
