@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import edgelora as el
 from edgelora.errors import ConfigError, DataError
@@ -22,7 +23,11 @@ from edgelora.runtime import Model
 from edgelora.tasks import objective_for
 from edgelora.tasks.text_generation import tokens_of
 from edgelora.trainer import Trainer, evaluate
-from tests.language.texts import LINES, LONG
+from edgelora_tools.compile import ConvertOptions, convert
+from edgelora_tools.sources.causal_lm import causal_lm_source
+from tests.language.texts import BOS, CHATML, EOS, LINES, LONG, VOCABULARY, tokenizer
+
+POSITIONS = 160
 
 SAMPLES: list[LanguageSample] = [
     Answer("What is the capital of France?", " Paris"),
@@ -36,6 +41,44 @@ PAIRS = [
     Preference("once upon a time", " there was a girl", " no."),
     Preference("the quick brown fox", " jumps over the lazy dog", " laughed"),
 ]
+
+
+@pytest.fixture(scope="module")
+def causal() -> Any:
+    """The decoder as transformers has it, with weights that make its text go on and on."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        hidden_size=32,
+        intermediate_size=64,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=POSITIONS,
+        bos_token_id=tokenizer().token_to_id(BOS),
+        eos_token_id=tokenizer().token_to_id(EOS),
+        tie_word_embeddings=True,
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(6.0)  # transformers' 0.02 would let it say one token for ever
+    return model
+
+
+@pytest.fixture(scope="module")
+def language_bundle(causal: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its bundle, which adapters join at queries and values."""
+    folder = tmp_path_factory.mktemp("decoder")
+    causal.save_pretrained(folder)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer(), bos_token=BOS, eos_token=EOS, chat_template=CHATML
+    )
+    fast.save_pretrained(folder)
+    path = folder / "tiny.edgelora"
+    convert(causal_lm_source(folder), path, ConvertOptions(task="text-generation", target_modules=("q_proj", "v_proj")))
+    return path
 
 
 def torch_losses(causal: Any, adapter: el.Adapter | None, ids: torch.Tensor, tensors: Any = None) -> torch.Tensor:
