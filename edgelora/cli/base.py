@@ -82,7 +82,12 @@ def add_verbs(verbs: Verbs) -> None:
     )
     parser.add_argument("--exclude-modules", nargs="+", metavar="PATTERN", help="points to leave out")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json (default: beside the source)")
-    parser.add_argument("--max-length", type=int, metavar="N", help="tokens at most (default: the tokenizer's)")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="tokens of a text, or in training of a row, at most (default: the tokenizer's; text-generation: 512)",
+    )
     parser.add_argument("--exporter", default="dynamo", help="for torch sources: dynamo (default) or torchscript")
     add_image_options(parser)
     add_detector_options(parser)
@@ -474,6 +479,7 @@ def run_info(options: argparse.Namespace) -> None:
         f"inputs         {', '.join(f'{s.name} {list(s.shape)}' for s in manifest.inputs)}",
         f"outputs        {', '.join(f'{s.name} {list(s.shape)}' for s in manifest.outputs)}",
         f"preprocessing  {manifest.preprocessing.get('kind')}",
+        *language_text(manifest),
         f"losses         {', '.join(dict.fromkeys(g.loss for g in manifest.training))}",
         f"methods        {', '.join((LORA_GRAPHS, *manifest.methods))}",
         f"points         {len(manifest.points)} ({', '.join(manifest.target_modules)})",
@@ -495,6 +501,15 @@ def run_info(options: argparse.Namespace) -> None:
         if cosines:
             lines.append(f"               least cosine with float32 gradients {min(cosines):.4f}")
     emit(options, summary(manifest, bundle.path), "\n".join(lines))
+
+
+def language_text(manifest: Manifest) -> list[str]:
+    """What a language model takes and says, if the bundle is one."""
+    if (language := manifest.language) is None:
+        return []
+    limit = f"{language.max_length:,} tokens at most" if language.max_length else "of any length"
+    template = "a chat template" if language.chat_template else "no chat template"
+    return [f"language       {language.layers} layers, {language.vocabulary:,} tokens known, {limit}, {template}"]
 
 
 def run_check(options: argparse.Namespace) -> int:

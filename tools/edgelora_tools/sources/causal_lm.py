@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgelora.errors import ConversionError
+from edgelora.errors import BundleError, ConversionError
+from edgelora.language.chat import ChatTemplate
 from edgelora_tools.normalize import onnx_errors
 from edgelora_tools.passes.without_cache import without_cache
 from edgelora_tools.sources.base import Decoder, Source
@@ -190,12 +191,12 @@ def _listed(token: int | list[int] | None) -> list[int]:
 
 def _check_template(path: Path, template: str) -> None:
     """Raise ConversionError unless the chat template is one."""
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
     if not isinstance(template, str):
         raise ConversionError(f"{path}: it has several chat templates, {', '.join(template)}: leave one")
-    with onnx_errors(f"{path}: its chat template is broken"):
-        _compile_jinja_template(template)
+    try:
+        ChatTemplate(template, {}, f"{path}: its chat template")
+    except BundleError as error:
+        raise ConversionError(str(error)) from error
 
 
 def hold_to_model(module: Any, past: Sequence[torch.Tensor], kind: str) -> None:
