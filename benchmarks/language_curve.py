@@ -10,7 +10,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ Batch = tuple[np.ndarray, np.ndarray]
 Step = Callable[[Batch], tuple[float, dict[str, np.ndarray]]]
 
 
-def main() -> None:
-    options = parser().parse_args()
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser().parse_args(arguments)
     bundle = Bundle.open(options.bundle, SessionSettings(threads=options.threads))
     config = LoraConfig(r=8, lora_alpha=16, target_modules=tuple(options.targets))
     adapter = new_adapter(bundle.manifest, config)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
+from benchmarks import language_curve
 from edgelora.bundle import Bundle
 from edgelora.manifest import InsertionPoint
 from edgelora_tools.compile import offered
@@ -174,6 +175,17 @@ def test_memory_is_foretold_for_blocks_that_are_whole_and_others(language_bundle
             most, foretold = max(held.in_use.values()), manifest.memory[file].peak(sizes)
             assert 0.999 * most <= foretold, (file, sizes)
             assert foretold < 1.02 * most or not exact, (file, sizes)
+
+
+def test_the_curve_of_training_is_pefts(
+    language_bundle: Path, language_folder: Path, tmp_path: Path, capsys: Any
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog and then it sleeps " * 4)
+    language_curve.main([str(language_bundle), str(language_folder), str(text), "--steps", "4", "--tokens", "24"])
+    gradients, *_, losses, _ = capsys.readouterr().out.splitlines()
+    assert float(gradients.split()[-2]) < TOLERANCE
+    assert float(losses.split()[3]) < 1e-4
 
 
 def relative(got: np.ndarray, wanted: np.ndarray) -> float:
