@@ -142,7 +142,8 @@ def candidate_plans(trainer: Trainer, validation: Objective | None, budget: int)
     """Every way to train, with what it takes."""
     bundle = trainer.bundle
     forms = {file: {f: _table(bundle, f) for f in files} for file, files in _files(trainer, validation).items()}
-    resident = _measure_resident(trainer, next(iter(forms.values())))
+    file = list(forms)[-1]  # the one that holds least: planning may be no peak of its own
+    resident = _measure_resident(trainer, file, forms[file])
     at_once = _mapped_at_once(bundle)
     feeds_parameters = 4 * trainer.flat.nbytes  # gradients that a graph returns, and the optimizer's arrays
     packings = (False,) if bundle.settings.low_memory else (True, False)
@@ -279,10 +280,15 @@ def _table(bundle: Bundle, file: str) -> MemoryTable:
     return table
 
 
-def _measure_resident(trainer: Trainer, tables: Mapping[str, MemoryTable]) -> int:
-    """Bytes resident with the graphs loaded without packed weights, and run, but for results and weights' pages."""
-    bundle, settings = trainer.bundle, trainer.bundle.settings
-    bundle.use_settings(replace(settings, low_memory=True))
+def _measure_resident(trainer: Trainer, file: str, tables: Mapping[str, MemoryTable]) -> int:
+    """Bytes resident with the graphs loaded without packed weights, and run, but for results and weights' pages.
+
+    `file` is the graph that trains, weights pass through a window.
+    """
+    bundle, settings, plain = trainer.bundle, trainer.bundle.settings, trainer.record
+    bundle.use_settings(replace(settings, low_memory=True, window=settings.window or WINDOW))
+    if plain is not None:
+        trainer.record = replace(plain, file=file, recomputed=None)
     try:
         shortest = np.argsort(trainer.objective.lengths(), kind="stable")[:1]
         record = trainer.record
@@ -292,6 +298,7 @@ def _measure_resident(trainer: Trainer, tables: Mapping[str, MemoryTable]) -> in
             graph.give_back_pages()
         resident = resident_memory()
     finally:
+        trainer.record = plain
         bundle.use_settings(settings)
     if resident is None:
         raise ConfigError(
