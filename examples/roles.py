@@ -1,0 +1,164 @@
+"""Roles of plays as the users of one language model: an adapter per role, each tried on every role; a table and a plot.
+
+    python examples/roles.py FOLDER --plays input.txt [--roles ROMEO PETRUCHIO …]
+
+`input.txt` is tiny Shakespeare (public domain), in which every turn stands under the name of who speaks. A role learns
+from what was said before its turns, and its turns; the last fifth of them is held out. Its name is in neither: who
+speaks is for the adapter to know. Bits per byte of the held-out turns tell how well they are foretold; less is better.
+
+Needs edgelora[torch,gguf,text] to make the bundle, and matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import edgelora as el
+from edgelora.language.samples import Answer
+from edgelora.language.sampling import GenerationConfig
+from edgelora.tasks import objective_for
+
+ROLES = ("ROMEO", "PETRUCHIO", "GLOUCESTER", "KING RICHARD II")
+HELD_OUT = 5  # one in so many turns
+QUESTION = "What brings you here tonight? Speak, and tell me what you would have of me."
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What somebody says."""
+
+    who: str
+    said: str
+
+
+def turns(plays: str) -> Iterator[Turn]:
+    """The turns of plays, each under a line with who speaks and a colon."""
+    for part in re.split(r"\n\n+", plays.strip()):
+        who, _, said = part.partition(":\n")
+        if said:
+            yield Turn(who, said)
+
+
+def prompt_of(said: str, chats: bool) -> str | tuple[dict[str, str], ...]:
+    """What another says, as the model is asked: a message if it chats, else a text before the answer."""
+    return ({"role": "user", "content": said},) if chats else f"{said}\n\n"
+
+
+def answers(plays: str, role: str, chats: bool) -> list[Answer]:
+    """The role's turns, each with what another said before it."""
+    every = list(turns(plays))
+    found: list[Answer] = []
+    for before, own in itertools.pairwise(every):
+        if own.who == role != before.who:
+            said = ({"role": "assistant", "content": own.said},) if chats else own.said
+            found.append(Answer(prompt_of(before.said, chats), said, where=f"{role}, turn {len(found) + 1}"))
+    return found
+
+
+def make_bundle(path: Path, base: Path | None) -> Path:
+    """Convert the base, or the recipe's: on a desktop, once."""
+    if path.exists():
+        return path
+    from edgelora_tools.compile import ConvertOptions, convert
+    from edgelora_tools.recipes import fetch, load_recipe
+    from edgelora_tools.sources import open_source
+
+    options = ConvertOptions(task="text-generation", batch_size=1, length=256)
+    found = base or fetch(load_recipe("smollm2-135m"), print)
+    convert(open_source(str(found), task=options.task), path, options, print)
+    return path
+
+
+def bits_per_byte(model: el.Model, adapter: str | None, samples: Sequence[Answer]) -> float:
+    """Of these turns, with the adapter, or with a new one, which changes nothing."""
+    chosen = el.new_adapter(model.bundle.manifest, el.LoraConfig()) if adapter is None else model.store.load(adapter)
+    found = el.evaluate(model.bundle, chosen, objective_for(model, samples, None, el.TrainingConfig()), batch_size=4)
+    return found["bits_per_byte"]
+
+
+def plot(path: Path, table: Sequence[Sequence[float]], roles: Sequence[str]) -> None:
+    """The matrix: rows are whose adapter, columns who speaks; the best of a column in bold."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [BASE, *roles]
+    figure, axis = plt.subplots(figsize=(1.5 * len(roles) + 2.5, 0.6 * len(names) + 2), constrained_layout=True)
+    relative = [[value / table[0][j] for j, value in enumerate(row)] for row in table]
+    axis.imshow(relative, cmap="viridis_r", aspect="auto")
+    axis.set_title("bits per byte of held-out turns")
+    axis.set_xticks(range(len(roles)), roles, rotation=20)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_xlabel("who speaks")
+    axis.set_ylabel("whose adapter")
+    for j in range(len(roles)):
+        column = [row[j] for row in table]
+        for i, value in enumerate(column):
+            best = "bold" if value == min(column) else "normal"
+            axis.text(j, i, f"{value:.3f}", ha="center", va="center", weight=best, color="white")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train an adapter for each role, try each on all, print, plot, and let two of them answer."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where to write")
+    parser.add_argument("--plays", type=Path, required=True, help="input.txt of tiny Shakespeare")
+    parser.add_argument("--base", type=Path, help="a Hugging Face directory or GGUF file (SmolLM2-135M)")
+    parser.add_argument("--roles", nargs="+", default=ROLES, help="whose turns are learned (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate (%(default)s)")
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    model = el.Model.open(make_bundle(options.folder / "roles.edgelora", options.base))
+    language = model.bundle.manifest.language
+    chats = language is not None and language.chat_template is not None
+    plays = options.plays.read_text(encoding="utf-8")
+    held_out: dict[str, list[Answer]] = {}
+    config = el.TrainingConfig(
+        num_train_epochs=options.epochs, batch_size=4, learning_rate=options.rate, truncate=True, micro_batch_size=1
+    )
+    for role in options.roles:
+        samples = answers(plays, role, chats)
+        kept = len(samples) - len(samples) // HELD_OUT
+        held_out[role] = samples[kept:]
+        if not held_out[role]:
+            parser.error(f"{role} has {len(samples)} turns in {options.plays}: too few to learn from")
+        report = el.train(model, name_of(role), samples[:kept], lora=el.LoraConfig(r=8, lora_alpha=16), config=config)
+        print(f"{role}: {kept} turns learned, {report.steps} steps, loss {report.history[-1]['train_loss']:.3f}")
+    table = [
+        [bits_per_byte(model, who and name_of(who), held_out[role]) for role in options.roles]
+        for who in (None, *options.roles)
+    ]
+    width = max(map(len, (BASE, *options.roles))) + 2
+    print("\nbits per byte of held-out turns; rows are whose adapter, columns who speaks")
+    print(" " * width + "".join(f"{role:>{width}}" for role in options.roles))
+    for who, row in zip((BASE, *options.roles), table, strict=True):
+        print(f"{who:<{width}}" + "".join(f"{value:{width}.3f}" for value in row))
+    wins = sum(row[j] == min(one[j] for one in table) for j, row in enumerate(table[1:]))
+    print(f"own adapter is the best for {wins} of {len(options.roles)} roles\n")
+    plot(options.folder / "roles.png", table, options.roles)
+    drawn = GenerationConfig(max_new_tokens=48, do_sample=True, temperature=0.7, top_p=0.9, seed=1)
+    speakers = (None, *map(name_of, options.roles[:2]))
+    told = model.generate([prompt_of(QUESTION, chats)] * len(speakers), adapters=speakers, config=drawn)
+    print(f"asked: {QUESTION}")
+    for who, one in zip((BASE, *options.roles), told, strict=False):
+        print(f"\n{who}:\n{one.text.strip()}")
+    print(f"\n{options.folder / 'roles.png'} shows the table")
+
+
+def name_of(role: str) -> str:
+    """A role's adapter in the store."""
+    return role.lower().replace(" ", "-")
+
+
+if __name__ == "__main__":
+    main()
