@@ -9,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from edgelora.adapter import new_adapter
 from edgelora.cli.by_line import choose_adapters
 from edgelora.cli.common import Verbs, add_bundle, add_format, add_lengths, add_verb, desktop, emit, open_model, table
 from edgelora.cli.pictures import drawn_files, save_drawn
 from edgelora.cli.sound import recognised
+from edgelora.config import LoraConfig
 from edgelora.errors import ConfigError, DataError
 from edgelora.evaluation import evaluate_each
 from edgelora.runtime import Model
@@ -35,7 +37,11 @@ def add_verbs(verbs: Verbs) -> None:
         '    with lines such as {"text": "make it cosy", "label": "warm", "adapter": "user-1"}',
     )
     add_bundle(parser)
-    parser.add_argument("--adapter", metavar="NAME", help="of all records that name none of their own")
+    parser.add_argument(
+        "--adapter",
+        metavar="NAME",
+        help="of all records that name none of their own (default: the base alone, where it needs none)",
+    )
     parser.add_argument("--version", type=int, metavar="N", help="an older version (default: the current one)")
     parser.add_argument(
         "--data",
@@ -110,21 +116,26 @@ def add_verbs(verbs: Verbs) -> None:
 
 
 def run_eval(options: argparse.Namespace) -> None:
-    """Metrics of an adapter, or of each that a record names."""
+    """Metrics of an adapter, of each that a record names, or of the base where it predicts without one."""
     model = open_model(options)
     named = model.task.read_named(options.data, options.format)
     if any(line.adapter is not None for line in named):
         _eval_each(options, model, named)
         return
-    if options.adapter is None:
+    manifest = model.bundle.manifest
+    if options.adapter is None and (manifest.head is not None or options.version is not None):
         raise ConfigError("whose adapter? Give --adapter NAME, or every record a field adapter")
-    adapter = model.store.load(options.adapter, options.version)
-    adapter.validate(model.bundle.manifest)
+    if options.adapter is None:
+        adapter = new_adapter(manifest, LoraConfig())  # a new one changes nothing
+    else:
+        adapter = model.store.load(options.adapter, options.version)
+        adapter.validate(manifest)
     samples = [line.content for line in named]
     objective = objective_for(model, samples, adapter.labels, _reading(options))
     metrics = evaluate(model.bundle, adapter, objective, options.batch_size)
     result = {"adapter": options.adapter, "samples": len(samples), **metrics}
-    emit(options, result, table([(k, v) for k, v in result.items() if k != "adapter"], (options.adapter, "")))
+    shown = [(key, value) for key, value in result.items() if key != "adapter"]
+    emit(options, result, table(shown, (options.adapter or "the base alone", "")))
 
 
 def _eval_each(options: argparse.Namespace, model: Model, named: list[Named[Sample]]) -> None:

@@ -45,6 +45,10 @@ def test_a_text_file_is_learned_and_evaluated(run: Command, tmp_path: Path):
     assert status == 0, err
     found = json.loads(out)
     assert found["samples"] > 2 and 0 < found["loss"] < found["bits_per_byte"] < found["perplexity"]
+    status, out, err = run("eval", "--data", path, "--max-length", "64", "--json")
+    assert status == 0, err
+    base = json.loads(out)
+    assert base["adapter"] is None and base["bits_per_byte"] > found["bits_per_byte"]
 
 
 def test_records_of_several_kinds_are_learned_together_and_people_evaluated_at_once(run: Command, tmp_path: Path):
