@@ -214,6 +214,8 @@ def test_what_continues_no_text_is_refused(tmp_path: Path, language_folder: Path
     with pytest.raises(ConversionError, match="a vit does not continue text"):
         open_source(str(tmp_path / "vit"), task=TASK)
     with pytest.raises(ConversionError, match="converts Hugging Face directories and GGUF files"):
+        open_source(str(language_folder / "config.json"), task=TASK)
+    with pytest.raises(ConversionError, match="no such file"):
         open_source("model.onnx", task=TASK)
     with pytest.raises(ConversionError, match="leave --exporter torchscript out"):
         open_source(str(language_folder), "torchscript", task=TASK)
@@ -235,6 +237,27 @@ def test_what_is_wrong_with_the_words_is_said(tmp_path: Path, language_folder: P
     narrow = altered(language_folder, tmp_path / "narrow", vocab_size=200)
     with pytest.raises(ConversionError, match="ids up to 258, the model 200 tokens"):
         open_source(str(narrow), task=TASK)
+
+
+@pytest.mark.parametrize("body", ["{}", '{"model": null}', '{"model": {"vocab": {"a": "x"}}}'])
+def test_what_is_no_tokenizer_is_refused(body: str, tmp_path: Path, language_folder: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(body)
+    with pytest.raises(ConversionError, match=r"not a tokenizer\.json"):
+        load_causal_lm(language_folder, tmp_path / "tokenizer.json")
+
+
+def test_a_template_beside_the_model_stays_with_another_tokenizer(language_folder: Path) -> None:
+    files = load_causal_lm(language_folder, language_folder / "tokenizer.json")[2]
+    assert files["chat_template.jinja"].decode() == TEMPLATE
+
+
+def test_a_text_ends_where_generation_is_configured_to_end(tmp_path: Path, language_folder: Path) -> None:
+    """Chat models name the token that ends a turn there; tokens that the model does not have end nothing."""
+    folder = altered(language_folder, tmp_path / "chat", bos_token_id=50256, eos_token_id=[EOS, 50256])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS, 7]}))
+    decoder = decoder_source(*load_causal_lm(folder)).decoder
+    assert decoder is not None
+    assert (decoder.bos, decoder.eos) == (None, (EOS, 7))
 
 
 def gguf_file(causal: Any, path: Path) -> Path:

@@ -22,7 +22,6 @@ OP_TYPE = "TokenLoss"
 BLOCK = 64  # rows, at the most: docs/decisions/0038 has the table
 BLOCK_ROWS = "block"
 """The number of rows of a block, as a dimension."""
-_LAST = 2**63 - 1
 
 
 def token_loss(op: OpBuilder, rows: ir.Value, labels: ir.Value, head: ir.Graph) -> ir.Value:

@@ -20,6 +20,8 @@ def open_source(spec: str, exporter: str = "dynamo", tokenizer: Path | None = No
     """
     path = Path(spec)
     if task == GENERATION:
+        if not path.exists():
+            raise ConversionError(f"{spec}: no such file or directory")
         if not path.is_dir() and not (path.is_file() and path.suffix == ".gguf"):
             raise ConversionError(f"{spec}: {GENERATION} converts Hugging Face directories and GGUF files")
         from edgelora_tools.sources.causal_lm import causal_lm_source

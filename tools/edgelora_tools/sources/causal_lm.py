@@ -48,7 +48,7 @@ def load_causal_lm(
     path: Path, tokenizer: Path | None = None
 ) -> tuple[Any, str, dict[str, bytes], dict[str, Any], list[int]]:
     """A model of transformers in float32 with eager attention; its name, its files for text, what is known of its
-    tokens, and those that end a text.
+    tokens, and those that end a text: the tokenizer's, then those of its configuration and of that for generation.
 
     `path` is a directory with config.json, or one with a GGUF file, or that file.
 
@@ -76,7 +76,8 @@ def load_causal_lm(
         causal = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager", **options
         ).eval()
-    return causal, path.stem if path.is_file() else path.name, files, facts, eos
+    ending = dict.fromkeys([*eos, *_listed(causal.generation_config.eos_token_id)])
+    return causal, path.stem if path.is_file() else path.name, files, facts, list(ending)
 
 
 def decoder_source(
@@ -113,6 +114,7 @@ def decoder_source(
         return dict(zip(("logits", *cache_names(layers, "present")), (y.numpy() for y in made), strict=True))
 
     longest = int(getattr(config, "max_position_embeddings", 0) or 0)
+    bos, *ending = (token if token in range(config.vocab_size) else None for token in (config.bos_token_id, *eos))
     decoder = Decoder(
         cached,
         layers,
@@ -120,8 +122,8 @@ def decoder_source(
         size,
         int(config.vocab_size),
         longest,
-        config.bos_token_id,
-        tuple(eos),
+        bos,
+        tuple(token for token in ending if token is not None),
         TEMPLATE_FILE if TEMPLATE_FILE in files else None,
     )
     known = {"max_length": min(longest or _TRAINED_AT_ONCE, _TRAINED_AT_ONCE), **facts, "model_type": kind}
@@ -152,10 +154,11 @@ def _text_files(
     """
     import transformers
 
-    template: str | None = None
     if tokenizer is not None:
         files, facts = tokenizer_files(tokenizer, required=True)
-        own = None
+        own, beside = None, folder / TEMPLATE_FILE
+        with onnx_errors(f"{beside}: cannot be read"):
+            template = beside.read_text(encoding="utf-8") if beside.is_file() else None
     else:
         with onnx_errors(f"{path}: it has no tokenizer that transformers reads; give --tokenizer tokenizer.json"):
             own = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
@@ -163,8 +166,8 @@ def _text_files(
                 own.backend_tokenizer.save(str(Path(made) / "tokenizer.json"))
                 files, facts = tokenizer_files(Path(made) / "tokenizer.json", required=True)
         template = own.chat_template
-    body = json.loads(files["tokenizer.json"])
-    largest = max((*_ids(body["model"].get("vocab")), *(t["id"] for t in body.get("added_tokens", []))), default=0)
+    with onnx_errors(f"{tokenizer or path}: not a tokenizer.json of the tokenizers library"):
+        largest = _largest_id(json.loads(files["tokenizer.json"]))
     if largest >= config.vocab_size:
         raise ConversionError(
             f"{path}: the tokenizer has ids up to {largest}, the model {config.vocab_size} tokens: they do not belong "
@@ -180,9 +183,11 @@ def _text_files(
     return files, {"pad_id": int(pad)}, list(dict.fromkeys(int(x) for x in ending if x is not None))
 
 
-def _ids(vocabulary: Any) -> list[int]:
-    """The ids of a tokenizer's vocabulary: a mapping to them, or a list in their order."""
-    return list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary or ())))
+def _largest_id(tokenizer: Mapping[str, Any]) -> int:
+    """The largest id of a tokenizer.json, whose vocabulary is a mapping to ids, or a list in their order."""
+    vocabulary = tokenizer["model"].get("vocab") or ()
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    return max(map(int, (*ids, *(token["id"] for token in tokenizer.get("added_tokens", [])))), default=0)
 
 
 def _listed(token: int | list[int] | None) -> list[int]:
