@@ -86,7 +86,7 @@ def add_verbs(verbs: Verbs) -> None:
         "--max-length",
         type=int,
         metavar="N",
-        help="tokens of a text, or in training of a row, at most (default: the tokenizer's; text-generation: 512)",
+        help="tokens of a text at most (default: the tokenizer's; text-generation: as many as the model takes)",
     )
     parser.add_argument("--exporter", default="dynamo", help="for torch sources: dynamo (default) or torchscript")
     add_image_options(parser)
@@ -133,7 +133,8 @@ def add_verbs(verbs: Verbs) -> None:
         default=[],
         metavar="METHOD",
         help="also write graphs for adapters of other methods than LoRA: dora, ia3, bitfit, layer-norm, bottleneck, "
-        "full, prompt, prefix; lora-bias is LoRA with biases (VeRA needs none)",
+        "full, prompt, prefix; lora-bias is LoRA with biases (VeRA needs none). For text-generation "
+        "LoRA alone generates, and bottleneck, prompt and prefix, which do not merge either, are refused",
     )
     parser.add_argument(
         "--keep-padding",

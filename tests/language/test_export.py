@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import onnx
 import pytest
 import torch
 
+from edgelora import Model, TrainingConfig, train
 from edgelora.adapter import absent_adapter
 from edgelora.bundle import Bundle
 from edgelora.check import check
-from edgelora.errors import ConversionError
+from edgelora.errors import ConfigError, ConversionError
+from edgelora.language.samples import Passage
+from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.runner import open_session
-from edgelora_tools.sources import Source, open_source
+from edgelora_tools.sources import Source, fixed, open_source
 from edgelora_tools.sources.cached_module import CachedModule, empty_past, tokens_of
 from edgelora_tools.sources.causal_lm import decoder_source, hold_to_model, load_causal_lm
 from tests.language_models import (
@@ -237,6 +241,40 @@ def test_what_is_wrong_with_the_words_is_said(tmp_path: Path, language_folder: P
     narrow = altered(language_folder, tmp_path / "narrow", vocab_size=200)
     with pytest.raises(ConversionError, match="ids up to 258, the model 200 tokens"):
         open_source(str(narrow), task=TASK)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"placement": "skip"}, "leave placement out"),
+        ({"pooling": "cls"}, "leave pooling cls out"),
+        ({"methods": ("ia3", "prompt", "bottleneck")}, "prompt, bottleneck neither generate nor merge"),
+        ({"max_length": LONGEST + 1}, "the model takes 192 tokens"),
+        ({"max_length": 0}, "at least one token"),
+        ({"task": "feature-extraction"}, "open it for feature-extraction"),
+    ],
+    ids=str,
+)
+def test_options_without_a_sense_are_refused(options: Any, said: str, language_source: Source, tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match=said):
+        convert(language_source, tmp_path / "x.edgelora", ConvertOptions(**{"task": TASK, **options}))
+
+
+def test_no_size_is_fixed(language_source: Source, tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="fix none"):
+        convert(fixed(language_source, {"batch": 1}), tmp_path / "x.edgelora", ConvertOptions(task=TASK))
+    other = replace(language_source, decoder=None)
+    with pytest.raises(ConversionError, match="open it for text-generation"):
+        convert(other, tmp_path / "x.edgelora", ConvertOptions(task=TASK))
+
+
+def test_a_bundle_may_take_shorter_texts_than_its_model(language_source: Source, tmp_path: Path) -> None:
+    options = ConvertOptions(task=TASK, max_length=24, target_modules=("q_proj",), unpad=False)
+    language = convert(language_source, tmp_path / "short.edgelora", options).language
+    assert language is not None and language.max_length == 24
+    model = Model.open(tmp_path / "short.edgelora")
+    with pytest.raises(ConfigError, match="more than this model takes, 24 tokens"):
+        train(model, "ann", [Passage("some words", 0, True)], config=TrainingConfig(max_length=32))
 
 
 @pytest.mark.parametrize("body", ["{}", '{"model": null}', '{"model": {"vocab": {"a": "x"}}}'])

@@ -24,7 +24,7 @@ from edgelora_tools.frozen import rounds_activations
 from edgelora_tools.graph_sets import graphs_after_prefix, graphs_after_skips, graphs_of_method
 from edgelora_tools.graphs import LOWERED, forward_graph, mixed_graph, prune, shape_names, specs, standard
 from edgelora_tools.insertion import Site, find_sites
-from edgelora_tools.language import language_graphs
+from edgelora_tools.language import check_language, language_graphs
 from edgelora_tools.losses import COTANGENT, LOSSES
 from edgelora_tools.measure_shapes import Sizes, batch_name, measure_shapes
 from edgelora_tools.memory_table import memory_table
@@ -79,6 +79,9 @@ def convert(
         ConversionError: what about the source cannot be converted, by name; or what training within the budget lacks.
     """
     check_destination(destination, options.overwrite)
+    check_language(source, options)
+    if options.max_length is not None and options.max_length < 1:
+        raise ConversionError(f"a text has at least one token: max_length {options.max_length} is none")
     if options.placement == "skip" and (options.train_last or options.quantize is not None):
         raise ConversionError("placement skip runs the base once a sample: leave train_last and quantize out")
     methods = chosen_methods(options)

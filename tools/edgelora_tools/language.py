@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder
 
+from edgelora.errors import ConversionError
 from edgelora.manifest import InsertionPoint, LanguageModel
 from edgelora_tools.composites import recognise_composites
 from edgelora_tools.gradients.shapes import dims, rank, size_of
 from edgelora_tools.graphs import LOWERED, Adapted, adapt, set_outputs
 from edgelora_tools.lowering import lower_nodes
 from edgelora_tools.measure_shapes import batch_name, measure_shapes
-from edgelora_tools.methods import LORA
+from edgelora_tools.methods import LORA, METHODS
 from edgelora_tools.mixed import stack_adapters
 from edgelora_tools.normalize import normalize
 from edgelora_tools.options import ConvertOptions
@@ -26,10 +27,38 @@ from edgelora_tools.passes.shared_heads import share_heads
 from edgelora_tools.passes.slice_early import slice_early
 from edgelora_tools.passes.tidy import tidy
 from edgelora_tools.score_graph import score_graph
-from edgelora_tools.sources.base import Decoder
+from edgelora_tools.sources import GENERATION
+from edgelora_tools.sources.base import Decoder, Source
 
 SCORE_FILE, DECODE_FILE, MIXED_FILE = "score.onnx", "decode.onnx", "decode-mixed.onnx"
 LAST = "last"
+
+
+def check_language(source: Source, options: ConvertOptions) -> None:
+    """Hold the source and the options against each other, whatever the task.
+
+    Raises:
+        ConversionError: the source was opened for another task, or an option makes no sense for a language model.
+    """
+    decoder = source.decoder
+    if (options.task == GENERATION) != (decoder is not None):
+        raise ConversionError(f"a source is opened for {GENERATION} or for other tasks: open it for {options.task}")
+    if decoder is None:
+        return
+    unspoken = [name for name in options.methods if name in METHODS and METHODS[name].merging is None]
+    longest = decoder.max_length
+    refused = {
+        f"the adapters of {', '.join(unspoken)} neither generate nor merge: leave methods out": bool(unspoken),
+        "placement skip needs samples that are whole, and a cache has none: leave placement out": (
+            options.placement == "skip"
+        ),
+        f"nothing is pooled: leave pooling {options.pooling} out": options.pooling != ConvertOptions.pooling,
+        "rows and caches are of any size: fix none": "fixed" in source.facts,
+        f"the model takes {longest:,} tokens: max_length is at most that": 0 < longest < (options.max_length or 0),
+    }
+    for why, applies in refused.items():
+        if applies:
+            raise ConversionError(f"{GENERATION}: {why}")
 
 
 def language_graphs(
@@ -65,7 +94,7 @@ def language_graphs(
         decoder.kv_heads,
         decoder.head_size,
         decoder.vocabulary,
-        decoder.max_length,
+        options.max_length or decoder.max_length,
         decoder.bos,
         decoder.eos,
         decoder.chat_template,

@@ -14,6 +14,7 @@ import numpy as np
 
 from edgelora.errors import BundleError, ConversionError
 from edgelora.language.chat import ChatTemplate
+from edgelora.manifest import MOST_POSITIONS
 from edgelora_tools.normalize import onnx_errors
 from edgelora_tools.passes.without_cache import without_cache
 from edgelora_tools.sources.base import Decoder, Source
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     import torch
 
 TEMPLATE_FILE = "chat_template.jinja"
-_TRAINED_AT_ONCE = 512  # tokens of a row in training, unless --max-length says otherwise
 _CLOSE = 5e-3  # of the largest logit: float32 alone makes it 4e-4 where few tokens carry outliers (SmolLM2)
 _IDS = ((3, 4, 5, 6, 7), (8, 9, 10))  # two samples that the module is tried with
 
@@ -126,7 +126,7 @@ def decoder_source(
         tuple(token for token in ending if token is not None),
         TEMPLATE_FILE if TEMPLATE_FILE in files else None,
     )
-    known = {"max_length": min(longest or _TRAINED_AT_ONCE, _TRAINED_AT_ONCE), **facts, "model_type": kind}
+    known = {"max_length": longest or MOST_POSITIONS, **facts, "model_type": kind}
     return Source("torch", name, without_cache(cached.clone()), run, files, known, decoder=decoder)
 
 
