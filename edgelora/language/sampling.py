@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from edgelora.errors import AdapterError, ConfigError
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+_LEAST, _MOST = 1e-30, 1e30  # of what logits are divided by: the quotient is to stay finite in float32
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,23 @@ class GenerationConfig:
         problems: list[str] = []
         if not _is_whole(self.max_new_tokens, 1):
             problems.append(f"max_new_tokens must be a whole number from 1, not {self.max_new_tokens!r}")
-        if not _is_positive(self.temperature):
+        if not _is_number(self.temperature, _LEAST, _MOST):
             problems.append(
-                f"temperature must be a number above 0, not {self.temperature!r}; leave do_sample off for the likeliest"
+                f"temperature must be a number above 0 ({_LEAST:g} to {_MOST:g}), not {self.temperature!r}; leave "
+                "do_sample off for the likeliest"
             )
         if not _is_whole(self.top_k, 0):
             problems.append(f"top_k must be a whole number from 0 (all tokens), not {self.top_k!r}")
-        if not _is_positive(self.top_p) or self.top_p > 1:
+        if not _is_number(self.top_p, 0, 1) or not self.top_p:
             problems.append(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
-        if not _is_positive(self.repetition_penalty):
-            problems.append(f"repetition_penalty must be a number above 0, not {self.repetition_penalty!r}")
+        if not _is_number(self.repetition_penalty, _LEAST, _MOST):
+            problems.append(
+                f"repetition_penalty must be a number above 0 ({_LEAST:g} to {_MOST:g}), not "
+                f"{self.repetition_penalty!r}"
+            )
         stops: Any = self.stop_strings
-        if isinstance(stops, str) or not all(isinstance(stop, str) and stop for stop in stops):
+        is_list = isinstance(stops, Sequence) and not isinstance(stops, str)
+        if not is_list or not all(isinstance(stop, str) and stop for stop in cast("Sequence[Any]", stops)):
             problems.append(f"stop_strings must be a list of texts that are not empty, not {stops!r}")
         if self.seed is not None and not _is_whole(self.seed, 0):
             problems.append(f"seed must be a whole number from 0, not {self.seed!r}")
@@ -129,5 +134,5 @@ def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most

@@ -83,6 +83,16 @@ def test_greedy_takes_the_likeliest_that_the_penalty_leaves():
     assert Sampler(GenerationConfig(), np.array([1]), 4).choose(logits) == 1
 
 
+@pytest.mark.parametrize("setting", ["temperature", "repetition_penalty"])
+@pytest.mark.parametrize("value", [1e-30, 1e30])
+def test_the_least_and_largest_settings_draw_a_token_that_can_be(setting, value):
+    logits = np.array([0, 1e4, -1e4, 9e3], np.float32)
+    config = GenerationConfig(do_sample=True, top_k=0, seed=0, **{setting: value})
+    with np.errstate(all="raise", under="ignore"):
+        tokens, probabilities = candidates(penalised(logits, np.array([1, 0, 1, 0], bool), value), config)
+    assert len(tokens) == 4 and probabilities.sum() == pytest.approx(1)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_refused(bad):
     sampler = Sampler(GenerationConfig(), np.array([0]), 3)
@@ -96,11 +106,16 @@ def test_logits_that_are_not_finite_are_refused(bad):
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"temperature": 0.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"temperature": 1e-40}, "temperature"),
         ({"top_k": -1}, "top_k"),
         ({"top_k": True}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.5}, "top_p"),
         ({"repetition_penalty": -1.0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-50}, "repetition_penalty"),
+        ({"stop_strings": None}, "stop_strings"),
+        ({"stop_strings": iter(["word"])}, "stop_strings"),
         ({"stop_strings": "word"}, "stop_strings"),
         ({"stop_strings": ("",)}, "stop_strings"),
         ({"seed": -1}, "seed"),
