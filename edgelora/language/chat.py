@@ -67,12 +67,19 @@ class ChatTemplate:
 
     def _marked(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         """The text with marks around what stands in generation tags."""
-        given = json.dumps(list(messages), ensure_ascii=False)
+        try:
+            given = json.dumps([dict(message) for message in messages], ensure_ascii=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise DataError(f"a message holds what JSON does not ({error}): give texts, numbers and lists") from error
         if _BEGIN in given or _END in given:
             raise DataError("a message holds the noncharacters U+FDD0 or U+FDD1: leave them out")
         try:
             return self._template.render(
-                messages=json.loads(given), add_generation_prompt=add_generation_prompt, **self._special
+                messages=json.loads(given),
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._special,
             )
         except Exception as error:  # a template is a program: it may raise anything
             raise DataError(f"{self._where} refuses the conversation: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,7 +51,7 @@ class LanguageModeling(OnSamples):
         nats, tokens, told = np.concatenate(outputs).astype(np.float64).sum(0).tolist()
         loss = nats / tokens
         found = {"loss": loss, "perplexity": float(np.exp(loss))}
-        return found | ({"bits_per_byte": nats / np.log(2) / told} if told else {})
+        return found | ({"bits_per_byte": nats / math.log(2) / told} if told else {})
 
 
 def token_judge(manifest: Manifest, graphs: str) -> Judge:

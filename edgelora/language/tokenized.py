@@ -97,9 +97,7 @@ def fitted(sample: Tokenized, lengths: Lengths) -> Tokenized:
             "(--max-length) as far as the model goes, or have its end cut off (--truncate)"
         )
     kept = slice(lengths.most)
-    encoded = sample.encoded
-    short = Encoded(encoded.ids[kept], encoded.starts[kept], encoded.ends[kept], encoded.bytes[kept])
-    made = Tokenized(short, sample.counted[kept], sample.where)
+    made = Tokenized(sample.encoded.part(kept), sample.counted[kept], sample.where)
     if not made.counted[1:].any():
         left = f" in its first {lengths.most:,} tokens" if count > lengths.most else ""
         raise DataError(f"{sample.where}: there is nothing to learn{left}: no token of an answer follows another")
@@ -142,7 +140,7 @@ def _answer(sample: Answer, tokens: Tokens) -> Tokenized:
     alone, both = tokens.encode(prompt, special), tokens.encode(prompt + completion, special)
     size = len(alone)
     if not np.array_equal(both.ids[:size], alone.ids):
-        both = alone + tokens.encode(completion, special=False)
+        both = alone + tokens.going_on(completion)
     both = tokens.ended(both)
     return Tokenized(both, np.arange(len(both)) >= size, sample.where)
 
@@ -176,6 +174,7 @@ def _runs(samples: Sequence[LanguageSample]) -> Iterator[list[LanguageSample]]:
             isinstance(before, Passage)
             and isinstance(sample, Passage)
             and before.part is not None
+            and not before.end
             and sample.part == before.part + 1
         )
         if not follows:

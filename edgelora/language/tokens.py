@@ -17,6 +17,8 @@ from edgelora.language.packing import Ints, RowInputs, row_of
 from edgelora.manifest import LanguageModel
 from edgelora.text import check_unicode, load_tokenizer, text_settings
 
+_LEADS = "\n."
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -32,6 +34,10 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def part(self, kept: slice) -> Encoded:
+        """Some of the tokens."""
+        return Encoded(self.ids[kept], self.starts[kept], self.ends[kept], self.bytes[kept])
 
     def __add__(self, other: Encoded) -> Encoded:
         """This text and then the other."""
@@ -115,7 +121,9 @@ class Tokens:
         return self._template
 
     def encode(self, text: str, special: bool = True) -> Encoded:
-        """The tokens of a text, with those that the tokenizer puts around one unless `special` is off.
+        """The tokens of a text, with those that the tokenizer puts before one unless `special` is off.
+
+        What it would put behind one is left out, for a text goes on: see `ended`.
 
         Raises:
             DataError: the text is not valid Unicode. BundleError: a token that the model does not know.
@@ -129,7 +137,23 @@ class Tokens:
                 f"{self.vocabulary:,}: it is another model's tokenizer; convert again with the right one"
             )
         offsets = np.asarray(encoded.offsets, np.int64).reshape(-1, 2)
-        return Encoded(ids, offsets[:, 0], offsets[:, 1], self._bytes(text, ids, offsets[:, 1]))
+        made = Encoded(ids, offsets[:, 0], offsets[:, 1], self._bytes(text, ids, offsets[:, 1]))
+        own = np.flatnonzero(np.asarray(encoded.special_tokens_mask) == 0)
+        return made.part(slice(own[-1] + 1)) if len(own) else made
+
+    def going_on(self, text: str) -> Encoded:
+        """The tokens of a text that follows another.
+
+        Many tokenizers begin a text as if there were a space before it. Behind another character they do not: one that
+        they put into no token with the text's first. Raises as `encode` does.
+        """
+        for lead in _LEADS:
+            behind = self.encode(lead + text, special=False)
+            size = int(np.count_nonzero(behind.ends <= 1))
+            if size < len(behind) and behind.starts[size] == 1:
+                own = behind.part(slice(size, None))
+                return Encoded(own.ids, own.starts - 1, own.ends - 1, own.bytes)
+        return self.encode(text, special=False)
 
     def _bytes(self, text: str, ids: Ints, ends: Ints) -> Ints:
         """The bytes between where the token before ends and where each ends, none of a special one."""

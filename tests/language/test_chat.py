@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from edgelora.errors import BundleError, ConfigError, DataError
 from edgelora.language.chat import ChatTemplate
-from edgelora.language.samples import Answer, Conversation
+from edgelora.language.prompts import text_tokens
+from edgelora.language.samples import Answer, Conversation, passages_of
 from edgelora.language.tokenized import Lengths, fitted, rows_of, tokenized
+from edgelora.language.tokens import Tokens
 from tests.language import texts
 from tests.language.texts import ANSWER, ASK, BLOCKS, BOS, CHATML, EOS, LONG, STRICT, TAGGED, THINKING
 
-TEMPLATES = {"chatml": CHATML, "tagged": TAGGED, "strict": STRICT, "blocks": BLOCKS, "thinking": THINKING}
+UNASKED = """{% if tools is not none %}Tools!{% endif %}{% if documents is not none %}Documents!{% endif %}
+{{- messages[0].content }}"""
+TEMPLATES = {
+    "chatml": CHATML,
+    "tagged": TAGGED,
+    "strict": STRICT,
+    "blocks": BLOCKS,
+    "thinking": THINKING,
+    "unasked": UNASKED,
+}
 SPECIAL = {"bos_token": BOS, "eos_token": EOS}
 
 
@@ -76,6 +89,9 @@ def test_what_a_template_refuses_is_a_named_error():
         template.render([*ASK, *ASK])
     with pytest.raises(DataError, match="noncharacters"):
         template.render([{"role": "user", "content": "a\ufdd0b"}])
+    with pytest.raises(DataError, match="what JSON does not"):
+        template.render([{"role": "user", "content": "a", "when": object()}])
+    assert template.render([MappingProxyType(ASK[0])]) == template.render(ASK)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +133,41 @@ def test_a_prompt_has_the_tokens_that_it_has_alone(tmp_path: Path):
         assert made.counted.tolist() == [False] * len(alone) + [True] * (len(made) - len(alone))
         assert made.encoded.ids[-1] == tokens.eos[0]
         assert made.row().bytes == len(completion.encode())
+
+
+@pytest.mark.parametrize(("prompt", "completion"), [("The cat is ", "Tom"), ("Wha", "t is"), ("What\n", "\nis")])
+def test_a_completion_has_no_space_that_was_not_written(tmp_path: Path, prompt: str, completion: str):
+    """The tokenizer begins each text as if a space were before it."""
+    merged = [("▁", "T"), ("a", "t"), ("\n", "\n")]
+    pieces = [*"▁.\nTWIaehimostc", *(one + other for one, other in merged)]
+    one = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merged))
+    one.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    one.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    one.save(str(tmp_path / "tokenizer.json"))
+    tokens = Tokens(tmp_path / "tokenizer.json", len(pieces))
+    assert (
+        tokens.encode(prompt + completion).ids[: len(tokens.encode(prompt))].tolist()
+        != tokens.encode(prompt).ids.tolist()
+    )
+    made = tokenized(Answer(prompt, completion), tokens)
+    assert tokens.text(made.encoded.ids) == prompt + completion
+    assert made.row().bytes == len(completion.encode())
+
+
+def test_the_end_that_a_tokenizer_puts_behind_each_text_stands_behind_the_last_alone(tmp_path: Path):
+    texts.tokens(tmp_path)
+    one = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    end = int(one.token_to_id(EOS) or 0)
+    one.post_processor = processors.TemplateProcessing(f"$A {EOS}", special_tokens=[(EOS, end)])
+    one.save(str(tmp_path / "tokenizer.json"))
+    tokens = Tokens(tmp_path / "tokenizer.json", texts.VOCABULARY, None, (end,))
+    assert text_tokens(tokens, "What is").tolist() == tokens.encode("What is", special=False).ids.tolist()
+    made = tokenized(Answer("What is", " Paris"), tokens)
+    assert np.flatnonzero(made.encoded.ids == end).tolist() == [len(made) - 1]
+    assert tokens.text(made.encoded.ids) == "What is Paris"
+    beginning = list(passages_of("a line\n" * 900))[:1]
+    (row,) = rows_of(beginning, tokens, Lengths(10**6, 10**6))
+    assert end not in row.labels
 
 
 def test_a_sample_that_is_too_long_is_named_and_cut_only_where_asked(tmp_path: Path):

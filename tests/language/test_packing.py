@@ -85,6 +85,15 @@ def test_what_a_split_leaves_of_a_text_is_read_in_stretches(tmp_path: Path):
     assert tokens.text(rows[0].inputs) + tokens.text(rows[0].labels[-1:]) == samples[0].text + samples[1].text
 
 
+def test_a_text_that_ended_does_not_go_on_with_a_passage_of_another(reader: Tokens):
+    one, other = Passage("one text", 0), Passage(" in the middle", 1, end=False)
+    rows = rows_of([one, other], reader, Lengths(64, 64))
+    assert [reader.text(row.inputs[:1]) for row in rows] == [
+        reader.text(reader.encode(t.text).ids[:1]) for t in (one, other)
+    ]
+    assert rows[0].labels[-1] == reader.eos[0]
+
+
 def test_texts_of_their_own_are_never_put_together(reader: Tokens):
     rows = rows_of([Passage("one text"), Passage("and another")], reader, Lengths(64, 64))
     assert [reader.text(row.inputs) for row in rows] == ["one text", "and another"]
