@@ -151,6 +151,12 @@ class Model:
                 problems.append(
                     f"{name} has shape {array.shape}, the bundle takes {spec.shape} ({known or 'any sizes'})"
                 )
+        language = self.bundle.manifest.language
+        ids = given["input_ids"] if language is not None and not problems else np.zeros(0)
+        if language is not None and ids.size and not 0 <= ids.min() <= ids.max() < language.vocabulary:
+            problems.append(
+                f"input_ids has {ids.min()} to {ids.max()}, and the model knows {language.vocabulary} tokens"
+            )
         if problems:
             raise DataError("; ".join(problems))
         return {name: np.ascontiguousarray(given[name], dtype=spec.dtype) for name, spec in specs.items()}

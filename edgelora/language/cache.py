@@ -69,8 +69,7 @@ class Cache:
         values = {name: value_of(array) for name, array in given.items() if name in self._graph.inputs}
         made = self._graph.run_values({**self._feeds, **self._past, **values}, self._outputs)
         logits: Floats = made["logits"].numpy()
-        self._past = {name: made[_present(name)] for name in self._past}
-        self._filled = mask
+        self._past, self._filled = {name: made[_present(name)] for name in self._past}, mask
         return logits
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -119,11 +119,11 @@ class Chat:
         if shared < cache.slots:
             cache.cut(shared)
         self.read = len(row.prompt) - shared
-        self.forgotten += len(self.messages) + 1 - len(messages)
         try:
             yield from run_rows(cache, [row], row.prompt[None, shared:])
         finally:
             if row.text or row.finish_reason is not None:
+                self.forgotten += len(self.messages) + 1 - len(messages)
                 self.messages = [*messages, {"role": "assistant", "content": row.text}]
             tokens = np.concatenate([row.prompt, np.array(row.tokens, np.int64)])
             self._known = _Known(owner, cache, tokens[: cache.slots])

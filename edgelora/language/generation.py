@@ -106,7 +106,11 @@ def _prompt_tokens(model: Model, prompts: Sequence[Prompt], config: GenerationCo
     for number, prompt in enumerate(prompts, 1):
         where = f"prompt {number}"
         check_prompt(prompt, where)
-        ids = text_tokens(tokens, prompt) if isinstance(prompt, str) else conversation_tokens(tokens, prompt)
+        try:
+            ids = text_tokens(tokens, prompt) if isinstance(prompt, str) else conversation_tokens(tokens, prompt)
+        except DataError as error:
+            problems.append(f"{where}: {error}")
+            continue
         if not len(ids):
             problems.append(f"{where} is empty, and the model has no token to begin a text with")
         if len(ids) + config.max_new_tokens > most_tokens(language):

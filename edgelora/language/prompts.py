@@ -42,9 +42,12 @@ def conversation_tokens(tokens: Tokens, messages: Sequence[Message]) -> Ints:
     """The tokens of a conversation, up to where the model's answer begins.
 
     Raises:
-        ConfigError: the base has no chat template. DataError: it refuses the conversation.
+        ConfigError: the base has no chat template. DataError: it refuses the conversation, or writes nothing of it.
     """
-    return tokens.encode(tokens.template.render(messages, add_generation_prompt=True), special=False).ids
+    ids = tokens.encode(tokens.template.render(messages, add_generation_prompt=True), special=False).ids
+    if not len(ids):
+        raise DataError("the chat template writes nothing of the conversation")
+    return ids
 
 
 def prompt_of(record: Record) -> Prompt:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from edgelora.errors import ConfigError, DataError, StoreError
+from edgelora.errors import AdapterError, ConfigError, DataError, StoreError
 from edgelora.language.cache import bytes_per_token
 from edgelora.language.conversation import Chat
 from edgelora.language.prompts import conversation_tokens
@@ -127,6 +127,21 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_came(model):
     messages = [*chat.messages, user("Go on")]
     assert chat.ask("Go on") == stateless(model, messages)
     assert chat.read <= len(prompt_tokens(model, messages)) - len(prompt_tokens(model, [user("What?")]))
+
+
+def test_turns_are_forgotten_once_though_an_answer_fails(model, drawn):
+    chat = Chat(model, None, config=SHORT)
+    while not chat.forgotten:
+        chat.ask("the quick brown fox")
+    forgotten, messages = chat.forgotten, chat.messages
+    loud = drawn(1)
+    chat.use(loud.with_tensors({name: tensor * 1e30 for name, tensor in loud.tensors.items()}))
+    with pytest.raises(AdapterError, match="not finite"):
+        chat.ask("the quick brown fox")
+    assert (chat.forgotten, chat.messages) == (forgotten, messages)
+    chat.use(None)
+    chat.ask("the quick brown fox")
+    assert chat.forgotten == forgotten + len(messages) + 2 - len(chat.messages)
 
 
 def test_a_conversation_that_is_reset_begins_anew(model):

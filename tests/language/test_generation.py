@@ -14,6 +14,8 @@ import transformers
 from edgelora.errors import ConfigError, DataError, StoreError
 from edgelora.language import cache
 from edgelora.language.cache import Cache, bytes_per_token
+from edgelora.language.chat import ChatTemplate
+from edgelora.language.conversation import Chat
 from edgelora.language.generation import rows_within
 from edgelora.language.sampling import GenerationConfig, Sampler
 from edgelora.mixing import AdapterStack
@@ -199,13 +201,30 @@ def test_an_empty_text_begins_with_the_models_own_token(model):
         ([[{"role": "user"}]], "role and a content"),
         ([[]], "prompt 1 must be a text, or a list of messages"),
         ([3], "prompt 1 must be a text"),
-        (["\ud800"], "not valid Unicode"),
+        (["a", "\ud800"], "prompt 2: .*not valid Unicode"),
+        (["a", [{"role": "user", "content": "\ufdd1"}], "\ud800"], r"prompt 2: .*noncharacters(.|\n)*prompt 3: "),
         (["a", "b " * LONGEST], rf"prompt 2 has .* more than the model's {LONGEST}"),
     ],
 )
 def test_prompts_that_cannot_be_used_are_named(model, prompts, named):
     with pytest.raises(DataError, match=named):
         model.stream(prompts, config=LONG)
+
+
+def test_a_conversation_of_which_the_template_writes_nothing_is_named(model):
+    model.encoder._template = ChatTemplate("{{ messages[0].nothing }}", {})
+    with pytest.raises(DataError, match="prompt 1: the chat template writes nothing"):
+        model.generate([[{"role": "user", "content": "x"}]], config=LONG)
+    with pytest.raises(DataError, match="the chat template writes nothing"):
+        Chat(model, config=LONG)
+
+
+@pytest.mark.parametrize("token", [-1, VOCABULARY])
+def test_tokens_that_the_model_does_not_have_are_named(model, token):
+    ids = np.array([[3, token]])
+    given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.array([[0, 1]])}
+    with pytest.raises(DataError, match=f"input_ids .*{token}.* {VOCABULARY}"):
+        model.outputs(given)
 
 
 def test_the_context_is_used_to_its_last_token(model):
