@@ -91,13 +91,15 @@ class TextGeneration(TextTask):
             )
         if preferences and config.loss not in (None, _DPO):
             raise ConfigError(f'preferences are learned by the loss "{_DPO}", not {config.loss!r}: leave the loss out')
+        if preferences and config.packing:
+            raise ConfigError("preferences are not packed: leave packing out")
         if preferences:
             return _preference(model, preferences, tokens, lengths, config.beta)
         if loss == _DPO:
             raise ConfigError('the loss "dpo" learns from samples with prompt, chosen and rejected; these have no such')
         rows = rows_of(given, tokens, lengths)
         if config.packing:
-            rows = packed(rows, max(lengths.cut, max(len(row) for row in rows)))
+            rows = packed(rows, max(lengths.cut, max((len(row) for row in rows), default=0)))
         return LanguageModeling(rows)
 
     # --- predictions ------------------------------------------------------------------------------------------

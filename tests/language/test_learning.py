@@ -199,6 +199,8 @@ def test_packing_shares_rows_and_changes_no_loss(model: Model, drawn: Any):
         ([Answer("a", "b")], {"loss": "dpo"}, ConfigError, "prompt, chosen and rejected"),
         (PAIRS, {"loss": "cross-entropy"}, ConfigError, 'learned by the loss "dpo"'),
         ([*PAIRS, *SAMPLES], {}, DataError, "make two files"),
+        (PAIRS, {"packing": True}, ConfigError, "preferences are not packed"),
+        ([], {"packing": True}, ConfigError, "no training samples"),
         ([Conversation((LONG[1],) * 40, where="f, line 2")], {}, DataError, "f, line 2: .* tokens"),
     ],
 )
