@@ -44,11 +44,12 @@ class PageWindow:
 
     def _begin(self) -> None:
         with self._lock:
-            self._runs += 1
             if self._watcher is None:
                 self._stop.clear()
-                self._watcher = threading.Thread(target=self._watch, name="edgelora-page-window", daemon=True)
-                self._watcher.start()
+                watcher = threading.Thread(target=self._watch, name="edgelora-page-window", daemon=True)
+                watcher.start()  # which fails where the system has no more threads
+                self._watcher = watcher
+            self._runs += 1
 
     def _end(self) -> None:
         with self._lock:

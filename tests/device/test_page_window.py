@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -105,4 +106,18 @@ def test_an_error_ends_the_watch():
     window = PageWindow([], -1)
     with pytest.raises(ValueError, match="inside"), window.kept():
         raise ValueError("inside")
+    assert window._watcher is None  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_window_is_kept_again_after_a_thread_could_not_be_started(monkeypatch: pytest.MonkeyPatch):
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    window = PageWindow([], -1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"), window.kept():
+            pass
+    with window.kept():
+        assert window._watcher is not None  # pyright: ignore[reportPrivateUsage]
     assert window._watcher is None  # pyright: ignore[reportPrivateUsage]
