@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 from edgelora.cli.by_line import choose_adapters
@@ -15,7 +15,7 @@ from edgelora.cli.use import stdin_lines
 from edgelora.errors import ConfigError, DataError, EdgeLoraError
 from edgelora.language.conversation import Chat
 from edgelora.language.generation import CACHE_MEMORY
-from edgelora.language.rows import Piece
+from edgelora.language.rows import END, Piece
 from edgelora.language.sampling import GenerationConfig
 from edgelora.samples import Named
 
@@ -211,7 +211,8 @@ def _turns(terminal: bool) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise DataError("standard input: not UTF-8") from error
         return
-    import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]  # gives `input` its history and editing
+    with suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]  # gives `input` its history and editing
 
     while True:
         try:
@@ -254,8 +255,9 @@ def _answer(chat: Chat, text: str, as_json: bool) -> None:
     if as_json:
         said = "".join(piece.text for piece in pieces)
         reason = "interrupted" if stopped or not pieces else pieces[-1].finish_reason
+        new = sum(piece.finish_reason != END for piece in pieces)
         result: dict[str, Any] = {"adapter": chat.adapter, "user": text, "text": said, "finish_reason": reason,
-                                  "read_tokens": chat.read, "new_tokens": len(pieces)}  # fmt: skip
+                                  "read_tokens": chat.read, "new_tokens": new}  # fmt: skip
         print(json.dumps(result, ensure_ascii=False), flush=True)
     else:
         print(flush=True)

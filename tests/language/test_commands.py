@@ -117,6 +117,7 @@ def test_answers_as_lines_of_json(run, model, monkeypatch):
     assert [line["text"] for line in lines] == [one.text for one in wanted]
     assert [line["finish_reason"] for line in lines] == ["length", "length"]
     assert lines[1]["read_tokens"] == chat.read
+    assert [line["new_tokens"] for line in lines] == [len(one.tokens) for one in wanted]
 
 
 class InterruptedOutput(io.StringIO):
