@@ -23,7 +23,7 @@ from edgelora_tools.graphs import prune, standard
 from edgelora_tools.insertion import find_sites
 from edgelora_tools.losses import LOSSES
 from edgelora_tools.measure_shapes import measure_shapes
-from edgelora_tools.memory_table import _profile
+from edgelora_tools.memory_table import _profile, memory_table, table_of_blocks
 from edgelora_tools.normalize import normalize
 from edgelora_tools.options import ConvertOptions
 from edgelora_tools.passes.padding import ignores_padding
@@ -175,6 +175,18 @@ def test_memory_is_foretold_for_blocks_that_are_whole_and_others(language_bundle
             most, foretold = max(held.in_use.values()), manifest.memory[file].peak(sizes)
             assert 0.999 * most <= foretold, (file, sizes)
             assert foretold < 1.02 * most or not exact, (file, sizes)
+
+
+def test_a_few_runs_tell_the_memory_of_all_sizes(language_bundle: Path) -> None:
+    """As many as other models are run at tell the same."""
+    path = language_bundle / "train-cross-entropy.onnx"
+    graph = ir.load(path)
+    few = table_of_blocks(path, graph, "batch", "sequence")
+    many = memory_table(path, graph, [{"batch": n, "sequence": n * BLOCK} for n in (1, 2)])
+    assert few is not None and many is not None
+    for batch, sequence in ((1, 64), (2, 1000), (16, 33)):
+        sizes = {"batch": batch, "sequence": sequence}
+        assert few.peak(sizes) == pytest.approx(many.peak(sizes), rel=1e-3), sizes
 
 
 def test_the_curve_of_training_is_pefts(

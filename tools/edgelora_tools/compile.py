@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgelora.config import LoraConfig
 from edgelora.errors import ConfigError, ConversionError
-from edgelora.manifest import RECURRENT, Budget, GraphSet, InsertionPoint, Manifest, Prefix, TensorSpec
+from edgelora.manifest import RECURRENT, Budget, GraphSet, InsertionPoint, Manifest, MemoryTable, Prefix, TensorSpec
 from edgelora.memory_forecast import forecast
 from edgelora.memory_plan import MemoryPlan
 from edgelora.targets import ALL_LINEAR, select_points
@@ -18,7 +18,6 @@ from edgelora_tools.base_values import values_graph
 from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_weights, write_bundle
 from edgelora_tools.calibration import Plan, Quantized, calibrate, calibration_sample, facts, files
 from edgelora_tools.composites import recognise_composites
-from edgelora_tools.composites.token_loss import BLOCK
 from edgelora_tools.detectors import detector_settings
 from edgelora_tools.frozen import rounds_activations
 from edgelora_tools.graph_sets import graphs_after_prefix, graphs_after_skips, graphs_of_method
@@ -27,7 +26,7 @@ from edgelora_tools.insertion import Site, find_sites
 from edgelora_tools.language import check_language, language_graphs
 from edgelora_tools.losses import COTANGENT, LOSSES
 from edgelora_tools.measure_shapes import Sizes, batch_name, measure_shapes
-from edgelora_tools.memory_table import memory_table
+from edgelora_tools.memory_table import memory_table, table_of_blocks
 from edgelora_tools.methods import LORA, METHODS, AdapterMethod
 from edgelora_tools.normalize import computes_in_half, normalize, onnx_errors
 from edgelora_tools.options import ConvertOptions
@@ -187,7 +186,6 @@ def convert(
         detector=detector,
         language=language,
     )
-    measured = whole_blocks(batch, sizes[0]) if options.task == "text-generation" else sizes
     progress("writing")
     files = {**source.files, **features, **({} if found is None else found.files)}
     weighty = {manifest.forward, *(file for graph in manifest.training for file in graph.files)}
@@ -196,6 +194,10 @@ def convert(
         weighty |= {one.forward, *(file for graph in one.training for file in graph.files)}
     for one in prefixes:
         weighty |= {one.file, one.forward, *(file for graph in one.training for file in graph.files)}
+
+    def measured(path: Path, graph: ir.Model) -> MemoryTable | None:
+        return memory_table(path, graph, sizes) if language is None else table_of_blocks(path, graph, *sizes[0])
+
     return write_bundle(
         destination,
         manifest,
@@ -203,7 +205,7 @@ def convert(
         samples,
         files,
         options.overwrite,
-        lambda path, model: memory_table(path, model, measured) if path.name in weighty else None,
+        lambda path, graph: measured(path, graph) if path.name in weighty else None,
         lambda path: planned(_forecast(path, manifest.budget)) if manifest.budget is not None else None,
     )
 
@@ -221,11 +223,6 @@ def weighing_sizes(model: ir.Model, known: Sizes, batch_size: int, length: int) 
     """The sizes that memory is weighed at: the batch, and of all else as much as is asked for or `known` to run."""
     batch = batch_name(model)
     return {name: batch_size if name == batch else max(length, size) for name, size in known.items()}
-
-
-def whole_blocks(batch: str | None, names: Iterable[str]) -> list[Sizes]:
-    """Sizes at which a loss in blocks of rows holds what it holds at most: the tables are of whole blocks then."""
-    return [{name: count * (1 if name == batch else BLOCK) for name in names} for count in (1, 2)]
 
 
 def chosen_methods(options: ConvertOptions) -> tuple[AdapterMethod, ...]:

@@ -20,13 +20,13 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from edgelora.byte_products import keep_exact
 from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConfigError
 from edgelora.manifest import MEASURED_SIZE, GatheredTable, MemoryTable, MemoryTerm
+from edgelora_tools.composites.token_loss import BLOCK
 from edgelora_tools.measure_shapes import Sizes
 from edgelora_tools.passes.rows import MASK
-from edgelora_tools.runner import sample_inputs
+from edgelora_tools.runner import quiet_options, sample_inputs
 
 _MOST_RUNS, _MOST_CELLS = 16, 1 << 22
 _GRID = (1, 4, 16, 64, 256)
@@ -49,9 +49,24 @@ def memory_table(path: Path, model: ir.Model, sizes: Sequence[Sizes]) -> MemoryT
     None if this ONNX Runtime's profile does not tell, or the graph does not run at enough other sizes.
     """
     names = [name for name in dict.fromkeys(_dimensions(model)) if name in sizes[0]]
-    points = _points(names, sizes)
+    return _table(path, model, names, _points(names, sizes), _monomials(names))
+
+
+def table_of_blocks(path: Path, model: ir.Model, batch: str, length: str) -> MemoryTable | None:
+    """The same for a language model, whose loss is computed in blocks of tokens; it runs at as few as tell all.
+
+    Samples hold nothing together: only what is of one sample is squared. Of whole blocks the table is exact, and more
+    than what is held of others.
+    """
+    points = [{batch: n, length: count * BLOCK // n} for n in (1, 2) for count in (1, 2, 3)]
+    monomials = [one for one in _monomials([batch, length]) if one.count(batch) < 2]
+    return _table(path, model, [batch, length], points, monomials)
+
+
+def _table(
+    path: Path, model: ir.Model, names: Sequence[str], points: Sequence[Sizes], monomials: Sequence[tuple[str, ...]]
+) -> MemoryTable | None:
     runs = _profile(path, model, points, prepack=True)
-    monomials = _monomials(names)
     if not runs or len(runs) < min(len(points), len(monomials)):
         return None
     copies = any(node.op_type == "Conv" for node in model.graph)
@@ -82,11 +97,9 @@ def _points(names: Sequence[str], sizes: Sequence[Sizes]) -> list[Sizes]:
 
 def _profile(path: Path, model: ir.Model, points: Sequence[Sizes], prepack: bool) -> list[_Run]:
     """A run at each of the points; those at which it fails are left out."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = quiet_options()
     options.enable_mem_pattern = False
     options.enable_profiling = True
-    keep_exact(options)
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     with tempfile.TemporaryDirectory(prefix="edgelora-") as folder:

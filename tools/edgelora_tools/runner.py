@@ -34,12 +34,19 @@ def open_session(model: ir.Model, optimize: bool = True) -> Iterator[ort.Inferen
 
 def session_on(path: Path, optimize: bool = True) -> ort.InferenceSession:
     """An ONNX Runtime session on a file, CPU only, quiet."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised; sizes that may not fit are tried on purpose
-    keep_exact(options)
+    options = quiet_options()
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def quiet_options() -> ort.SessionOptions:
+    """Of a session that says nothing, and whose threads sleep while they wait."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised; sizes that may not fit are tried on purpose
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    keep_exact(options)
+    return options
 
 
 def sample_inputs(model: ir.Model, sizes: Mapping[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
