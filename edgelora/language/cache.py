@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelora.errors import BundleError
 from edgelora.manifest import MIXED_INDEX, LanguageModel
 from edgelora.session import Graph, Value, value_of
 
@@ -25,6 +26,11 @@ class Cache:
     """
 
     def __init__(self, graph: Graph, feeds: Mapping[str, NDArray[np.generic]], rows: int) -> None:
+        """No rows have been read yet.
+
+        Raises:
+            BundleError: it is no decode graph.
+        """
         self._graph = graph
         self._feeds = {name: value_of(array) for name, array in feeds.items() if name in graph.inputs}
         self._past: dict[str, Value] = {
@@ -33,6 +39,8 @@ class Cache:
             if name.startswith(_PAST)
         }
         self._outputs = ["logits", *(_present(name) for name in self._past)]
+        if not self._past or not set(self._outputs) <= set(graph.outputs):
+            raise BundleError("the bundle's graph for generation keeps no keys and values: convert the model again")
         self._filled = np.zeros((rows, 0), np.int64)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Tokens:
         template: Path | None = None,
         most: int = sys.maxsize,
     ) -> None:
-        """Load the tokenizer at `path`, and the chat template at `template`.
+        """Load the tokenizer at `path`; the chat template at `template` is loaded when it is first used.
 
         Raises:
             EdgeLoraError: a package is missing. BundleError: a file is missing or damaged.
@@ -71,7 +72,7 @@ class Tokens:
         self.vocabulary, self.bos, self.eos, self.most = vocabulary, bos, tuple(eos), most
         added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
         self._special = np.asarray([number for number, token in added.items() if token.special], np.int64)
-        self._template = None if template is None else self._load(template)
+        self._template = template
 
     @classmethod
     def of(cls, folder: Path, preprocessing: Mapping[str, Any], language: LanguageModel) -> Tokens:
@@ -106,19 +107,19 @@ class Tokens:
         special = {name: self._tokenizer.id_to_token(one) for name, one in named.items() if one is not None}
         return ChatTemplate(source, special, str(path))
 
-    @property
+    @cached_property
     def template(self) -> ChatTemplate:
         """The chat template.
 
         Raises:
-            ConfigError: the base has none.
+            ConfigError: the base has none. EdgeLoraError: Jinja2 is missing. BundleError: the template is broken.
         """
         if self._template is None:
             raise ConfigError(
                 "this base has no chat template, so that messages cannot be written as it reads them: give texts "
                 "(text, or prompt and completion), or convert it with a chat_template.jinja beside the model"
             )
-        return self._template
+        return self._load(self._template)
 
     def encode(self, text: str, special: bool = True) -> Encoded:
         """The tokens of a text, with those that the tokenizer puts before one unless `special` is off.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from edgelora.errors import ConfigError, DataError, StoreError
+from edgelora.errors import BundleError, ConfigError, DataError, EdgeLoraError, StoreError
 from edgelora.language import cache
 from edgelora.language.cache import Cache, bytes_per_token
 from edgelora.language.chat import ChatTemplate
@@ -184,6 +185,15 @@ def test_a_conversation_is_written_by_its_template(model):
     assert model.generate([messages], config=LONG) == model.generate([written], config=LONG)
 
 
+def test_jinja_is_needed_for_conversations_alone(model, monkeypatch):
+    wanted = model.generate(PROMPTS[:1], config=LONG)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    fresh = Model.open(model.bundle.path, model.store.root)
+    assert fresh.generate(PROMPTS[:1], config=LONG) == wanted
+    with pytest.raises(EdgeLoraError, match=r"chat templates need Jinja2: pip install"):
+        Chat(fresh)
+
+
 def test_an_empty_text_begins_with_the_models_own_token(model):
     language = model.bundle.manifest.language
     assert model.generate([""], config=LONG) == model.generate(["<s>"], config=LONG)
@@ -212,7 +222,7 @@ def test_prompts_that_cannot_be_used_are_named(model, prompts, named):
 
 
 def test_a_conversation_of_which_the_template_writes_nothing_is_named(model):
-    model.encoder._template = ChatTemplate("{{ messages[0].nothing }}", {})
+    model.encoder.template = ChatTemplate("{{ messages[0].nothing }}", {})
     with pytest.raises(DataError, match="prompt 1: the chat template writes nothing"):
         model.generate([[{"role": "user", "content": "x"}]], config=LONG)
     with pytest.raises(DataError, match="the chat template writes nothing"):
@@ -242,6 +252,13 @@ def test_adapters_that_are_not_there_are_named(model, drawn):
         model.stream(PROMPTS[:2], adapters=["anna", "ben"], config=LONG)
     with pytest.raises(ConfigError, match="1 adapters for 2 prompts"):
         model.stream(PROMPTS[:2], adapters=["anna"], config=LONG)
+
+
+def test_a_graph_without_a_cache_does_not_generate(model):
+    language = replace(model.bundle.manifest.language, decode=model.bundle.manifest.forward)
+    model.bundle.manifest = replace(model.bundle.manifest, language=language)
+    with pytest.raises(BundleError, match="keeps no keys and values"):
+        model.generate(["a"], config=LONG)
 
 
 def test_a_bundle_of_another_task_writes_no_text(model):
