@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from edgelora.bundle import Bundle
 from edgelora.check import check
-from edgelora_tools.calibration import calibration_sample
+from edgelora.errors import DataError
+from edgelora_tools.calibration import language_sample
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.measure_shapes import measure_shapes
 from edgelora_tools.normalize import normalize
@@ -84,10 +86,33 @@ def test_generation_multiplies_by_the_same_codes(bundle: Bundle) -> None:
 def test_text_to_calibrate_on_goes_on_in_full_rows(language_source: Any, calibration: Path) -> None:
     model = normalize(language_source.model.clone())
     options = ConvertOptions(task="text-generation", calibration=calibration)
-    feeds = calibration_sample(language_source, model, model, measure_shapes(model)[0], options)
+    feeds = language_sample(language_source, language_source.decoder, model, measure_shapes(model)[0], options)
     ids = feeds["input_ids"]
     assert ids.shape[1] == 64
     np.testing.assert_array_equal(feeds["labels"][:, :-1], ids[:, 1:])
-    assert not feeds["loss_weight"][:, -1].any()
+    assert feeds["loss_weight"].all()
     assert feeds["loss_weight"].sum() == pytest.approx(1)
     assert feeds["attention_mask"].all()
+
+
+def test_whatever_trains_calibrates(language_source: Any, tmp_path: Path) -> None:
+    model = normalize(language_source.model.clone())
+    talk = [{"role": "user", "content": "hello there"}, {"role": "assistant", "content": "good morning"}]
+    pair = {"prompt": "hello", "chosen": " there", "rejected": " here"}
+    kinds = [{"messages": talk}, {"prompt": "hello", "completion": " there"}, pair, {"text": "hello there"}]
+    for number, record in enumerate(kinds):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(json.dumps(record) + "\n" + json.dumps(record | {"text": "x" * 300} if number == 3 else record))
+        options = ConvertOptions(task="text-generation", calibration=path)
+        feeds = language_sample(language_source, language_source.decoder, model, {}, options)
+        weights = feeds["loss_weight"]
+        assert weights.sum() == pytest.approx(1) and (weights == 0).any() and feeds["labels"].min() >= 0
+
+
+def test_a_calibration_that_cannot_be_read_is_named(language_source: Any, tmp_path: Path) -> None:
+    model = normalize(language_source.model.clone())
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
+    for name, said in (("none.txt", "cannot be read"), ("bytes.txt", "not UTF-8")):
+        options = ConvertOptions(task="text-generation", calibration=tmp_path / name)
+        with pytest.raises(DataError, match=said):
+            language_sample(language_source, language_source.decoder, model, {}, options)

@@ -28,10 +28,13 @@ from edgelora.data import NumberSample, PairSample, TextSample, TokenSample, rea
 from edgelora.dimensions import evaluate_dimension
 from edgelora.encoders import ENCODERS
 from edgelora.errors import ConversionError
+from edgelora.language.packing import RowInputs
+from edgelora.language.samples import LanguageSample, Preference
+from edgelora.language.tokenized import Lengths, rows_of
+from edgelora.language.tokens import Tokens
 from edgelora.manifest import InsertionPoint
 from edgelora.quantization import LEAST_COSINE, QUANTIZATION_FILE, cosine
 from edgelora.tasks import task_named
-from edgelora.text import TextEncoder
 from edgelora_tools.graphs import specs
 from edgelora_tools.insertion import Site
 from edgelora_tools.ladders import RUNGS, Ladder, ladders, weighed
@@ -40,15 +43,14 @@ from edgelora_tools.measure_shapes import Sizes, batch_name
 from edgelora_tools.passes.quantize import Choice, Plan, Product, Rung, products
 from edgelora_tools.preprocessing import InputOptions, preprocessing_of
 from edgelora_tools.runner import open_session, sample_inputs
-from edgelora_tools.sources import GENERATION
-from edgelora_tools.sources.base import Source
+from edgelora_tools.sources.base import Decoder, Source
 
 Feeds = dict[str, NDArray]
 Build = Callable[[Plan], ir.Model]
 """From a plan to the training graph with the loss `cotangent`; of an empty plan's products all are real."""
 
 _TEXTS = 32  # of a calibration file; as many random inputs
-_LANGUAGE_ROWS, _LANGUAGE_TOKENS = 8, 64  # of text that goes on
+_LANGUAGE_ROWS, _LANGUAGE_TOKENS, _LANGUAGE_MOST = 8, 64, 256  # of text that goes on, and of other samples
 _RANK, _SIZE = 4, 0.05  # of the probe adapter
 _SERIES = tuple(2 ** (-k / 4) for k in range(24))
 _FAR = 2.0
@@ -150,6 +152,37 @@ def files(found: Calibrated) -> dict[str, bytes]:
     return {QUANTIZATION_FILE: save({name: np.asarray(x, order="C") for name, x in arrays.items()})}
 
 
+def language_sample(
+    source: Source, decoder: Decoder, model: ir.Model, sizes: Sizes, options: CalibrationOptions
+) -> Feeds:
+    """The same of a language model, with the inputs of its loss: as many rows of the file as hold some hundred tokens.
+
+    Rows are as in training; of preferences the chosen answers are read.
+
+    Raises:
+        ConversionError, DataError: the file is none that this model trains on.
+    """
+    if options.calibration is None:
+        feeds = calibration_sample(source, model, model, sizes, options)
+        return feeds | _next_tokens(feeds)
+    read = task_named(options.task).read(options.calibration)[:_TEXTS]
+    samples = [one.answers[0] if isinstance(one, Preference) else one for one in read]
+    most = min(decoder.max_length or _LANGUAGE_MOST, _LANGUAGE_MOST)
+    lengths = Lengths(most, min(_LANGUAGE_TOKENS, most), truncate=True)
+    with tempfile.TemporaryDirectory(prefix="edgelora-") as folder:
+        for name, content in source.files.items():
+            (Path(folder) / name).write_bytes(content)
+        template = None if decoder.chat_template is None else Path(folder) / decoder.chat_template
+        tokens = Tokens(Path(folder) / "tokenizer.json", decoder.vocabulary, decoder.bos, decoder.eos, template)
+        rows = rows_of([one for one in samples if isinstance(one, LanguageSample)], tokens, lengths)
+    before = np.cumsum([0, *(len(row) for row in rows)])[:-1]
+    data = RowInputs(rows[: np.count_nonzero(before < _LANGUAGE_ROWS * _LANGUAGE_TOKENS)])
+    every = np.arange(len(data))
+    counted = data.counted(every)
+    targets = {"labels": np.maximum(data.labels(every), 0), "loss_weight": counted / counted.sum()}
+    return data.feeds(every) | targets
+
+
 def calibration_sample(
     source: Source, model: ir.Model, base: ir.Model, sizes: Sizes, options: CalibrationOptions
 ) -> Feeds:
@@ -172,29 +205,9 @@ def calibration_sample(
             for name, content in {**source.files, **features}.items():
                 (Path(folder) / name).write_bytes(content)
             encoder = ENCODERS[settings["kind"]](Path(folder), settings, taken_in)
-            if isinstance(encoder, TextEncoder) and options.task == GENERATION:
-                feeds = _rows_of_text(encoder, options.calibration)
-            else:
-                made = encoder.inputs(_raw_inputs(options.calibration, options.task)[:_TEXTS])
-                feeds = made.feeds(np.arange(len(made)))
-    targets = _next_tokens(feeds) if options.task == GENERATION else {}
-    return {name: x for name, x in feeds.items() if name in taken} | targets
-
-
-def _rows_of_text(encoder: TextEncoder, path: Path) -> Feeds:
-    """The beginning of a file of plain text (.txt) or of texts, in full rows, or one row of all of it.
-
-    Raises:
-        ConversionError: the file has no text.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.suffix == ".txt" else read_texts(path)
-    tokens = np.concatenate([np.zeros(0, np.int64), *encoder.tokens(lines[: _LANGUAGE_ROWS * _LANGUAGE_TOKENS])])
-    if len(tokens) < 2:
-        raise ConversionError(f"{path}: it has no text to calibrate on")
-    length = min(_LANGUAGE_TOKENS, len(tokens))
-    ids = tokens[: min(len(tokens) // length, _LANGUAGE_ROWS) * length].reshape(-1, length)
-    positions = np.ascontiguousarray(np.broadcast_to(np.arange(length), ids.shape))
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": positions}
+            made = encoder.inputs(_raw_inputs(options.calibration, options.task)[:_TEXTS])
+            feeds = made.feeds(np.arange(len(made)))
+    return {name: x for name, x in feeds.items() if name in taken}
 
 
 def _next_tokens(feeds: Feeds) -> Feeds:

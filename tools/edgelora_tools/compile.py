@@ -16,7 +16,7 @@ from edgelora.memory_plan import MemoryPlan
 from edgelora.targets import ALL_LINEAR, select_points
 from edgelora_tools.base_values import values_graph
 from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_weights, write_bundle
-from edgelora_tools.calibration import Plan, Quantized, calibrate, calibration_sample, facts, files
+from edgelora_tools.calibration import Plan, Quantized, calibrate, calibration_sample, facts, files, language_sample
 from edgelora_tools.composites import recognise_composites
 from edgelora_tools.detectors import detector_settings
 from edgelora_tools.frozen import rounds_activations
@@ -266,7 +266,10 @@ def quantize_base(
         pruned = base if all(c.rung is Rung.REAL for c in plan.values()) else planned(plan)
         return training_graph(pruned, chosen, options, loss, False, False, "probe.onnx").model
 
-    sample = calibration_sample(source, model, base, sizes[0], options)
+    if source.decoder is None:
+        sample = calibration_sample(source, model, base, sizes[0], options)
+    else:
+        sample = language_sample(source, source.decoder, model, sizes[0], options)
     apart = options.unpad and ignores_padding(standard(base), sizes[0])
     found = calibrate(base, chosen, sample, probe_graph, LOWERED, options.quantize or "int8", apart, progress, kept)
     sites = find_sites(base)
