@@ -196,6 +196,8 @@ def run_chat(options: argparse.Namespace) -> None:
             else:
                 _answer(chat, line, options.json)
         except EdgeLoraError as error:
+            if options.json:
+                print(json.dumps({"error": str(error), "kind": type(error).__name__}), flush=True)
             note(f"edgelora: {error}")
 
 

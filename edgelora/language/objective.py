@@ -63,7 +63,12 @@ def token_judge(manifest: Manifest, graphs: str) -> Judge:
 
 def counted_losses(outputs: Array, data: RowInputs, rows: Rows) -> NDArray[np.float64]:
     """−log p of each label that counts, 0 elsewhere, `[rows, longest]`, from these or from logits `[…, vocabulary]`."""
-    made = outputs.astype(np.float64)
-    if made.ndim == 3:
-        made = -np.take_along_axis(log_softmax(made), data.labels(rows)[..., None], -1)[..., 0]
-    return np.where(data.counted(rows) > 0, made, 0.0)
+    counted = data.counted(rows) > 0
+    made = np.zeros(counted.shape)
+    if outputs.ndim == 2:
+        made[counted] = outputs[counted]
+        return made
+    for row, (labels, here) in enumerate(zip(data.labels(rows), counted, strict=True)):  # not all as float64 at once
+        found = log_softmax(outputs[row, here].astype(np.float64))
+        made[row, here] = -np.take_along_axis(found, labels[here, None], 1)[:, 0]
+    return made

@@ -112,8 +112,10 @@ def test_lines_are_turns_and_commands(run, model, monkeypatch):
 def test_answers_as_lines_of_json(run, model, monkeypatch):
     chat = Chat(model, None, None, CONFIG)
     wanted = [chat.ask("What?"), chat.ask("And?")]
-    typed(monkeypatch, "What?\nAnd?\n")
+    typed(monkeypatch, f"What?\n{'too long' * 200}\nAnd?\n")
     lines = [json.loads(line) for line in run("chat", "--json", *TEN)[1].splitlines()]
+    failed = lines.pop(1)
+    assert failed["kind"] == "DataError" and "room for" in failed["error"]
     assert [line["text"] for line in lines] == [one.text for one in wanted]
     assert [line["finish_reason"] for line in lines] == ["length", "length"]
     assert lines[1]["read_tokens"] == chat.read

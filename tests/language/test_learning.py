@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import edgelora as el
 from edgelora.errors import ConfigError, DataError
 from edgelora.evaluation import evaluate_each
 from edgelora.language.objective import LanguageModeling, counted_losses
-from edgelora.language.packing import packed
+from edgelora.language.packing import RowInputs, packed, row_of
 from edgelora.language.preferences import DirectPreference
 from edgelora.language.samples import Answer, Conversation, LanguageSample, Passage, Preference, passages_of
 from edgelora.language.tokenized import Lengths, rows_of
@@ -248,6 +249,19 @@ def test_losses_of_tokens_that_do_not_count_are_none(model: Model):
     nll = np.full(labels.shape, np.nan)
     nll[counts] = 2.0
     assert counted_losses(nll, objective._rows, rows).sum() == 2.0 * counts.sum()
+
+
+def test_losses_from_all_logits_take_less_memory_than_these():
+    rows = np.arange(16)
+    data = RowInputs([row_of(np.arange(32), np.arange(32), np.ones(32, np.bool_), 32)] * len(rows))
+    logits = np.random.default_rng(0).standard_normal((len(rows), 32, 1000), np.float32)
+    tracemalloc.start()
+    found = counted_losses(logits, data, rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < logits.nbytes
+    wanted = torch.nn.functional.cross_entropy(torch.tensor(logits[3]).double(), torch.arange(32), reduction="none")
+    np.testing.assert_allclose(found[3], wanted.numpy(), rtol=1e-12)
 
 
 def test_the_folder_of_a_bundle_holds_its_tokenizer(language_bundle: Path):
