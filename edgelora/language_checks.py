@@ -53,13 +53,20 @@ def check_decode(
     return [*verdicts, _verdict(bundle, language.score, got, nll)]
 
 
-def _decoded(bundle: Bundle, language: LanguageModel, file: str, ids: NDArray[Any], adapter: Feeds) -> NDArray[Any]:
-    """Logits `[batch, sequence, vocabulary]`: a prompt, run once for each of its tokens; then the rest, one by one."""
+def _decoded(
+    bundle: Bundle, language: LanguageModel, file: str, ids: NDArray[Any], adapter: Feeds
+) -> NDArray[Any] | None:
+    """Logits `[batch, sequence, vocabulary]`: a prompt, run once for each of its tokens; then the rest, one by one.
+
+    None where the graph does not return the keys and values that the manifest tells of.
+    """
     batch, length = ids.shape
     empty = np.zeros((batch, language.kv_heads, 0, language.head_size), np.float32)
     names = [f"{i}.{part}" for i in range(language.layers) for part in ("key", "value")]
     past: Feeds = dict.fromkeys([f"past_key_values.{name}" for name in names], empty)
     graph, begun = bundle.graph(file), max(1, int(length * _PROMPT))
+    if not {f"present.{name}" for name in names} <= set(graph.outputs):
+        return None
     logits: list[NDArray[Any]] = []
     for at in range(length):
         start, stop = (0, begun) if at < begun else (at, at + 1)

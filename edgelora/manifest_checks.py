@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _DTYPES = frozenset(
     "bool float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()  # noqa: SIM905
 )
+_GENERATION = "text-generation"
 _OUTPUT = {
     "sequence-classification": "logits",
     "token-classification": "logits",
@@ -22,10 +23,11 @@ _OUTPUT = {
     "image-classification": "logits",
     "audio-classification": "logits",
     "speaker-verification": "embedding",
-    "text-generation": "logits",
+    _GENERATION: "logits",
 }
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _VALUES_A_BYTE = 8
+_TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 def value_problems(manifest: Manifest) -> list[str]:
@@ -45,8 +47,8 @@ def value_problems(manifest: Manifest) -> list[str]:
         *_task_problems(manifest),
     ]
     if manifest.language is not None:
-        problems += _language_problems(manifest.language, most)
-    elif manifest.task == "text-generation":
+        problems += [*_language_problems(manifest.language, most), *_decoder_problems(manifest)]
+    elif manifest.task == _GENERATION:
         problems.append("the task text-generation needs the field language")
     if manifest.head is not None and not 0 < manifest.head.features <= most:
         problems.append(f"the head has {manifest.head.features} features")
@@ -120,6 +122,23 @@ def _language_problems(language: LanguageModel, most: int) -> Iterator[str]:
     for token in (*language.eos, *(() if language.bos is None else (language.bos,))):
         if not 0 <= token < language.vocabulary:
             yield f"language names token {token} of {language.vocabulary}"
+
+
+def _decoder_problems(manifest: Manifest) -> Iterator[str]:
+    """What is wrong beside the field language, where it is there."""
+    if manifest.task != _GENERATION:
+        yield f"the field language is of the task {_GENERATION}, not of {manifest.task}"
+    if manifest.head is not None:
+        yield "a language model with a new head"
+    names = [spec.name for spec in manifest.inputs]
+    if not set(_TOKEN_INPUTS[:2]) <= set(names) <= set(_TOKEN_INPUTS):
+        yield f"a language model takes {', '.join(_TOKEN_INPUTS)}, not {', '.join(names)}"
+    for spec in manifest.inputs:
+        if len(spec.shape) != 2 or spec.dtype != "int64":
+            yield f"the input {spec.name!r} has type {spec.dtype!r} and shape {list(spec.shape)}"
+    for spec in manifest.outputs:
+        if len(spec.shape) != 3:
+            yield f"the output {spec.name!r} has shape {list(spec.shape)}"
 
 
 def _repeated(what: str, names: list[str]) -> Iterator[str]:
