@@ -87,10 +87,10 @@ def add_lengths(parser: Any) -> None:
         "--max-length",
         type=int,
         metavar="TOKENS",
-        help="of a row of text at most (what the base takes; plain text is cut into rows of 256): longer samples are "
-        "refused",
+        help="of language models: a row's tokens at most (what the base takes; plain text is cut into rows of 256); "
+        "longer samples are refused",
     )
-    parser.add_argument("--truncate", action="store_true", help="cut longer samples at their end instead")
+    parser.add_argument("--truncate", action="store_true", help="of language models: cut longer samples instead")
     parser.add_argument(
         "--beta", type=float, default=0.1, help="of the loss dpo: how dear it is to leave the base (0.1)"
     )

@@ -209,8 +209,8 @@ def add_verbs(verbs: Verbs) -> None:
         "--packing",
         action=argparse.BooleanOptionalAction,
         default=defaults.packing,
-        help="short samples share rows of text, without seeing each other: less padding, and fewer updates, since a "
-        "batch counts rows (no)",
+        help="of language models: short samples share rows, without seeing each other: less padding, and fewer "
+        "updates, since a batch counts rows (no)",
     )
     run.add_argument(
         "--patience", type=int, metavar="EPOCHS", help="stop after so many epochs without a better validation"
