@@ -142,7 +142,11 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(run, model, monkeypatch):
     output = InterruptedOutput()
     monkeypatch.setattr(sys, "stdout", output)
     typed(monkeypatch, "What?\nAnd?\n")
-    status, _, error = run("chat", *TEN)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores the signal
+    try:
+        status, _, error = run("chat", *TEN)
+    finally:
+        signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
     assert (status, output.interrupted, "(stopped)" in error) == (0, True, True)
     first = next(n for n in range(1, len(whole)) if output.getvalue().startswith(whole[:n] + "\n"))
