@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.job import INITIAL, PROBE, Job, Settings, Texts
+from benchmarks.first_values import write_first_values
+from benchmarks.job import Job, Settings, Texts
 from benchmarks.measure import (
     ROOT,
     BenchmarkError,
@@ -32,7 +33,7 @@ from benchmarks.measure import (
     ratios,
     summarize,
 )
-from edgelora.adapter import new_adapter, write_adapter
+from edgelora.adapter import new_adapter
 from edgelora.bundle import Bundle
 from edgelora.config import LoraConfig
 from edgelora.errors import EdgeLoraError
@@ -243,13 +244,7 @@ def write_job(
     targets = None if everywhere else options.targets
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, layers_to_transform=layers)
     initial = new_adapter(manifest, lora, labels=intents, rng=rng)
-    write_adapter(initial, folder / INITIAL)
-    probed = {
-        name: rng.standard_normal(tensor.shape, np.float32) * np.float32(PROBE_STD)
-        for name, tensor in sorted(initial.tensors.items())
-        if name.endswith(".lora_B")
-    }
-    write_adapter(initial.with_tensors({**initial.tensors, **probed}), folder / PROBE)
+    write_first_values(folder, initial, rng, PROBE_STD)
     return folder
 
 

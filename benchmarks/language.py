@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks import clinc, figures
-from benchmarks.job import INITIAL, PROBE, Job, Settings, TokenRows
+from benchmarks.first_values import write_first_values
+from benchmarks.job import Job, Settings, TokenRows
 from benchmarks.limited import run_limited
 from benchmarks.measure import BenchmarkError, Contender, Runs, agreement, alternate
 from benchmarks.report import table
 from benchmarks.tasks.case import unpacked
-from edgelora.adapter import new_adapter, write_adapter
+from edgelora.adapter import new_adapter
 from edgelora.bundle import Bundle
 from edgelora.config import LoraConfig
 from edgelora.errors import EdgeLoraError
@@ -232,13 +233,7 @@ def write_job(
     order = np.arange(len(train))[None]
     Job(folder, settings, TokenRows(train, counted), TokenRows(rows[-HELD_OUT:], counted), order).write()
     initial = new_adapter(bundle.manifest, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS), rng=rng)
-    write_adapter(initial, folder / INITIAL)
-    probed = {
-        tensor: rng.standard_normal(x.shape, np.float32) * np.float32(PROBE_STD)
-        for tensor, x in sorted(initial.tensors.items())
-        if tensor.endswith(".lora_B")
-    }
-    write_adapter(initial.with_tensors({**initial.tensors, **probed}), folder / PROBE)
+    write_first_values(folder, initial, rng, PROBE_STD)
     return folder
 
 

@@ -20,12 +20,13 @@ import numpy as np
 
 from benchmarks import clinc, figures
 from benchmarks.boxes import CLASSES as KINDS
-from benchmarks.job import INITIAL, PROBE, Images, Job, Settings
+from benchmarks.first_values import write_first_values
+from benchmarks.job import Images, Job, Settings
 from benchmarks.measure import BenchmarkError, Contender, Run, Runs, agreement, alternate
 from benchmarks.report import table
 from benchmarks.variants import WORKER
 from benchmarks.vision_cases import CASES, Case
-from edgelora.adapter import new_adapter, write_adapter
+from edgelora.adapter import new_adapter
 from edgelora.bundle import Bundle
 from edgelora.config import LoraConfig
 from edgelora.errors import EdgeLoraError
@@ -153,13 +154,7 @@ def write_job(
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets)
     names = None if bundle.manifest.head is None else tuple(map(str, range(CLASSES)))
     initial = new_adapter(bundle.manifest, lora, labels=names, rng=rng)
-    write_adapter(initial, folder / INITIAL)
-    probed = {
-        tensor: rng.standard_normal(x.shape, np.float32) * np.float32(PROBE_STD)
-        for tensor, x in sorted(initial.tensors.items())
-        if tensor.endswith(".lora_B")
-    }
-    write_adapter(initial.with_tensors({**initial.tensors, **probed}), folder / PROBE)
+    write_first_values(folder, initial, rng, PROBE_STD)
     return folder
 
 
