@@ -15,8 +15,9 @@ from benchmarks.measure import BenchmarkError, Run, run_in_turns
 from edgelora.adapter import new_adapter, write_adapter
 from edgelora.batching import epoch_batches
 from edgelora.bundle import Bundle
-from edgelora.cli.learn import adapter_config, training_config
+from edgelora.cli.adapter_options import adapter_config
 from edgelora.cli.main import build_parser
+from edgelora.cli.training_options import training_config
 from edgelora.config import LoraConfig
 from edgelora.text import TextEncoder
 

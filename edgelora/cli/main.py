@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from edgelora.cli import adapters, base, exchange, language, learn, prove, use, zoo
+from edgelora.cli import adapters, convert, demo, describe, exchange, language, learn, measure, prove, use, verify, zoo
 from edgelora.errors import EdgeLoraError, StoreWarning
 
 USER_ERROR = 2
 INTERRUPTED = 130
 
+_VERBS = (convert, describe, verify, measure, demo, learn, use, language, adapters, exchange, prove, zoo)
 _DESCRIPTION = """\
 Personalise a frozen model on the device where it runs.
 
@@ -32,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="edgelora", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for module in (base, learn, use, language, adapters, exchange, prove, zoo):
+    for module in _VERBS:
         module.add_verbs(verbs)
     return parser
 

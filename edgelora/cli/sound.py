@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelora.cli.common import desktop
-from edgelora.errors import DataError
+from edgelora.cli.values import texts_by_name
 from edgelora.runtime import Model
 from edgelora.voices import enrol, read_voices, recognise, threshold_of
 
@@ -46,18 +46,6 @@ def sound_options(options: argparse.Namespace) -> Any:
         options.features_factor,
         options.features_offset,
     )
-
-
-def texts_by_name(option: str, given: list[str]) -> dict[str, str]:
-    """SETTING=VALUE, as `option` takes them.
-
-    Raises:
-        DataError: one is of another form.
-    """
-    pairs = [text.partition("=") for text in given]
-    if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
-        raise DataError(f"{option} {wrong[0]}: it takes SETTING=VALUE")
-    return {name: value for name, _, value in pairs}
 
 
 def recognised(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgelora.cli.learn import EpochLines, report_text
+from edgelora.cli.train_output import EpochLines, report_text
 from edgelora.trainer import StepResult
 from edgelora.training import TrainingReport
 from edgelora.training_config import TrainingConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgelora.bench import bench
-from edgelora.cli.base import bench_text
+from edgelora.cli.measure import bench_text
 from edgelora.errors import ConfigError
 from edgelora.session import SessionSettings
 from tests.language_models import LONGEST
