@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from edgelora.errors import ConfigError, DataError
 from edgelora.manifest import LORA_GRAPHS
+from edgelora.measuring import measure, side_by_side
 from edgelora.objectives import Array, Objective, stack
 from edgelora.runtime import Model
 from edgelora.samples import Sample
 from edgelora.tasks import objective_for
-from edgelora.trainer import check_targets, measure, side_by_side
+from edgelora.training_checks import check_targets
 from edgelora.training_config import TrainingConfig
 
 Metrics = dict[str, float]

@@ -29,13 +29,14 @@ from edgelora.errors import ConfigError
 from edgelora.files import write_atomic
 from edgelora.manifest import MEASURED_SIZE, GatheredTable, MemoryTable
 from edgelora.mapped_pages import can_give_back
+from edgelora.measuring import length_sorted_batches
 from edgelora.memory import resident_memory, trim_heap
 from edgelora.memory_moments import ARENA, Kept, Moment, kept_of, moment_of, moments_after
 from edgelora.methods.prompt import PromptTuningConfig
 from edgelora.objectives import Feeds, HostLoss, Objective
 from edgelora.prefix_cache import CHUNK
 from edgelora.session import SessionSettings
-from edgelora.trainer import Trainer, length_sorted_batches
+from edgelora.trainer import Trainer
 
 _PER_PART = {True: 16, False: 32}  # what a run costs beside its cells, in cells, by whether weights are packed
 _UNPACKED, _WINDOWED = 1.08, 1.15  # step time without prepacking; with weights that pass through a window

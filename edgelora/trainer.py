@@ -6,7 +6,7 @@ are a few numpy operations whatever the number of points.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,17 +20,26 @@ from edgelora.bundle import Bundle
 from edgelora.config import LoraConfig
 from edgelora.dimensions import evaluate_dimension
 from edgelora.dropout import dropout_masks
-from edgelora.errors import ConfigError, DataError, TrainingError
-from edgelora.manifest import BIAS_OP, LORA_GRAPHS, Manifest, Prefix, TrainingGraph
-from edgelora.methods import no_prefix
+from edgelora.errors import ConfigError, TrainingError
+from edgelora.flat import flatten, views_of
+from edgelora.manifest import BIAS_OP, TrainingGraph
+from edgelora.measuring import evaluate
 from edgelora.methods.lora_fa import project
-from edgelora.objectives import Array, Feeds, Floats, HostLoss, Objective, Regression, is_augmented
+from edgelora.objectives import Feeds, Floats, HostLoss, Objective, is_augmented
 from edgelora.optimizers import SGD, AdamW, Optimizer, clip_by_global_norm
 from edgelora.pieces import most_samples, piece_count
 from edgelora.prefix_cache import CacheSettings, PrefixCache, chosen_prefix
 from edgelora.reference_losses import REFERENCES, weighted_sum
 from edgelora.schedules import learning_rate_factor
 from edgelora.session import Graph
+from edgelora.training_checks import (
+    check_dropout,
+    check_method,
+    check_points,
+    check_prefix,
+    check_targets,
+    check_zeroth_order,
+)
 from edgelora.training_config import TrainingConfig
 from edgelora.zeroth_order import spsa
 
@@ -77,12 +86,8 @@ class Trainer:
         check_targets(manifest, adapter, objective)
         self.bundle, self.adapter, self.objective, self.config = bundle, adapter, objective, config
         dropout, self._points = adapter.config.dropout, adapter.joined(manifest)
-        if dropout and isinstance(objective, HostLoss):
-            raise ConfigError(
-                "LoRA dropout cannot be combined with a loss that is computed from the outputs: it sees "
-                "them without dropout; leave lora_dropout out"
-            )
-        self._check_method()
+        check_dropout(adapter, objective)
+        check_method(adapter, config, self._points)
         trained = trained_tensors(adapter, config)
         self.names = tuple(sorted(trained, key=lambda name: (self._is_fast(name), name)))
         self._fixed = {name: tensor for name, tensor in adapter.tensors.items() if name not in self.names}
@@ -95,13 +100,13 @@ class Trainer:
         self._graphs = adapter.method.graphs
         self._judge = objective.judge(manifest, self._graphs)
         if self.prefix is not None:
-            self._check_prefix(self.prefix)
+            check_prefix(adapter, self.prefix, config, cache_folder)
         self.record: TrainingGraph | None = None
         if config.gradient == "spsa":
-            self._check_zeroth_order()
+            check_zeroth_order(adapter, objective)
         else:
             self.record = bundle.training(objective.loss, dropout > 0, self.prefix, self._graphs)
-            self._check_points(self.record)
+            check_points(manifest, self.record, self._points)
         self.flat, self._views = flatten([adapter.tensors[n] for n in self.names])
         self._grad = np.zeros_like(self.flat)
         self._grad_views = views_of(self._grad, [v.shape for v in self._views])
@@ -176,48 +181,10 @@ class Trainer:
         }
         return int(min(most_samples(self.bundle.manifest, self.record.file, sizes), len(self.objective)))
 
-    def _check_method(self) -> None:
-        """Whether the training settings that are a method's own suit the adapter."""
-        for name in ("loraplus_lr_ratio", "lora_fa"):
-            if getattr(self.config, name) and not isinstance(self.adapter.config, LoraConfig):
-                raise ConfigError(f"{name} is for LoRA adapters, and this one is {self.adapter.config.peft_type}")
-        kernels = [point.id for point in self._points if point.kernel]
-        if self.config.lora_fa and kernels:
-            raise ConfigError(f"lora_fa is for linear points; {', '.join(kernels)} are convolutions")
-        if self.config.lora_fa and self.config.gradient == "spsa":
-            raise ConfigError('lora_fa projects an exact gradient: leave gradient "spsa" out')
-
     def _is_fast(self, name: str) -> bool:
         """Whether a tensor has LoRA+'s other learning rate."""
         is_other = name.endswith(".lora_B") or self.adapter.tensors[name].ndim == 1
         return self.config.loraplus_lr_ratio is not None and is_other
-
-    def _check_points(self, record: TrainingGraph) -> None:
-        absent = [point.id for point in self._points if point.id not in record.points]
-        lost = {point.id: point.blocked_by for point in self.bundle.manifest.lost}
-        if blocked := [point for point in absent if point in lost]:
-            raise ConfigError(
-                f"no gradient reaches {', '.join(blocked)}: there is no rule for "
-                f"{'; '.join(dict.fromkeys(lost[point] for point in blocked))}; leave these points out of "
-                'target_modules, or train them by forward passes alone with gradient "spsa" (slow)'
-            )
-        if absent:
-            raise ConfigError(
-                f"the loss {record.loss!r} does not reach {', '.join(absent)}: nothing there can be trained; "
-                "leave these points out of target_modules"
-            )
-
-    def _check_prefix(self, prefix: Prefix) -> None:
-        if self._graphs != LORA_GRAPHS:
-            raise ConfigError(no_prefix(self.adapter.method))
-        outside = [p for p in self.adapter.points if p not in prefix.points]
-        if outside:
-            raise ConfigError(
-                f"the adapter has {', '.join(outside)}, before the layers that {prefix.name} trains: leave train_last "
-                "out, or begin a new adapter (--restart)"
-            )
-        if self.config.cache == "disk" and self._cache_folder is None:
-            raise ConfigError('cache "disk" needs a folder: give cache_folder, or take "memory"')
 
     def cache_of(self, objective: Objective) -> PrefixCache | None:
         """What is kept of these samples after the prefix; None where all layers are trained."""
@@ -246,12 +213,6 @@ class Trainer:
         for cache in self._caches:
             cache.close()
         self._caches.clear()
-
-    def _check_zeroth_order(self) -> None:
-        if self.adapter.config.dropout:
-            raise ConfigError('LoRA dropout needs the exact gradient: gradient "spsa" runs the inference graph alone')
-        if not isinstance(self.objective, HostLoss) and self.objective.loss not in REFERENCES:
-            raise ConfigError(f'the loss {self.objective.loss!r} cannot be trained with gradient "spsa"')
 
     def step(self, rows: NDArray[np.int64]) -> StepResult:
         """One update from the samples of these numbers, `[batch]`.
@@ -477,91 +438,3 @@ def trained_tensors(adapter: Adapter, config: TrainingConfig) -> tuple[str, ...]
     """The names of the adapter's tensors that learn under these settings."""
     learning = (name for name in adapter.tensors if adapter.method.is_trained(name))
     return tuple(name for name in learning if not (config.lora_fa and name.endswith(".lora_A")))
-
-
-def check_targets(manifest: Manifest, adapter: Adapter, objective: Objective) -> None:
-    """Check that the adapter predicts what the samples tell.
-
-    Raises:
-        ConfigError: the adapter has no head. DataError: a regression with another number of targets.
-    """
-    if manifest.head is None:
-        return
-    head = adapter.tensors.get(manifest.head.weight)
-    if head is None:
-        raise ConfigError("this adapter has no head: train it first")
-    if isinstance(objective, Regression) and objective.targets.shape[1] != len(head):
-        raise DataError(
-            f"the samples have {objective.targets.shape[1]} target values, the adapter predicts {len(head)}"
-        )
-
-
-def evaluate(
-    bundle: Bundle, adapter: Adapter, objective: Objective, batch_size: int = 32, cache: PrefixCache | None = None
-) -> dict[str, float]:
-    """Metrics of an adapter on samples, by the objective's judge, or by what comes after the prefix of `cache`.
-
-    `loss` and what the objective has beside it, as accuracy (classification) or recall@1 (sentence embedding).
-
-    Raises:
-        ConfigError: no samples, no head, or a batch size below 1. DataError: another number of targets.
-    """
-    return objective.metrics(*measure(bundle, adapter, objective, batch_size, cache))
-
-
-def measure(
-    bundle: Bundle, adapter: Adapter, objective: Objective, batch_size: int = 32, cache: PrefixCache | None = None
-) -> tuple[list[Array], list[NDArray[np.int64]]]:
-    """What the metrics are computed from, batch by batch, and the samples of each batch. Raises as `evaluate` does."""
-    if not len(objective):
-        raise ConfigError("there are no samples to evaluate")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
-    check_targets(bundle.manifest, adapter, objective)
-    feeds = bundle.feeds(adapter)
-    outputs: list[Array] = []
-    rows: list[NDArray[np.int64]] = []
-    judge = objective.judge(bundle.manifest, adapter.method.graphs)
-    cache = cache if judge.file is None else None
-    for batch in length_sorted_batches(objective.lengths(), batch_size):
-        file = judge.file if cache is None else cache.prefix.forward
-        graph = bundle.forward_in(adapter.method.graphs) if file is None else bundle.graph(file)
-        if cache is not None and cache.suffices(graph):
-            inputs = cache.values(batch)
-        else:
-            inputs = objective.inputs(batch)
-            inputs = inputs if cache is None else cache.feeds(inputs, batch)
-        made = graph.run({**inputs, **feeds}, judge.outputs)
-        outputs.append(objective.measured(side_by_side(list(made.values())), batch))
-        graph.give_back_pages()
-        rows.append(batch)
-    return outputs, rows
-
-
-def side_by_side(arrays: Sequence[Array]) -> Array:
-    """One array as it is; of several `[rows, …]` all values of a row: `[rows, values]`."""
-    return arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(len(a), -1) for a in arrays], axis=1)
-
-
-def length_sorted_batches(lengths: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Batches of similar length, shortest first: the least padding."""
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
-
-
-def flatten(arrays: list[Floats]) -> tuple[Floats, list[Floats]]:
-    """One flat copy of the arrays, and views of it in their shapes."""
-    flat = np.concatenate([a.ravel() for a in arrays]) if arrays else np.zeros(0, np.float32)
-    return flat, views_of(flat, [a.shape for a in arrays])
-
-
-def views_of(flat: Floats, shapes: list[tuple[int, ...]]) -> list[Floats]:
-    """Consecutive views of `flat` in these shapes."""
-    views: list[Floats] = []
-    offset = 0
-    for shape in shapes:
-        size = int(np.prod(shape))
-        views.append(flat[offset : offset + size].reshape(shape))
-        offset += size
-    return views

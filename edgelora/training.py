@@ -25,7 +25,8 @@ from edgelora.runtime import Model
 from edgelora.samples import Sample, digest
 from edgelora.targets import select_points
 from edgelora.tasks import objective_for, task_named
-from edgelora.trainer import Trainer, check_targets, trained_tensors
+from edgelora.trainer import Trainer, trained_tensors
+from edgelora.training_checks import check_targets
 from edgelora.training_config import TrainingConfig
 from edgelora.training_run import Callback, RunResult, finish, fit, run_id
 from edgelora.training_state import STATE_FILE, Progress, StateFile, unfinished
