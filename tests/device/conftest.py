@@ -12,6 +12,7 @@ import pytest
 
 from edgelora.runtime import Model
 from tests.device import tiny
+from tests.device.command import QUICK, Command
 
 CLASSIFICATION = "sequence-classification"
 
@@ -49,3 +50,26 @@ def open_model(bundle_of: Callable[[str], Path], tmp_path: Path) -> Callable[...
         return Model.open(bundle_of(task), tmp_path / store)
 
     return opened
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(capsys)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tiny.write_jsonl(tmp_path / "data.jsonl", tiny.commands())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def home(run: Command, bundle: Path, store: Path, data: Path) -> tuple[str | Path, ...]:
+    """Options that name a trained adapter: BUNDLE --store DIR --adapter NAME."""
+    options = (bundle, "--store", store, "--adapter", "home")
+    assert run("train", *options, "--data", data, *QUICK)[0] == 0
+    return options

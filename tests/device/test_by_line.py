@@ -16,7 +16,7 @@ from edgelora.tasks import objective_for
 from edgelora.trainer import evaluate
 from edgelora.training_config import TrainingConfig
 from tests.device import tiny
-from tests.device.test_cli import Command, run  # noqa: F401
+from tests.device.command import Command
 from tests.device.test_mixed import person
 
 TEXTS = [row["text"] for row in tiny.commands(9)]
@@ -45,12 +45,12 @@ def named(path: Path, names=NAMES, **more) -> Path:
     return tiny.write_jsonl(path, rows)
 
 
-def alone(run: Command, at, name: str, text: str) -> dict:  # noqa: F811
+def alone(run: Command, at, name: str, text: str) -> dict:
     (one,) = run.json("predict", *at, "--adapter", name, text)
     return one
 
 
-def assert_each_has_its_own(run: Command, at, rows: list[dict]):  # noqa: F811
+def assert_each_has_its_own(run: Command, at, rows: list[dict]):
     assert [row["text"] for row in rows] == TEXTS[: len(rows)]
     assert [row["adapter"] for row in rows] == [NAMES[i % 3] for i in range(len(rows))]
     for row in rows:
@@ -60,20 +60,20 @@ def assert_each_has_its_own(run: Command, at, rows: list[dict]):  # noqa: F811
     assert len({row["label"] for row in rows}) > 1
 
 
-def test_a_field_names_the_adapter(run: Command, at, tmp_path):  # noqa: F811
+def test_a_field_names_the_adapter(run: Command, at, tmp_path):
     assert_each_has_its_own(run, at, run.json("predict", *at, "--data", named(tmp_path / "people.jsonl")))
     table = tmp_path / "people.csv"
     table.write_text("".join(["text,adapter\n", *(f"{t},{NAMES[i % 3]}\n" for i, t in enumerate(TEXTS))]))
     assert_each_has_its_own(run, at, run.json("predict", *at, "--data", table))
 
 
-def test_records_without_one_have_that_of_the_command(run: Command, at, tmp_path):  # noqa: F811
+def test_records_without_one_have_that_of_the_command(run: Command, at, tmp_path):
     path = named(tmp_path / "people.jsonl", ["ada", None, ""])
     rows = run.json("predict", *at, "--adapter", "cy", "--data", path)
     assert [row["adapter"] for row in rows] == ["ada", "cy", "cy"] * 3
 
 
-def test_an_adapter_for_each_text(run: Command, at):  # noqa: F811
+def test_an_adapter_for_each_text(run: Command, at):
     chosen = [part for name in NAMES for part in ("--adapter", name)]
     rows = run.json("predict", *at, *chosen, *TEXTS[:3])
     assert_each_has_its_own(run, at, rows)
@@ -81,13 +81,13 @@ def test_an_adapter_for_each_text(run: Command, at):  # noqa: F811
     assert status == 0 and out.splitlines()[0].split() == ["adapter", "text", "label", "score"]
 
 
-def test_a_file_of_names_beside_standard_input(run: Command, at, tmp_path, monkeypatch):  # noqa: F811
+def test_a_file_of_names_beside_standard_input(run: Command, at, tmp_path, monkeypatch):
     (tmp_path / "names.txt").write_text("\n".join(NAMES * 3) + "\n")
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(TEXTS) + "\n"))
     assert_each_has_its_own(run, at, run.json("predict", *at, "--adapters-file", tmp_path / "names.txt"))
 
 
-def test_unknown_adapters_are_named_with_their_lines(run: Command, at, tmp_path):  # noqa: F811
+def test_unknown_adapters_are_named_with_their_lines(run: Command, at, tmp_path):
     path = tmp_path / "people.jsonl"
     named(path, ["ada", "zoe", "../evil"], label=["a"] * 9)
     for verb in ("predict", "eval"):
@@ -104,7 +104,7 @@ def test_unknown_adapters_are_named_with_their_lines(run: Command, at, tmp_path)
     assert f"{path}, line 1: the field 'adapter' must be a name" in run.refused("predict", *at, "--data", path)
 
 
-def test_names_that_do_not_fit(run: Command, at, tmp_path):  # noqa: F811
+def test_names_that_do_not_fit(run: Command, at, tmp_path):
     path, names = named(tmp_path / "people.jsonl", label=["a"] * 9), tmp_path / "names.txt"
     names.write_text("ada\nbo\n")
     two = ("--adapter", "ada", "--adapter", "bo")
@@ -120,7 +120,7 @@ def test_names_that_do_not_fit(run: Command, at, tmp_path):  # noqa: F811
     assert "--adapter" in run.refused("eval", *at, "--data", path)
 
 
-def test_eval_measures_each_and_all(run: Command, at, tmp_path):  # noqa: F811
+def test_eval_measures_each_and_all(run: Command, at, tmp_path):
     labels = [LABELS[NAMES[i % 3]][i % 2] for i in range(9)]
     path = named(tmp_path / "people.jsonl", label=labels)
     result = run.json("eval", *at, "--data", path, "--batch-size", "4")

@@ -11,15 +11,10 @@ import pytest
 
 from edgelora.adapter import new_adapter
 from edgelora.config import LoraConfig
-from tests.device.test_cli import Command
+from tests.device.command import Command
 from tests.test_peft_exchange import randomized_adapter
 
 TEXTS = ["make it warm", "turn the light up now please", "stop"]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(capsys)
 
 
 @pytest.fixture

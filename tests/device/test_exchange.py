@@ -14,16 +14,11 @@ import transformers
 
 from edgelora.runtime import Model
 from tests.device import tiny
-from tests.device.test_cli import QUICK, Command
+from tests.device.command import QUICK, Command
 from tests.test_peft_exchange import randomized
 
 TEXTS = ["make it warm", "turn the light up now please", "stop"]
 CLASSES = ("warm", "bright", "quiet")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(capsys)
 
 
 def task_model(base: Any) -> Any:

@@ -19,7 +19,7 @@ from edgelora.file_check import LARGE
 from edgelora.manifest import FileEntry
 from edgelora.training_state import STATE_FILE
 from tests.device import tiny
-from tests.device.test_cli import Command
+from tests.device.command import Command
 
 SAMPLES = [TextSample(row["text"], row["label"]) for row in tiny.commands(6)]
 WEIGHTS = "weights.bin"

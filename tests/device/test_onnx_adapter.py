@@ -16,16 +16,11 @@ from edgelora.bundle import Bundle
 from edgelora.config import LoraConfig
 from edgelora.errors import AdapterError
 from edgelora.onnx_adapter import model_version, read_onnx_adapter, write_onnx_adapter
-from tests.device.test_cli import Command
+from tests.device.command import Command
 from tests.test_peft_exchange import lora_of, randomized_adapter
 
 TEXTS = ["make it warm", "turn the light up now please", "stop"]
 QUERY = "encoder.layer.0.attention.self.query"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    return Command(capsys)
 
 
 def some_adapter(bundle: Path) -> Adapter:
