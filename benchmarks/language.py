@@ -39,7 +39,7 @@ RANK, ALPHA, RATE, PROBE_STD = 8, 16, 5e-4, 0.02
 HELD_OUT, CALIBRATION_TEXTS = 8, 32
 ROUNDS = ("step", "batch", "last", "limit")
 BASES = ("float32", "int8", "int4")
-OURS, THEIRS = "benchmarks.worker_language", "benchmarks.worker_peft_language"
+OURS, THEIRS = "benchmarks.worker_edgelora", "benchmarks.worker_peft_language"
 RIVALS = {
     "peft": ("PEFT, sdpa", {"attention": "sdpa"}),
     "peft-again": ("PEFT, sdpa, gradient checkpointing", {"attention": "sdpa", "checkpointing": True}),

@@ -2,7 +2,8 @@
 
 Options: `bundle` (else the job's), and `session` and `training`, settings by the names of SessionSettings and
 TrainingConfig, and `ram`, a memory budget in bytes as of `edgelora train --ram`. `padded`: parts of a batch are as
-wide as the batch, as they are for a rival that computes it in one.
+wide as the batch, as they are for a rival that computes it in one. Of a language model the loss of the held-out rows
+is measured after training, in nats a token, and the plan for `ram` is told.
 """
 
 from __future__ import annotations
@@ -11,15 +12,28 @@ import platform
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import edgelora
 from benchmarks.boxes import Boxes
-from benchmarks.job import INITIAL, PROBE, Images, Job, Recorder, Texts, worker_arguments, worker_options
+from benchmarks.job import (
+    INITIAL,
+    PROBE,
+    Images,
+    Job,
+    Recorder,
+    Texts,
+    TokenRows,
+    worker_arguments,
+    worker_options,
+)
 from edgelora import Bundle, SessionSettings, Trainer, TrainingConfig
 from edgelora.adapter import Adapter, read_adapter
+from edgelora.language.objective import LanguageModeling
+from edgelora.language.packing import row_of
 from edgelora.memory_plan import follow, plan_memory
 from edgelora.objectives import Array, Classification, Objective, OwnLoss
 from edgelora.session import ENGINE_VERSION
@@ -66,10 +80,13 @@ def main() -> None:
     }
     config = TrainingConfig(**(usual | options.get("training", {})))
     objective = objective_of(job, bool(options.get("padded")))
+    writes = isinstance(objective, LanguageModeling)
     trainer = Trainer(bundle, adapter(folder / INITIAL, bundle), objective, config)
+    plan = None
     if "ram" in options:
-        held_out = Classification(job.test, job.test.labels)
-        follow(plan_memory(trainer, held_out, options["ram"], None), trainer)
+        held_out = None if writes else Classification(job.test, job.test.labels)
+        plan = plan_memory(trainer, held_out, options["ram"])
+        follow(plan, trainer)
     batches = job.batches()
     snapshots: list[NDArray[np.float32]] = []
     for step, rows in enumerate(batches):
@@ -84,9 +101,13 @@ def main() -> None:
             snapshots.append(trainer.flat.copy())
         record.next_turn()
     record.end_training()
-    if isinstance(objective, OwnLoss):
+    further: dict[str, Any] = {}
+    if writes:
+        loss = trainer.evaluate(language_modeling(job.test), batch_size=1)["loss"]
+        further = {"held_out_loss": loss, "plan": None if plan is None else plan.to_dict()}
+    if writes or isinstance(objective, OwnLoss):
         snapshots.clear()
-    if "ram" in options:
+    if plan is not None:
         accuracies = [planned_accuracy(trainer, flat, job) for flat in snapshots]
     else:
         probe = Trainer(bundle, adapter(folder / PROBE, bundle), objective, config)
@@ -99,15 +120,24 @@ def main() -> None:
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
-    record.write(destination, accuracies, versions)
+    record.write(destination, accuracies, versions, further)
 
 
 def objective_of(job: Job, padded: bool) -> Objective:
     """What the job's samples ask for."""
+    if isinstance(job.train, TokenRows):
+        return language_modeling(job.train)
     if isinstance(job.train, Images) and job.train.boxes is not None:
         height, width = job.train.pixels.shape[2:]
         return Objects(job.train, (height, width))
     return (Padded if padded else Classification)(job.train, job.train.labels)
+
+
+def language_modeling(data: TokenRows) -> LanguageModeling:
+    """The rows, whose tokens to foretell stand at the place of the token before them."""
+    after = np.pad(data.labels[:, 1:], ((0, 0), (0, 1)), constant_values=-100)
+    rows = zip(data.tokens, after, strict=True)
+    return LanguageModeling([row_of(tokens, np.maximum(labels, 0), labels >= 0, 0) for tokens, labels in rows])
 
 
 def adapter(folder: Path, bundle: Bundle) -> Adapter:
