@@ -38,6 +38,32 @@ class Sample(Protocol):
         ...
 
 
+class OneLabel:
+    """What samples are that have a field `label`."""
+
+    label: str
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return (self.label,)
+
+    @property
+    def stratum(self) -> str:
+        return self.label
+
+
+class NoLabel:
+    """What samples are that name no class."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def stratum(self) -> str:
+        return ""
+
+
 S = TypeVar("S", bound=Sample)
 
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from edgelora.errors import DataError
 from edgelora.records import STANDARD_INPUT, Record, shown, source_name, text_field
+from edgelora.samples import NoLabel
 
 ASSISTANT = "assistant"
 EXAMPLE = '{"prompt": "…", "completion": "…"}'
@@ -23,18 +24,10 @@ Turns = str | tuple[Message, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageSample:
+class LanguageSample(NoLabel):
     """A sample without classes. `where` names its file and line in messages; nothing depends on it."""
 
     where: str = field(default="", compare=False)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def stratum(self) -> str:
-        return ""
 
     def record(self) -> Any:
         return {name: value for name, value in vars(self).items() if name != "where"}

@@ -7,22 +7,26 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgelora.errors import DataError
-from edgelora.records import Record, first_of, text_field
-from edgelora.samples import Named
+from edgelora.records import Record, adapter_field, first_of, parse_records, source_name, text_field
+from edgelora.samples import Named, OneLabel
 
 
 @dataclass(frozen=True)
-class LabelledFile:
-    """A file and its label; `name` is its path from where the data set begins."""
+class FileSample(OneLabel):
+    """A file and its label; `name` is its path in the data set (its file name, unless given)."""
 
     path: Path
-    name: str
     label: str
+    name: str = ""
+
+    def record(self) -> Any:
+        return self.name or self.path.name, content_record(self.path), self.label
 
 
-def labelled_files(folder: Path, suffixes: Sequence[str], what: str) -> list[LabelledFile]:
+def labelled_files(folder: Path, suffixes: Sequence[str], what: str) -> list[FileSample]:
     """The files FOLDER/LABEL/… of these suffixes, in the order of their names; `what` is what messages call them.
 
     Hidden files and folders are passed over.
@@ -36,7 +40,7 @@ def labelled_files(folder: Path, suffixes: Sequence[str], what: str) -> list[Lab
         raise DataError(first_of(loose, what))
     if not found:
         raise DataError(f"{folder}: holds no {what}; expected is FOLDER/LABEL/FILE of {', '.join(suffixes)}")
-    return [LabelledFile(path, name.as_posix(), name.parts[0]) for path, name in found]
+    return [FileSample(path, name.parts[0], name.as_posix()) for path, name in found]
 
 
 def is_file(path: Path) -> bool:
@@ -73,6 +77,17 @@ def file_field(record: Record, field: str, beside: Path) -> tuple[Path, str]:
     if not is_file(path):
         raise ValueError(f"{path}: no such file")
     return path, name
+
+
+def listed_files(path: str | Path, fmt: str | None, field: str) -> list[Named[Path]]:
+    """The files that a field of records names, from the folder of `path` on. Raises as `parse_records`."""
+    beside = Path(path).parent
+
+    def parse(record: Record) -> tuple[Path, str | None]:
+        return file_field(record, field, beside)[0], adapter_field(record)
+
+    lines = parse_records(path, fmt, parse, (field,))
+    return [Named(file, adapter, f"{source_name(path)}, line {line}") for line, (file, adapter) in lines]
 
 
 def given_files(words: Sequence[Named[str]], suffixes: Sequence[str], what: str) -> list[Named[Path]]:

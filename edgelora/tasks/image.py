@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgelora.errors import ConfigError, DataError
 from edgelora.media.augmentation import IMAGE_KINDS, Augmentation
 from edgelora.media.drawing import Figure
-from edgelora.media.files import file_field, given_files, is_folder
+from edgelora.media.files import given_files, is_folder, listed_files
 from edgelora.media.image_inputs import ImageEncoder, ImageInputs
 from edgelora.media.images import SUFFIXES
 from edgelora.media.placement import Placement
 from edgelora.objectives import Array
-from edgelora.records import Record, adapter_field, parse_records, source_name
 from edgelora.samples import Named, Sample
 from edgelora.tasks.base import Task
 from edgelora.training_config import TrainingConfig
@@ -34,14 +33,8 @@ class ImageTask(Task):
     def read_inputs(self, path: str | Path, fmt: str | None = None) -> list[Named[Any]]:
         """The pictures in a folder, or those that the fields `image` name."""
         if is_folder(Path(path)):
-            return [*given_files([Named(str(path), None, str(path))], SUFFIXES, "pictures")]
-        beside = Path(path).parent
-
-        def parse(record: Record) -> tuple[Path, str | None]:
-            return file_field(record, "image", beside)[0], adapter_field(record)
-
-        lines = parse_records(path, fmt, parse, ("image",))
-        return [Named(file, adapter, f"{source_name(path)}, line {line}") for line, (file, adapter) in lines]
+            return self.given_inputs([Named(str(path), None, str(path))])
+        return [*listed_files(path, fmt, "image")]
 
     def given_inputs(self, words: Sequence[Named[str]]) -> list[Named[Any]]:
         return [*given_files(words, SUFFIXES, "pictures")]

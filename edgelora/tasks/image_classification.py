@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgelora.media.drawing import Figure
-from edgelora.media.files import content_record, file_field, is_folder, labelled_files
+from edgelora.media.files import FileSample, file_field, is_folder, labelled_files
 from edgelora.media.image_inputs import ImageInputs
 from edgelora.media.images import SUFFIXES
 from edgelora.records import Record, label_field
@@ -22,23 +22,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ImageSample:
-    """A file with a picture and its label; `name` is its path in the data set (its file name, unless given)."""
-
-    path: Path
-    label: str
-    name: str = ""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return (self.label,)
-
-    @property
-    def stratum(self) -> str:
-        return self.label
-
-    def record(self) -> Any:
-        return self.name or self.path.name, content_record(self.path), self.label
+class ImageSample(FileSample):
+    """A file with a picture and its label."""
 
 
 class ImageClassification(ClassificationTask, ImageTask):

@@ -14,7 +14,7 @@ from edgelora.inputs import TokenInputs
 from edgelora.objectives import Array
 from edgelora.objectives import Regression as RegressionObjective
 from edgelora.records import Record, shown, text_field
-from edgelora.samples import Sample
+from edgelora.samples import NoLabel, Sample
 from edgelora.tasks.text import TextTask, text_encoder
 from edgelora.training_config import TrainingConfig
 
@@ -25,19 +25,11 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
-class NumberSample:
+class NumberSample(NoLabel):
     """A text and the number, or the numbers, to predict from it."""
 
     text: str
     target: tuple[float, ...]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def stratum(self) -> str:
-        return ""
 
     def record(self) -> Any:
         return astuple(self)

@@ -11,7 +11,7 @@ from edgelora.errors import ConfigError, DataError
 from edgelora.inputs import TokenInputs
 from edgelora.objectives import Array, Pairs
 from edgelora.records import Record, text_field
-from edgelora.samples import Sample
+from edgelora.samples import NoLabel, Sample
 from edgelora.tasks.text import TextTask, text_encoder
 from edgelora.training_config import TrainingConfig
 
@@ -20,20 +20,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PairSample:
+class PairSample(NoLabel):
     """Texts that belong together, and one that does not."""
 
     anchor: str
     positive: str
     negative: str | None
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return ()
-
-    @property
-    def stratum(self) -> str:
-        return ""
 
     def record(self) -> Any:
         return astuple(self)

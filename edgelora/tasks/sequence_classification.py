@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgelora.inputs import TokenInputs
 from edgelora.records import Record, label_field, text_field
-from edgelora.samples import Sample
+from edgelora.samples import OneLabel, Sample
 from edgelora.tasks.classes import ClassificationTask
 from edgelora.tasks.text import TextTask, text_encoder
 from edgelora.training_config import TrainingConfig
@@ -19,19 +19,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TextSample:
+class TextSample(OneLabel):
     """A text and its label."""
 
     text: str
     label: str
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return (self.label,)
-
-    @property
-    def stratum(self) -> str:
-        return self.label
 
     def record(self) -> Any:
         return astuple(self)

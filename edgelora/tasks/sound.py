@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgelora.errors import ConfigError, DataError
-from edgelora.media.files import content_record, file_field, given_files, labelled_files
+from edgelora.media.files import FileSample, file_field, given_files, is_folder, labelled_files, listed_files
 from edgelora.media.sound_augmentation import SOUND_KINDS
 from edgelora.media.sound_inputs import SoundEncoder, SoundInputs
 from edgelora.media.wav import SUFFIXES
-from edgelora.records import Record, adapter_field, label_field, parse_records, source_name
+from edgelora.records import Record, label_field
 from edgelora.samples import Named, Sample
 from edgelora.tasks.base import Task
 from edgelora.training_config import TrainingConfig
@@ -26,23 +26,8 @@ _ANY, _WHAT = "*", "wav files"
 
 
 @dataclass(frozen=True)
-class SoundSample:
-    """A wav file and its label, what is said in it or who speaks; `name` is its path in the data set."""
-
-    path: Path
-    label: str
-    name: str = ""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return (self.label,)
-
-    @property
-    def stratum(self) -> str:
-        return self.label
-
-    def record(self) -> Any:
-        return self.name or self.path.name, content_record(self.path), self.label
+class SoundSample(FileSample):
+    """A wav file and its label, what is said in it or who speaks."""
 
 
 class SoundTask(Task):
@@ -73,15 +58,9 @@ class SoundTask(Task):
 
     def read_inputs(self, path: str | Path, fmt: str | None = None) -> list[Named[Any]]:
         """The wav files in a folder, or those that the fields `audio` name."""
-        if Path(path).is_dir():
+        if is_folder(Path(path)):
             return self.given_inputs([Named(str(path), None, str(path))])
-        beside = Path(path).parent
-
-        def parse(record: Record) -> tuple[Path, str | None]:
-            return file_field(record, "audio", beside)[0], adapter_field(record)
-
-        lines = parse_records(path, fmt, parse, ("audio",))
-        return [Named(file, adapter, f"{source_name(path)}, line {line}") for line, (file, adapter) in lines]
+        return [*listed_files(path, fmt, "audio")]
 
     def given_inputs(self, words: Sequence[Named[str]]) -> list[Named[Any]]:
         return [*given_files(words, SUFFIXES, _WHAT)]
