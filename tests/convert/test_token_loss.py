@@ -1,4 +1,4 @@
-"""The loss of a vocabulary in blocks of rows: torch's values and gradients, for every kind of head."""
+"""The loss of a vocabulary in blocks of its tokens: torch's values and gradients, for every kind of head."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ import torch
 from onnxscript import GraphBuilder
 
 from edgelora_tools.backward import differentiate
-from edgelora_tools.composites.token_loss import BLOCK
+from edgelora_tools.composites.token_loss import OP_TYPE, TokenLoss
 from edgelora_tools.gradients.shapes import shaped
 from edgelora_tools.graphs import LOWERED
 from edgelora_tools.lowering import DOMAIN, lower_nodes
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.tidy import tidy
+from edgelora_tools.passes.value_sizes import ValueSizes
 from edgelora_tools.reference import evaluator
 from edgelora_tools.runner import open_session
 from edgelora_tools.vocabulary import vocabulary_head
 
 WIDTH, VOCABULARY = 6, 11
+SOME, ALL = 4, VOCABULARY  # tokens of a block: three blocks, the last of which is smaller, or one
 CAP, SCALE = 3.0, 0.25
 RNG = np.random.default_rng(0)
 WEIGHT, BIAS = RNG.standard_normal((VOCABULARY, WIDTH)), RNG.standard_normal(VOCABULARY)
@@ -60,8 +62,8 @@ def torch_logits(kind, h):
 
 
 @functools.cache
-def graph(kind, dtype):
-    """Losses and Σ w·n's gradient of the hidden states: inputs h, labels, weight."""
+def graph(kind, dtype, most=SOME):
+    """Losses and Σ w·n's gradient of the hidden states: inputs h, labels, weight. Blocks have `most` tokens at most."""
     real = ir.DataType.from_numpy(np.dtype(dtype))
     built = GraphBuilder(ir.Graph([], [], nodes=[], opset_imports={"": 21, DOMAIN: 1}, name="loss"))
     op = built.op
@@ -76,7 +78,7 @@ def graph(kind, dtype):
     for name, value in (("losses", losses), ("gradient", gradient)):
         value.name = name
         model.graph.outputs.append(value)
-    lower_nodes(model.graph, op, LOWERED)
+    lower_nodes(model.graph, op, LOWERED | {OP_TYPE: TokenLoss(most)})
     return tidy(model)
 
 
@@ -104,18 +106,18 @@ def run(model, names, feeds):
     return [np.asarray(y) for y in made]
 
 
-@pytest.mark.parametrize("rows", [1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
+@pytest.mark.parametrize("most", [1, SOME, ALL])
 @pytest.mark.parametrize("kind", heads(np.float64))
-def test_value_and_gradient_are_torchs(kind, rows):
-    feeds = feeds_for(rows, np.float64)
-    made = run(evaluator(graph(kind, np.float64)), ["losses", "gradient"], feeds)
+def test_value_and_gradient_are_torchs(kind, most):
+    feeds = feeds_for(65, np.float64)
+    made = run(evaluator(graph(kind, np.float64, most)), ["losses", "gradient"], feeds)
     for got, wanted in zip(made, by_torch(kind, feeds), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", heads(np.float64))
 def test_the_gradient_is_that_of_finite_differences(kind):
-    feeds, step = feeds_for(BLOCK + 1, np.float64, seed=1), 1e-5
+    feeds, step = feeds_for(9, np.float64, seed=1), 1e-5
     model = evaluator(graph(kind, np.float64))
     direction = np.random.default_rng(2).standard_normal(feeds["h"].shape)
     ends = [
@@ -128,7 +130,7 @@ def test_the_gradient_is_that_of_finite_differences(kind):
 @pytest.mark.parametrize("kind", ["tied", "untied", "capped", "bias"])
 def test_onnx_runtime_computes_the_same(kind):
     with open_session(graph(kind, np.float32)) as session:
-        for rows in (0, 1, BLOCK, BLOCK + 1):
+        for rows in (0, 1, 65):
             feeds = feeds_for(rows, np.float32)
             got = run(session, ["losses", "gradient"], feeds)
             for mine, wanted in zip(got, by_torch(kind, feeds), strict=True):
@@ -146,6 +148,17 @@ def test_far_apart_logits_are_exact():
     assert wanted[0].max() > 200
     np.testing.assert_allclose(losses, wanted[0], rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(gradient, wanted[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("most", [1, ALL])
+def test_the_work_of_all_blocks_is_counted(most):
+    """Two products of the whole vocabulary, and not those of one round."""
+    found = graph("tied", np.float32, most).graph
+    (loop,) = (node for node in found if node.op_type == "Loop")
+    sizes, body = ValueSizes(found, {"rows": 65}), loop.attributes["body"].as_graph()
+    rounds, products = VOCABULARY // most, [sizes.operations(node) for node in body if node.op_type == "Gemm"]
+    assert rounds * sum(products) == 2 * 65 * WIDTH * VOCABULARY
+    assert sizes.operations(loop) == rounds * sum(map(sizes.operations, body))
 
 
 def test_a_head_that_mixes_tokens_or_depends_on_an_input_is_none():

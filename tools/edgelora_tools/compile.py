@@ -26,7 +26,7 @@ from edgelora_tools.insertion import Site, find_sites
 from edgelora_tools.language import check_language, language_graphs
 from edgelora_tools.losses import COTANGENT, LOSSES
 from edgelora_tools.measure_shapes import Sizes, batch_name, measure_shapes
-from edgelora_tools.memory_table import memory_table, table_of_blocks
+from edgelora_tools.memory_table import memory_table, table_of_texts
 from edgelora_tools.methods import LORA, METHODS, AdapterMethod
 from edgelora_tools.normalize import computes_in_half, normalize, onnx_errors
 from edgelora_tools.options import ConvertOptions
@@ -196,7 +196,7 @@ def convert(
         weighty |= {one.file, one.forward, *(file for graph in one.training for file in graph.files)}
 
     def measured(path: Path, graph: ir.Model) -> MemoryTable | None:
-        return memory_table(path, graph, sizes) if language is None else table_of_blocks(path, graph, *sizes[0])
+        return memory_table(path, graph, sizes) if language is None else table_of_texts(path, graph, *sizes[0])
 
     return write_bundle(
         destination,

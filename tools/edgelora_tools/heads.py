@@ -47,7 +47,7 @@ VECTORS = ("image-classification", "audio-classification", "speaker-verification
 class TaskOutput:
     """What a task's graph returns: `outputs` by name, the head if there is one, logits or embedding.
 
-    `vocabulary` makes a language model's logits, if it can be computed for blocks of tokens.
+    `vocabulary` makes a language model's logits, if it can be computed in blocks.
     """
 
     outputs: dict[str, ir.Value]

@@ -23,7 +23,6 @@ import onnxruntime as ort
 from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConfigError
 from edgelora.manifest import MEASURED_SIZE, GatheredTable, MemoryTable, MemoryTerm
-from edgelora_tools.composites.token_loss import BLOCK
 from edgelora_tools.measure_shapes import Sizes
 from edgelora_tools.passes.rows import MASK
 from edgelora_tools.runner import quiet_options, sample_inputs
@@ -52,13 +51,12 @@ def memory_table(path: Path, model: ir.Model, sizes: Sequence[Sizes]) -> MemoryT
     return _table(path, model, names, _points(names, sizes), _monomials(names))
 
 
-def table_of_blocks(path: Path, model: ir.Model, batch: str, length: str) -> MemoryTable | None:
-    """The same for a language model, whose loss is computed in blocks of tokens; it runs at as few as tell all.
+def table_of_texts(path: Path, model: ir.Model, batch: str, length: str) -> MemoryTable | None:
+    """The same for a language model: samples hold nothing together, so that only what is of one sample is squared.
 
-    Samples hold nothing together: only what is of one sample is squared. Of whole blocks the table is exact, and more
-    than what is held of others.
+    It runs at as few sizes as tell all.
     """
-    points = [{batch: n, length: count * BLOCK // n} for n in (1, 2) for count in (1, 2, 3)]
+    points = [{batch: n, length: tokens} for n in (1, 2) for tokens in (16, 32, 48)]
     monomials = [one for one in _monomials([batch, length]) if one.count(batch) < 2]
     return _table(path, model, [batch, length], points, monomials)
 

@@ -9,8 +9,9 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from edgelora_tools.backward import values_read
-from edgelora_tools.composites.token_loss import BLOCK_ROWS, token_loss
+from edgelora_tools.composites.token_loss import begins_head, token_loss
 from edgelora_tools.gradients.bodies import body_input, close_body, copy_nodes, new_body
+from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.methods.lora import OP_TYPE as LORA
 from edgelora_tools.passes.row_wise import PRODUCTS, has_rows_of, put_on_rows, row_inputs, viewed
 from edgelora_tools.virtual_tokens import VirtualTokens
@@ -42,7 +43,7 @@ class VocabularyHead:
                 copies[node.inputs[0]] = x
             (copy,) = copy_nodes(inner, [node], copies)
             copy.outputs[0].shape, copy.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
-            put_on_rows(copy, BLOCK_ROWS)
+            put_on_rows(copy, dims(rows)[0] or "?")
         return token_loss(op, rows, labels, close_body(inner, [copies[self.nodes[-1].outputs[0]]]))
 
 
@@ -61,7 +62,7 @@ def vocabulary_head(logits: ir.Value) -> VocabularyHead | None:
             source = node.inputs[rows[0]]
             assert source is not None
             if node.op_type in PRODUCTS:
-                return VocabularyHead(_tokens(source), tuple(reversed(nodes)))
+                return VocabularyHead(_tokens(source), tuple(reversed(nodes))) if begins_head(node) else None
         y = source
     return None
 

@@ -1,31 +1,39 @@
-"""The loss of a language model at every row, in blocks of rows: n_i = −log softmax(f(h_i))[y_i].
+"""The loss of a language model at every row, in blocks of its vocabulary: n_i = −log softmax(f(h_i))[y_i].
 
-f, from a hidden state to logits, is the node's body. The logits of a block are there for a moment, forward and
-backward; those of all tokens never are: with a vocabulary of 49,152 they would be the largest tensor of a step.
+f, from a hidden state to logits, is the node's body: a product with a frozen matrix, and what treats every logit alone
+behind it. The logits of a block are there for a moment, forward and backward; those of all tokens never are: with a
+vocabulary of 49,152 they would be the largest tensor of a step. The matrix is read once, block by block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from edgelora_tools import backward
-from edgelora_tools.gradients.bodies import body_input, close_body, new_body, remove_dead_nodes, replay
+from edgelora_tools.gradients.bodies import body_input, close_body, copy_nodes, new_body, remove_dead_nodes
 from edgelora_tools.gradients.nodes import operands, refuse
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
-from edgelora_tools.gradients.shapes import annotate, dims, shaped
+from edgelora_tools.gradients.shapes import annotate, dims, filled, indicator, rank, shaped
 from edgelora_tools.lowering import DOMAIN
 
 OP_TYPE = "TokenLoss"
-BLOCK = 64  # rows, at the most: docs/decisions/0038 has the table
-BLOCK_ROWS = "block"
-"""The number of rows of a block, as a dimension."""
+COLUMNS = "columns"
+"""The number of tokens in a block of the vocabulary, as a dimension."""
+
+
+def begins_head(node: ir.Node) -> bool:
+    """Whether a body may begin with this node: a plain product of a row with a matrix."""
+    scaled = any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
+    return node.op_type in ("MatMul", "Gemm") and not scaled
 
 
 def token_loss(op: OpBuilder, rows: ir.Value, labels: ir.Value, head: ir.Graph) -> ir.Value:
-    """n `[rows]` of hidden states `[rows, width]` and labels int64 `[rows]`; `head` makes a block's logits."""
+    """n `[rows]` of hidden states `[rows, width]` and labels int64 `[rows]`; `head` makes logits of rows."""
     losses, slopes = op.builder.opset(DOMAIN, 1).TokenLoss(rows, labels, head=head, _outputs=2)
     annotate(slopes, rows)
     return shaped(losses, dims(rows)[:1], rows)
@@ -37,62 +45,147 @@ def token_loss_rule(op: OpBuilder, node: ir.Node, dn: ir.Value, dslopes: None = 
 
     dh_i = dn_i·G_i
 
-    G is made in the forward pass, while a block's logits are there: two products a block in all, not three.
+    G is made in the forward pass, while a block's logits are there: two products in all, not three.
     """
     h, _ = operands(node)
     slopes = node.outputs[1]
     return (lambda: annotate(op.Mul(op.Unsqueeze(dn, [-1]), slopes), h), None)
 
 
+@dataclass(frozen=True)
 class TokenLoss:
-    """TokenLoss(H `[rows, width]`, Y int64 `[rows]`) with body `head`; n `[rows]` and G `[rows, width]`."""
+    """TokenLoss(H `[rows, width]`, Y int64 `[rows]`) with body `head`; n `[rows]` and G `[rows, width]`.
 
-    op_type = OP_TYPE
+    Of blocks b of the vocabulary, with l_b = log Σ exp(z_b), p_b = softmax(z_b) and l = log Σ_b exp(l_b):
+
+    n = l − z_y
+    G = Σ_b exp(l_b − l)·f_b'(h)ᵀ·p_b − f_y'(h)
+
+    l, z_y and the sum are kept up as the blocks come (Milakov and Gimelshein, arXiv:1805.02867). A block has `most`
+    columns at the most.
+    """
+
+    most: int = 1024  # docs/decisions/0043 has the table
+
+    @property
+    def op_type(self) -> str:
+        return OP_TYPE
 
     def lower(self, op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
-        """A Loop over as few blocks as there can be, all of one size; the last rows of the last may come twice."""
+        """A Loop over as few blocks as there can be, as even as can be."""
         h, labels = operands(node)
-        count = op.Shape(h, start=0, end=1)
-        blocks = op.Max(op.Div(op.Add(count, BLOCK - 1), BLOCK), 1)
-        size = op.Squeeze(op.Div(op.Add(count, op.Sub(blocks, 1)), blocks), [0])
-        last = op.Sub(count, 1)
-        inner = new_body(op, "blocks")
+        assert h.dtype is not None
+        head, learns = _Head(node), bool(node.outputs[1].uses())
+        blocks = -(-head.columns // self.most)
+        size = -(-head.columns // blocks)
+        one_each = op.Concat(op.Shape(h, start=0, end=1), op.Constant(value_ints=[1]), axis=0)
+        least = float(np.finfo(h.dtype.numpy()).min)
+        begun = [shaped(filled(op, value, one_each, h), [dims(h)[0], 1], h) for value in (least, 0.0)]
+        if learns:
+            begun.append(annotate(filled(op, 0.0, op.Shape(h), h), h))
+        inner = new_body(op, "vocabulary")
         number, condition = (
             body_input(inner, ir.Value(type=ir.TensorType(kind), shape=ir.Shape([])))
             for kind in (ir.DataType.INT64, ir.DataType.BOOL)
         )
+        kept = [body_input(inner, x) for x in begun]
         first = inner.Mul(number, size)
-        at = inner.Min(inner.Range(first, inner.Add(first, size), 1), last)
-        block = shaped(inner.Gather(h, at, axis=0), [BLOCK_ROWS, dims(h)[1]], h)
-        made = self._block(inner, node, block, inner.Unsqueeze(inner.Gather(labels, at, axis=0), [-1]))
+        behind = inner.Min(inner.Add(first, size), head.columns)
+        made = _further(inner, head, h, op.Unsqueeze(labels, [-1]), (first, behind), kept)
         body = close_body(inner, [condition, *made])
         remove_dead_nodes(body)
-        found = op.Loop(op.Squeeze(blocks, [0]), op.Constant(value=ir.tensor(True)), body=body, _outputs=len(made))
-        stacked = [found] if isinstance(found, ir.Value) else list(found)
-        flat = [op.Reshape(stacked[0], [-1]), *(op.Reshape(y, [-1, dims(h)[1]]) for y in stacked[1:])]
-        results = [op.Slice(y, [0], count, [0]) for y in flat]
-        return results if len(results) == 2 else [*results, h]
+        count, always = op.Constant(value=ir.tensor(blocks)), op.Constant(value=ir.tensor(True))
+        total, own, *slopes = op.Loop(count, always, *begun, body=body, _outputs=len(begun))
+        losses = op.Squeeze(op.Sub(total, own), [-1])
+        return [losses, op.Sub(slopes[0], head.slope_at(op, h, labels)) if learns else h]
 
-    def _block(self, op: OpBuilder, node: ir.Node, h: ir.Value, labels: ir.Value) -> list[ir.Value]:
-        """n of a block, and, where something reads it, G = f'(h)ᵀ·(p − onehot(y)), p = softmax(z).
 
-        n = log Σ exp(z) − z_y, and the logarithm is max z − log max p: p serves both.
-        """
-        head = node.attributes["head"].as_graph()
-        nodes, copy = replay(op, head, {head.inputs[0]: h})
-        z = copy(head.outputs[0])
-        p = annotate(op.Softmax(z, axis=-1), z)
-        own = op.GatherElements(z, labels, axis=-1)
-        top, likeliest = (op.ReduceMax(x, [-1], keepdims=1) for x in (z, p))
-        losses = op.Squeeze(op.Sub(op.Sub(top, op.Log(likeliest)), own), [-1])
-        if not node.outputs[1].uses():
-            return [losses]
-        less = op.Sub(op.GatherElements(p, labels, axis=-1), 1.0)
-        dz = annotate(op.ScatterElements(p, labels, less, axis=-1), z)
+def _further(
+    op: OpBuilder,
+    head: _Head,
+    h: ir.Value,
+    label: ir.Value,
+    span: tuple[ir.Value, ir.Value],
+    kept: Sequence[ir.Value],
+) -> list[ir.Value]:
+    """l and z_y `[rows, 1]`, and the sum of G where it is asked for, from those before the block of tokens `span`."""
+    before, own, *slopes = kept
+    first, behind = span
+    nodes, z = head.logits(op, h, op.Unsqueeze(first, [0]), op.Unsqueeze(behind, [0]))
+    at = op.Sub(label, first)
+    nearest = op.Max(op.Min(at, op.Sub(op.Sub(behind, first), 1)), 0)
+    chosen = op.Mul(op.GatherElements(z, nearest, axis=-1), indicator(op, op.Equal(at, nearest), z))
+    p = annotate(op.Softmax(z, axis=-1), z)
+    top, likeliest = (op.ReduceMax(x, [-1], keepdims=1) for x in (z, p))
+    here = op.Sub(top, op.Log(likeliest))  # log Σ exp(z): p serves both
+    total = annotate(op.ReduceLogSumExp(op.Concat(before, here, axis=-1), [-1], keepdims=1), before)
+    made = [total, annotate(op.Add(own, chosen), own)]
+    if not slopes:
+        return made
+    parts = ((slopes[0], before), (head.pulled(op, nodes, z, p, h), here))
+    shares = [op.Mul(slope, op.Exp(op.Sub(logarithm, total))) for slope, logarithm in parts]
+    return [*made, annotate(op.Add(*shares), h)]
+
+
+class _Head:
+    """The body of a TokenLoss: a product, and what treats every logit alone. It can be computed of some tokens."""
+
+    def __init__(self, node: ir.Node) -> None:
+        self.node, self.body = node, node.attributes["head"].as_graph()
+        self.product, *self.behind = self.body
+        self.made = {*self.body.inputs, *(y for node in self.body for y in node.outputs)}
+        size = dims(self.body.outputs[0])[-1]
+        assert isinstance(size, int)
+        self.columns = size
+
+    def logits(self, op: OpBuilder, h: ir.Value, first: ir.Value, behind: ir.Value) -> tuple[list[ir.Node], ir.Value]:
+        """z of the tokens from `first` up to before `behind`, int64 `[1]`, and the nodes that make it."""
+
+        def cut(x: ir.Value, axis: int) -> ir.Value:
+            sizes = list(dims(x))
+            sizes[axis] = COLUMNS
+            return shaped(op.Slice(x, first, behind, [axis]), sizes, x)
+
+        copies = {self.body.inputs[0]: h, **self._of_tokens(cut)}
+        nodes = copy_nodes(op, self.body, copies)
+        for node in nodes:
+            shaped(node.outputs[0], [dims(h)[0], COLUMNS], h)
+        return nodes, copies[self.body.outputs[0]]
+
+    def slope_at(self, op: OpBuilder, h: ir.Value, labels: ir.Value) -> ir.Value:
+        """f_y'(h) `[rows, width]`: of every row, that of its own token's logit."""
+        one_each = [dims(h)[0], 1]
+
+        def taken(x: ir.Value, axis: int) -> ir.Value:
+            y = op.Gather(x, labels, axis=axis)
+            if rank(x) == 1:
+                return shaped(op.Unsqueeze(y, [-1]), one_each, x)
+            return annotate(y if axis == 0 else op.Transpose(y, perm=[1, 0]), h)
+
+        copies = dict(self._of_tokens(taken))
+        begun = len(op.builder.graph)
+        w, *bias = (copies.get(x, x) for x in self.product.inputs[1:] if x is not None)
+        z = shaped(op.ReduceSum(annotate(op.Mul(h, w), h), [-1], keepdims=1), one_each, h)
+        copies[self.product.outputs[0]] = shaped(op.Add(z, bias[0]), one_each, h) if bias else z
+        for node in copy_nodes(op, self.behind, copies):
+            shaped(node.outputs[0], one_each, h)
+        z = copies[self.body.outputs[0]]
+        nodes = list(op.builder.graph)[begun:]
+        return self.pulled(op, nodes, z, annotate(filled(op, 1.0, op.Shape(z), z), z), h)
+
+    def pulled(self, op: OpBuilder, nodes: Sequence[ir.Node], z: ir.Value, dz: ir.Value, h: ir.Value) -> ir.Value:
+        """The pull-back of dz through the nodes that make z of h."""
         found = backward.walk_back(op, nodes, {z: dz}, [h])
         if found.blocked:
-            raise refuse(node, f"has {'; '.join(map(str, found.blocked.values()))} in its body")
-        return [losses, found.of[h]]
+            raise refuse(self.node, f"has {'; '.join(map(str, found.blocked.values()))} in its body")
+        return found.of[h]
+
+    def _of_tokens(self, part: Callable[[ir.Value, int], ir.Value]) -> Mapping[ir.Value, ir.Value]:
+        """Parts of what the body reads of every token: `part` is given a constant, and the axis of its tokens."""
+        matrix, *vectors = (x for node in self.body for x in node.inputs if x is not None and x not in self.made)
+        axis = 0 if self.product.attributes.get_int("transB", 0) else 1
+        found = {matrix: part(matrix, axis)}
+        return found | {x: part(x, 0) for x in vectors if x.shape is not None and list(dims(x)) == [self.columns]}
 
 
 TOKEN_LOSS = TokenLoss()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
 from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConfigError
+from edgelora_tools.gradients.nodes import ints_of
 from edgelora_tools.gradients.shapes import Dim, dims
 
 VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
@@ -30,9 +31,7 @@ class ValueSizes:
         named = {d for x in graph.inputs if x.shape is not None for d in dims(x) if isinstance(d, str)}
         self._sizes |= {d: _RANK for d in named if self._size(d) is None}
         self._elements: dict[ir.Value, int] = {}
-        for node in graph:
-            most = max((self.elements(x) for x in node.inputs if x is not None and not x.is_initializer()), default=1)
-            self._elements.update((y, self._count(y, most)) for y in node.outputs)
+        self._look_at(graph)
 
     def elements(self, value: ir.Value) -> int:
         """The number of elements."""
@@ -45,9 +44,11 @@ class ValueSizes:
         return 0 if value.dtype is None else math.ceil(self.elements(value) * value.dtype.itemsize)
 
     def operations(self, node: ir.Node) -> int:
-        """The multiplications of a product, or some operations an element."""
+        """The multiplications of a product, or some operations an element; of a Loop, those of all of its rounds."""
         if node.op_type in VIEWS:
             return 0
+        if node.op_type == "Loop":
+            return _rounds(node) * sum(map(self.operations, node.attributes["body"].as_graph()))
         made = sum(self.elements(y) for y in node.outputs)
         a, b = (*node.inputs, None, None)[:2]
         if node.op_type not in _PRODUCTS or a is None or b is None:
@@ -56,6 +57,16 @@ class ValueSizes:
             return made * self.elements(b) // max((self._size(dims(b)[0]) if b.shape else None) or 1, 1)
         columns = self._size(dims(b)[-2 if node.attributes.get_int("transB", 0) else -1]) if b.shape else None
         return self.elements(a) * columns if columns is not None else made * _PER_ELEMENT
+
+    def _look_at(self, nodes: Iterable[ir.Node], rounds: int | None = None) -> None:
+        """Count the elements of what these nodes make; in so many rounds of a Loop, which slices a share in each."""
+        for node in nodes:
+            if node.op_type == "Loop":
+                self._look_at(node.attributes["body"].as_graph(), _rounds(node))
+            read = [x for x in node.inputs if x is not None and (rounds or not x.is_initializer())]
+            most = max(map(self.elements, read), default=1)
+            share = rounds if rounds and node.op_type == "Slice" else 1
+            self._elements.update((y, self._count(y, -(-most // share))) for y in node.outputs)
 
     def _count(self, value: ir.Value, most: int) -> int:
         """The elements of a node's output, whose largest input has `most`."""
@@ -75,3 +86,9 @@ class ValueSizes:
             return None if dimension is None else max(0, evaluate_dimension(dimension, self._sizes))
         except ConfigError:
             return None
+
+
+def _rounds(loop: ir.Node) -> int:
+    """How often a Loop goes round, once where that is not known beforehand."""
+    times = ints_of(loop.inputs[0])
+    return times[0] if times else 1
