@@ -77,16 +77,7 @@ def check_method(
     """
     manifest, forward = bundle.manifest, bundle.forward_in(graphs)
     absent, head = absent_adapter(manifest, graphs, bundle), random_head(manifest, rng)
-    wide = {name: x if x.size else np.zeros([n or RANK for n in x.shape]) for name, x in absent.items()}
-    values: Feeds = {name: x + _NEAR * _size(x) * rng.standard_normal(x.shape) for name, x in wide.items()}
-    for point in manifest.points_in(graphs):
-        if point.input_a in absent:
-            values[point.input_a], b = random_pair(point, rng)
-            values[point.input_b] = _NEAR * b
-        if point.op in (EMBEDDING_OP, ATTENTION_OP):  # vectors of tokens, which are of that size from the beginning
-            own = [name for name in wide if name.rpartition(".")[0] == point.id]
-            values |= {name: rng.standard_normal(wide[name].shape) for name in own}
-    values = {name: x.astype(np.float32) for name, x in values.items()}
+    values = method_adapter(bundle, graphs, absent, rng)
     if record.loss == "cotangent":
         off, base = forward.run({**inputs, **absent, **head}), {**inputs, **absent_adapter(manifest), **head}
         same = ROUNDED_TOLERANCE if rounds_activations(bundle) else SAME_TOLERANCE
@@ -115,6 +106,20 @@ def check_method(
             errors[_ALONG] = loss_slope_error(bundle, record, feeds, moved, rng) / GRADIENT_TOLERANCE
     where = max(errors, key=lambda name: errors[name])
     return GraphVerdict(record.file, bounded(errors[where] * tolerance), where, errors[where] <= 1)
+
+
+def method_adapter(bundle: Bundle, graphs: str, absent: Feeds, rng: np.random.Generator) -> Feeds:
+    """A random adapter at every place of a set of graphs, whose neutral one is `absent`."""
+    wide = {name: x if x.size else np.zeros([n or RANK for n in x.shape]) for name, x in absent.items()}
+    values: Feeds = {name: x + _NEAR * _size(x) * rng.standard_normal(x.shape) for name, x in wide.items()}
+    for point in bundle.manifest.points_in(graphs):
+        if point.input_a in absent:
+            values[point.input_a], b = random_pair(point, rng)
+            values[point.input_b] = _NEAR * b
+        if point.op in (EMBEDDING_OP, ATTENTION_OP):  # vectors of tokens, which are of that size from the beginning
+            own = [name for name in wide if name.rpartition(".")[0] == point.id]
+            values |= {name: rng.standard_normal(wide[name].shape) for name in own}
+    return {name: x.astype(np.float32) for name, x in values.items()}
 
 
 def _size(x: NDArray[Any]) -> float:

@@ -13,7 +13,7 @@ from edgelora.errors import BundleError
 from edgelora.manifest_checks import value_problems
 
 FORMAT = "edgelora-bundle"
-FORMAT_VERSION = (1, 7)
+FORMAT_VERSION = (1, 8)
 MEASURED_SIZE = 8  # in memory tables, of every size that no model input has: ranks, classes, virtual tokens
 MIXED_INDEX = "adapter_index"  # the input of a graph for mixed batches that numbers each row's adapter
 LORA_GRAPHS = "lora"  # the name of the set of graphs that every bundle has
@@ -172,6 +172,10 @@ class GraphSet:
 
     `norms` is a graph from every point's A and B' to `norm.POINT`, the lengths of the columns of W + A·B'; None where
     the method needs none. `points` are the places of the set's adapters; None: the bundle's points.
+
+    Of a base that continues text, `score` and `decode` are its graphs as `LanguageModel` has them, for these adapters;
+    None where they have none. With `before`, a graph from the adapter's inputs to the keys and values that stand before
+    every text, `decode` is the base's own and takes no adapter.
     """
 
     forward: str
@@ -179,6 +183,9 @@ class GraphSet:
     inputs: tuple[AdapterInput, ...]
     norms: str | None = None
     points: tuple[InsertionPoint, ...] | None = None
+    score: str | None = None
+    decode: str | None = None
+    before: str | None = None
 
 
 @dataclass(frozen=True)
@@ -440,7 +447,7 @@ def _check_references(manifest: Manifest) -> None:
         named += [prefix.file, prefix.forward, *(file for graph in prefix.training for file in graph.files)]
     for graphs in manifest.methods.values():
         named += [graphs.forward, *(file for graph in graphs.training for file in graph.files)]
-        named += [] if graphs.norms is None else [graphs.norms]
+        named += [x for x in (graphs.norms, graphs.score, graphs.decode, graphs.before) if x is not None]
     named += [file for file in (manifest.mixed, manifest.values) if file is not None]
     if (language := manifest.language) is not None:
         optional = (language.decode_mixed, language.chat_template)

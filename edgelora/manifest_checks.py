@@ -82,6 +82,10 @@ def _set_problems(manifest: Manifest, name: str, most: int) -> Iterator[str]:
             yield f"the graphs of {name}: {one.name!r} has shape {list(one.shape)}"
         if one.neutral is None and not all(isinstance(size, int) for size in one.shape):
             yield f"the graphs of {name}: {one.name!r} stands for a value of the base and has no size of its own"
+    if manifest.language is None and any((graphs.score, graphs.decode, graphs.before)):
+        yield f"the graphs of {name} continue text, and the base does not"
+    if graphs.before is not None and (graphs.decode is None or not graphs.inputs):
+        yield f"the graphs of {name} have keys and values before a text, and nothing that reads them"
     if manifest.values is None and any(one.neutral is None for one in graphs.inputs):
         yield f"the graphs of {name} take values of the base, and no file tells them"
 

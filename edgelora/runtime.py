@@ -20,7 +20,7 @@ from edgelora.bundle import Bundle
 from edgelora.encoders import encoder_of
 from edgelora.errors import AdapterError, ConfigError, DataError
 from edgelora.inputs import ArrayInputs
-from edgelora.language.generation import CACHE_MEMORY, Run, begin
+from edgelora.language.generation import CACHE_MEMORY, Run, begin, check_prompts
 from edgelora.language.prompts import Prompt
 from edgelora.language.rows import Generation, Pieces
 from edgelora.language.sampling import GenerationConfig
@@ -333,8 +333,8 @@ class Model:
         hold the keys and values of. Before anything is computed:
 
         Raises:
-            ConfigError: this bundle generates no text, has no chat template, an adapter's method does not generate, or
-                the memory is too small for one row.
+            ConfigError: this bundle generates no text, has no chat template, or no graph with a cache for an adapter's
+                method, or the memory is too small for one row.
             DataError: a prompt is no text nor conversation, or it and the new tokens are more than the model takes.
             StoreError: no such adapter. AdapterError: it does not fit this base.
         """
@@ -359,6 +359,7 @@ class Model:
         config: GenerationConfig | None,
         cache_memory: int,
     ) -> Run:
+        check_prompts(prompts)
         named = [adapter] * len(prompts) if adapters is None else adapters
         return begin(self, prompts, named, config or GenerationConfig(), cache_memory)
 

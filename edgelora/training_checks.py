@@ -9,7 +9,7 @@ from edgelora.adapter import Adapter
 from edgelora.config import LoraConfig
 from edgelora.errors import ConfigError, DataError
 from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest, Prefix, TrainingGraph
-from edgelora.methods import no_prefix
+from edgelora.methods import PromptTuningConfig, no_prefix
 from edgelora.objectives import HostLoss, Objective, Regression
 from edgelora.reference_losses import REFERENCES
 from edgelora.training_config import TrainingConfig
@@ -46,6 +46,10 @@ def check_method(adapter: Adapter, config: TrainingConfig, points: Sequence[Inse
     for name in ("loraplus_lr_ratio", "lora_fa"):
         if getattr(config, name) and not isinstance(adapter.config, LoraConfig):
             raise ConfigError(f"{name} is for LoRA adapters, and this one is {adapter.config.peft_type}")
+    if config.packing and isinstance(adapter.config, PromptTuningConfig):
+        raise ConfigError(
+            "prompt adapters train on rows of one sample, for their tokens stand before the row: leave packing out"
+        )
     kernels = [point.id for point in points if point.kernel]
     if config.lora_fa and kernels:
         raise ConfigError(f"lora_fa is for linear points; {', '.join(kernels)} are convolutions")

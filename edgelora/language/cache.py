@@ -25,28 +25,37 @@ class Cache:
     makes with the adapters in `feeds`, and with no others. For one thread at a time.
     """
 
-    def __init__(self, graph: Graph, feeds: Mapping[str, NDArray[np.generic]], rows: int) -> None:
-        """No rows have been read yet.
+    def __init__(
+        self,
+        graph: Graph,
+        feeds: Mapping[str, NDArray[np.generic]],
+        rows: int,
+        before: Mapping[str, Floats] | None = None,
+    ) -> None:
+        """No rows have been read yet. `before` are the keys and values `[1, kv_heads, tokens, head_size]`, by output
+        name, of tokens that stand before those of every row, and are none of its slots.
 
         Raises:
             BundleError: it is no decode graph.
         """
+        before = before or {}
         self._graph = graph
         self._feeds = {name: value_of(array) for name, array in feeds.items() if name in graph.inputs}
         self._past: dict[str, Value] = {
-            name: value_of(np.zeros([rows, *(d if isinstance(d, int) else 0 for d in shape[1:])], np.float32))
+            name: value_of(_repeated(before.get(_present(name)), rows, shape))
             for name, shape in graph.inputs.items()
             if name.startswith(_PAST)
         }
         self._outputs = ["logits", *(_present(name) for name in self._past)]
         if not self._past or not set(self._outputs) <= set(graph.outputs):
             raise BundleError("the bundle's graph for generation keeps no keys and values: convert the model again")
-        self._filled = np.zeros((rows, 0), np.int64)
+        self._before = next(iter(before.values())).shape[2] if before else 0
+        self._filled = np.ones((rows, self._before), np.int64)
 
     @property
     def slots(self) -> int:
         """How many slots each row has."""
-        return self._filled.shape[1]
+        return self._filled.shape[1] - self._before
 
     def read(self, tokens: Ints, filled: Ints | None = None) -> Floats:
         """Read the tokens `[rows, more]` behind those that are there; the logits `[rows, vocabulary]` after the last.
@@ -84,7 +93,7 @@ class Cache:
         """Forget all rows but these, and the slots that are empty in all of them."""
         kept = list(rows)
         self._filled = self._filled[kept]
-        empty = int(self._filled.argmax(1).min()) if self.slots else 0
+        empty = int(self._filled.argmax(1).min()) if self._filled.size else 0
         self._filled = self._filled[:, empty:]
         self._change(lambda array: array[kept, :, empty:])
         if MIXED_INDEX in self._feeds:
@@ -92,11 +101,19 @@ class Cache:
 
     def cut(self, slots: int) -> None:
         """Forget what lies behind the first `slots` slots."""
-        self._filled = self._filled[:, :slots]
-        self._change(lambda array: array[:, :, :slots])
+        kept = self._before + slots
+        self._filled = self._filled[:, :kept]
+        self._change(lambda array: array[:, :, :kept])
 
     def _change(self, change: Callable[[Floats], Floats]) -> None:
         self._past = {name: value_of(change(value.numpy())) for name, value in self._past.items()}
+
+
+def _repeated(before: Floats | None, rows: int, shape: Sequence[int | str | None]) -> Floats:
+    """What stands before each of the rows, or no slots of this shape."""
+    if before is None:
+        return np.zeros([rows, *(d if isinstance(d, int) else 0 for d in shape[1:])], np.float32)
+    return np.repeat(before, rows, 0)
 
 
 def _present(past: str) -> str:

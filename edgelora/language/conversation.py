@@ -12,11 +12,12 @@ import numpy as np
 from edgelora.active import ActiveAdapter
 from edgelora.errors import DataError
 from edgelora.language.cache import Cache, bytes_per_token
-from edgelora.language.generation import CACHE_MEMORY, check_generates, language_of, most_tokens
+from edgelora.language.generation import CACHE_MEMORY, language_of, most_tokens
 from edgelora.language.prompts import conversation_tokens
 from edgelora.language.rows import Generation, Pieces, Row, run_rows
 from edgelora.language.samples import Message
 from edgelora.language.sampling import GenerationConfig, Ints
+from edgelora.language.writers import virtual_tokens, writer_of
 from edgelora.tasks.text_generation import tokens_of
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class Chat:
         """`system` is the message that every conversation begins with.
 
         Raises:
-            ConfigError: the bundle generates no text, has no chat template, or the adapter's method does not generate.
+            ConfigError: the bundle generates no text, has no chat template, or no graph with a cache for the adapter's
+                method.
             StoreError: no such adapter. AdapterError: it does not fit this base.
         """
         language = language_of(model)
@@ -61,9 +63,10 @@ class Chat:
         """Let this adapter answer from now on.
 
         Raises:
-            ConfigError: its method does not generate. StoreError: no such adapter. AdapterError: it does not fit.
+            ConfigError: the bundle has no graph with a cache for it. StoreError: no such adapter. AdapterError: it does
+                not fit.
         """
-        check_generates(self._model.activate(adapter))
+        self._before = virtual_tokens(self._model, self._language, self._model.activate(adapter))
         self.adapter = adapter
 
     def reset(self) -> None:
@@ -82,27 +85,28 @@ class Chat:
 
         Raises:
             DataError: the text and `max_new_tokens` are more than there is room for, or the template refuses it.
-            ConfigError: the adapter's method does not generate. StoreError: no such adapter. AdapterError: it does not
-                fit this base.
+            ConfigError: the bundle has no graph with a cache for the adapter. StoreError: no such adapter.
+            AdapterError: it does not fit this base.
         """
         return self._turn(text)[1]
 
     def _turn(self, text: str) -> tuple[Row, Pieces]:
         active = self._model.activate(self.adapter)
-        check_generates(active)
+        self._before = virtual_tokens(self._model, self._language, active)
         messages, prompt = self._fitted([*self.messages, {"role": "user", "content": text}])
         row = Row(0, prompt, self.config, self._language, self._tokens.text)
         return row, self._answer(messages, active, row)
 
     def _fitted(self, messages: Sequence[Message]) -> tuple[list[Message], Ints]:
         """The messages, without the oldest turns where all are too many, and their tokens."""
-        kept, room = list(messages), self._most - self.config.max_new_tokens
+        kept, most = list(messages), self._most - self._before
+        room = most - self.config.max_new_tokens
         while len(tokens := conversation_tokens(self._tokens, [*self._system, *kept])) > room:
             turn = next((i for i, message in enumerate(kept) if i and message["role"] == "user"), None)
             if turn is None:
                 raise DataError(
                     f"this turn has {len(tokens):,} tokens with all that goes with it, and there is room for "
-                    f"{self._most:,} with {self.config.max_new_tokens:,} new ones (max_new_tokens): shorten it, or ask "
+                    f"{most:,} with {self.config.max_new_tokens:,} new ones (max_new_tokens): shorten it, or ask "
                     "for fewer"
                 )
             kept = kept[turn:]
@@ -112,8 +116,8 @@ class Chat:
         owner = _fingerprint(active)
         known, self._known = self._known, None
         if known is None or known.owner != owner:
-            graph = self._model.bundle.graph(self._language.decode)
-            known = _Known(owner, Cache(graph, active.feeds, 1), row.prompt[:0])
+            cache = writer_of(self._model, self._language, active).cache(self._model, 1)
+            known = _Known(owner, cache, row.prompt[:0])
         shared = min(_common(known.tokens, row.prompt), len(row.prompt) - 1)
         cache = known.cache
         if shared < cache.slots:

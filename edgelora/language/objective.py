@@ -56,9 +56,11 @@ class LanguageModeling(OnSamples):
 
 def token_judge(manifest: Manifest, graphs: str) -> Judge:
     """The loss of every token, whose graph never holds all logits at once; these, where adapters have no such graph."""
-    if manifest.language is None or graphs != LORA_GRAPHS:
+    if manifest.language is None:
         return first_output(manifest)
-    return Judge(manifest.language.score, ("nll",))
+    found = manifest.methods.get(graphs)
+    score = manifest.language.score if graphs == LORA_GRAPHS else None if found is None else found.score
+    return first_output(manifest) if score is None else Judge(score, ("nll",))
 
 
 def counted_losses(outputs: Array, data: RowInputs, rows: Rows) -> NDArray[np.float64]:

@@ -248,7 +248,6 @@ def test_what_is_wrong_with_the_words_is_said(tmp_path: Path, language_folder: P
     [
         ({"placement": "skip"}, "leave placement out"),
         ({"pooling": "cls"}, "leave pooling cls out"),
-        ({"methods": ("ia3", "prompt", "bottleneck")}, "prompt, bottleneck neither generate nor merge"),
         ({"max_length": LONGEST + 1}, "the model takes 192 tokens"),
         ({"max_length": 0}, "at least one token"),
         ({"task": "feature-extraction"}, "open it for feature-extraction"),

@@ -206,6 +206,8 @@ def test_an_empty_text_begins_with_the_models_own_token(model):
     ("prompts", "named"),
     [
         ("a text", "put the one in a list"),
+        (None, "put the one in a list; None is none"),
+        (7, "put the one in a list; 7 is none"),
         ([{"role": "user", "content": "x"}], "prompt 1"),
         ([["x"]], "prompt 1: a message has a role and a content"),
         ([[{"role": "user"}]], "role and a content"),

@@ -43,12 +43,12 @@ class Twin(Protocol):
         ...
 
 
-def moved(model: Any, seed: int = 0) -> Any:
+def moved(model: Any, seed: int = 0, loudness: float = 0.2) -> Any:
     """The model, every parameter of its adapter moved away from its first value."""
     torch.manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data += 0.2 * torch.randn(parameter.shape)
+            parameter.data += loudness * torch.randn(parameter.shape)
     return model.eval()
 
 

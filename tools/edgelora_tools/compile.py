@@ -23,7 +23,7 @@ from edgelora_tools.frozen import rounds_activations
 from edgelora_tools.graph_sets import graphs_after_prefix, graphs_after_skips, graphs_of_method
 from edgelora_tools.graphs import LOWERED, forward_graph, mixed_graph, prune, shape_names, specs, standard
 from edgelora_tools.insertion import Site, find_sites
-from edgelora_tools.language import check_language, language_graphs
+from edgelora_tools.language import cached_graph, check_language, language_graphs, language_set
 from edgelora_tools.losses import COTANGENT, LOSSES
 from edgelora_tools.measure_shapes import Sizes, batch_name, measure_shapes
 from edgelora_tools.memory_table import memory_table, table_of_texts
@@ -137,10 +137,13 @@ def convert(
     language = None
     if source.decoder is not None:
         progress("graphs with a cache")
-        made, language = language_graphs(
-            source.decoder, base, chosen, options, unpadded, None if found is None else found.plan
-        )
+        cached = cached_graph(source.decoder, None if found is None else found.plan)
+        made, language = language_graphs(source.decoder, cached, base, chosen, options, unpadded)
         graphs |= made
+        for method in methods:
+            own = sets[method.graphs]
+            made, sets[method.graphs] = language_set(cached, base, chosen, options, unpadded, method, own)
+            graphs |= made
     prefixes: list[Prefix] = []
     for count in dict.fromkeys(options.train_last):
         progress(f"graphs for the last {count} layers")
@@ -192,6 +195,7 @@ def convert(
     weighty |= set() if language is None else {language.score}
     for one in sets.values():
         weighty |= {one.forward, *(file for graph in one.training for file in graph.files)}
+        weighty |= set() if one.score is None else {one.score}
     for one in prefixes:
         weighty |= {one.file, one.forward, *(file for graph in one.training for file in graph.files)}
 

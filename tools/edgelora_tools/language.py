@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora.errors import ConversionError
-from edgelora.manifest import InsertionPoint, LanguageModel
+from edgelora.manifest import GraphSet, InsertionPoint, LanguageModel
 from edgelora_tools.composites import recognise_composites
 from edgelora_tools.gradients.shapes import dims, rank, size_of
 from edgelora_tools.graphs import LOWERED, Adapted, adapt, set_outputs
 from edgelora_tools.lowering import lower_nodes
 from edgelora_tools.measure_shapes import batch_name, measure_shapes
-from edgelora_tools.methods import LORA, METHODS
+from edgelora_tools.methods import LORA, AdapterMethod
+from edgelora_tools.methods.prefix import PREFIX_TUNING
 from edgelora_tools.mixed import stack_adapters
 from edgelora_tools.normalize import normalize
 from edgelora_tools.options import ConvertOptions
@@ -45,14 +47,15 @@ def check_language(source: Source, options: ConvertOptions) -> None:
         raise ConversionError(f"a source is opened for {GENERATION} or for other tasks: open it for {options.task}")
     if decoder is None:
         return
-    unspoken = [name for name in options.methods if name in METHODS and METHODS[name].merging is None]
     longest = decoder.max_length
     refused = {
-        f"the adapters of {', '.join(unspoken)} neither generate nor merge: leave methods out": bool(unspoken),
         "placement skip needs samples that are whole, and a cache has none: leave placement out": (
             options.placement == "skip"
         ),
         f"nothing is pooled: leave pooling {options.pooling} out": options.pooling != ConvertOptions.pooling,
+        f"layers see {decoder.window:,} tokens back, and prefixes stand before all: leave prefix out of methods": (
+            bool(decoder.window) and PREFIX_TUNING.graphs in options.methods
+        ),
         "rows and caches are of any size: fix none": "fixed" in source.facts,
         f"the model takes {longest:,} tokens: max_length is at most that": 0 < longest < (options.max_length or 0),
     }
@@ -61,24 +64,24 @@ def check_language(source: Source, options: ConvertOptions) -> None:
             raise ConversionError(f"{GENERATION}: {why}")
 
 
-def language_graphs(
-    decoder: Decoder,
-    base: ir.Model,
-    points: Sequence[InsertionPoint],
-    options: ConvertOptions,
-    unpadded: bool,
-    plan: Plan | None = None,
-) -> tuple[dict[str, ir.Model], LanguageModel]:
-    """The graphs by file, and their record. `base` is the decoder without its cache, `unpadded` if blind to padding.
-
-    `plan` says how its products are quantized, if they are: those with a cache then are, too.
-    """
+def cached_graph(decoder: Decoder, plan: Plan | None = None) -> ir.Model:
+    """The decoder with its cache, in normal form; its products quantized as `plan` says, if there is one."""
     cached = normalize(decoder.cached.clone())
     measure_shapes(cached)
     recognise_composites(cached)
     share_heads(cached)
-    if plan is not None:
-        quantize(cached, plan)
+    return cached if plan is None else quantize(cached, plan)
+
+
+def language_graphs(
+    decoder: Decoder,
+    cached: ir.Model,
+    base: ir.Model,
+    points: Sequence[InsertionPoint],
+    options: ConvertOptions,
+    unpadded: bool,
+) -> tuple[dict[str, ir.Model], LanguageModel]:
+    """The graphs by file, and their record. `base` is the decoder without its cache, `unpadded` if blind to padding."""
     graphs = {
         SCORE_FILE: score_graph(base, points, options, unpadded),
         DECODE_FILE: decode_graph(cached, points, options),
@@ -101,28 +104,55 @@ def language_graphs(
     )
 
 
-def decode_graph(cached: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions) -> ir.Model:
+def language_set(
+    cached: ir.Model,
+    base: ir.Model,
+    points: Sequence[InsertionPoint],
+    options: ConvertOptions,
+    unpadded: bool,
+    method: AdapterMethod,
+    found: GraphSet,
+) -> tuple[dict[str, ir.Model], GraphSet]:
+    """The same for adapters of another method, whose other graphs are `found`; the record with both."""
+    places = points if found.points is None else found.points
+    score = f"score-{method.graphs}.onnx"
+    graphs = {score: score_graph(base, places, options, unpadded, method)}
+    before = method.before(cached, places)
+    if before is not None:
+        file = f"before-{method.graphs}.onnx"
+        lower_nodes(before.graph, GraphBuilder(free_names(before.graph)).op, LOWERED)
+        return graphs | {file: tidy(before)}, replace(found, score=score, decode=DECODE_FILE, before=file)
+    decode = f"decode-{method.graphs}.onnx"
+    graphs[decode] = decode_graph(cached, places, options, method)
+    return graphs, replace(found, score=score, decode=decode)
+
+
+def decode_graph(
+    cached: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions, method: AdapterMethod = LORA
+) -> ir.Model:
     """Logits `[batch, vocabulary]` of one token a row, which the input `last` `[batch]` numbers, and the cache.
 
     Adapters of one input share a product.
     """
-    adapted = _at_last(cached, points, options)
+    adapted = _at_last(cached, points, options, method)
     share_inputs(adapted.model.graph)
     return _finished(adapted)
 
 
 def mixed_decode_graph(cached: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions) -> ir.Model | None:
     """The same with an adapter per row; None where a point takes none (`mixed.py`)."""
-    adapted = _at_last(cached, points, options)
+    adapted = _at_last(cached, points, options, LORA)
     batch = batch_name(cached)
     if batch is None or not stack_adapters(adapted.model, adapted.op, adapted.adapter_inputs, None, None, batch):
         return None
     return _finished(adapted)
 
 
-def _at_last(cached: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions) -> Adapted:
+def _at_last(
+    cached: ir.Model, points: Sequence[InsertionPoint], options: ConvertOptions, method: AdapterMethod
+) -> Adapted:
     """The adapted graph with its cache, its head and last layer computed of one token a row."""
-    adapted = adapt(cached, points, options, LORA, dropout=False)
+    adapted = adapt(cached, points, options, method, dropout=False)
     op, outputs = adapted.op, dict(adapted.task.outputs)
     logits = outputs["logits"]
     assert rank(logits) == 3

@@ -17,6 +17,7 @@ from edgelora.manifest import MIXED_INDEX, Head
 from edgelora_tools.gradients.shapes import annotate, dims, rank
 from edgelora_tools.lowering import DOMAIN
 from edgelora_tools.methods.lora import OP_TYPE
+from edgelora_tools.passes.row_wise import viewed
 
 
 def stack_adapters(
@@ -30,20 +31,21 @@ def stack_adapters(
     """Give the adapter's `inputs` a first axis of adapters, and pick each row's by an input `adapter_index` `[batch]`.
 
     Returns False, and changes nothing, where rows cannot have their own: at a convolution (ONNX fixes the number of its
-    groups, so there is none with a kernel per row), at a head of maps, which is one, and where the model has flattened
-    batch and positions into one.
+    groups, so there is none with a kernel per row), at a head of maps, which is one, and where batch and positions are
+    one axis, unless this is a view of them.
     """
     if head is not None and head.per == "pixel":
         return False
     deltas = [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, OP_TYPE)]
     features = None if head is None or prediction is None else _features(prediction, head)
-    rows = [node.inputs[0] for node in deltas] + ([] if head is None else [features])
+    rows = [_of_batch(node.inputs[0], batch) for node in deltas] + ([] if head is None else [features])
     reached = {x for node in deltas for x in node.inputs[1:]} | {x for x in inputs if head and x.name in _names(head)}
     if set(inputs) - reached or any(x is None or x.shape is None or dims(x)[0] != batch for x in rows):
         return False
     index = op.builder.input(MIXED_INDEX, ir.DataType.INT64, [batch])
-    for node in deltas:
-        _stack_delta(op, node, index)
+    for node, x in zip(deltas, rows, strict=False):
+        assert x is not None
+        _stack_delta(op, node, x, index)
     if head is not None and prediction is not None and features is not None:
         _stack_head(op, prediction, features, head, inputs, index)
     for x in inputs:
@@ -67,17 +69,26 @@ def _features(prediction: ir.Value, head: Head) -> ir.Value | None:
     return rows.inputs[0] if head.per == "token" and rows is not None else x
 
 
-def _stack_delta(op: OpBuilder, node: ir.Node, index: ir.Value) -> None:
-    """Y = (X·A_k)·B_k, one product of matrices a row of the batch."""
-    x, a, b = node.inputs
+def _of_batch(x: ir.Value | None, batch: str) -> ir.Value | None:
+    """`x`, or the tokens `[batch, positions, features]` that it is a view of."""
+    node = None if x is None or x.shape is None or dims(x)[0] == batch else x.producer()
+    source = None if node is None else viewed(node)
+    return x if source is None or dims(source)[0] != batch else source
+
+
+def _stack_delta(op: OpBuilder, node: ir.Node, x: ir.Value, index: ir.Value) -> None:
+    """Y = (X·A_k)·B_k, one product of matrices a row of the batch, for what the node's input is a view of."""
+    _, a, b = node.inputs
     y = node.outputs[0]
-    assert x is not None and a is not None and b is not None
+    assert a is not None and b is not None
     inner = list(range(1, rank(x) - 2))
     a, b = (op.Unsqueeze(m, inner) if inner else m for m in (op.Gather(a, index), op.Gather(b, index)))
     if rank(x) == 2:
         new = op.Squeeze(op.MatMul(op.MatMul(op.Unsqueeze(x, [1]), a), b), [1])
     else:
         new = op.MatMul(op.MatMul(x, a), b)
+    if rank(y) != rank(x):
+        new = op.Reshape(new, [-1, dims(y)[1]])
     y.replace_all_uses_with(annotate(new, y))
 
 

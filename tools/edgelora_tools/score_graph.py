@@ -14,7 +14,7 @@ from edgelora_tools.graphs import LOWERED, adapt, set_outputs
 from edgelora_tools.heads import TaskOutput
 from edgelora_tools.losses import READ, token_losses
 from edgelora_tools.lowering import lower_nodes
-from edgelora_tools.methods import LORA
+from edgelora_tools.methods import LORA, AdapterMethod
 from edgelora_tools.options import ConvertOptions
 from edgelora_tools.passes.add_in_product import add_in_product, of_adapters
 from edgelora_tools.passes.free_names import free_names
@@ -28,13 +28,14 @@ def score_graph(
     points: Sequence[InsertionPoint],
     options: ConvertOptions,
     unpadded: bool,
+    method: AdapterMethod = LORA,
 ) -> ir.Model:
     """`nll` float32 `[batch, sequence]` for a base that returns logits.
 
     A further input `labels` int64 `[batch, sequence]` has the token that comes next; where it is negative, nothing is
     asked and `nll` is 0.
     """
-    adapted = adapt(base, points, options, LORA, dropout=False)
+    adapted = adapt(base, points, options, method, dropout=False)
     graph = adapted.model.graph
     scores = _scores(adapted.op, adapted.task)
     (scores,) = only_what_is_read(adapted.model, options, [scores], unpadded, joined=False)

@@ -28,6 +28,10 @@ class AtSites(Protocol):
         """
         ...
 
+    def before(self, cached: ir.Model, places: Sequence[InsertionPoint]) -> None:
+        """Such adapters stand in the graph with a cache; see `AdapterMethod`."""
+        del cached, places
+
     def place(self, op: OpBuilder, sites: Sequence[Site], dropout: bool) -> Placed:
         """Put the adapter at every site; see `AdapterMethod`."""
         return Placed(tuple(x for site in sites for x in self._insert(op, site, dropout)))

@@ -73,6 +73,14 @@ class AdapterMethod(Protocol):
         """The graph that tells the lengths of the columns of W + A·B'; None where the method needs none."""
         ...
 
+    def before(self, cached: ir.Model, places: Sequence[InsertionPoint]) -> ir.Model | None:
+        """The graph from the inputs of an adapter at `places` to what stands before every text in the cache.
+
+        It returns `present.I.key` and `.value` `[1, kv_heads, tokens, head_size]` of every layer of `cached`, a graph
+        with a cache, which then goes on without an adapter. None where the adapter stands in that graph itself.
+        """
+        ...
+
 
 def some_linear(what: str, sites: Sequence[Site]) -> list[Site]:
     """The sites, for a method (`what`) that has no adapters at convolutions.

@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx_ir as ir
-from onnxscript import OpBuilder
+from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora.errors import ConversionError
-from edgelora.manifest import ATTENTION_OP, AdapterInput, InsertionPoint
+from edgelora.manifest import ATTENTION_OP, MOST_POSITIONS, AdapterInput, InsertionPoint
 from edgelora.methods.prefix import KEY, VALUE
 from edgelora_tools.attention import Attention, find_attentions, scaled
 from edgelora_tools.gradients.shapes import dims, shaped
 from edgelora_tools.insertion import Site, Use, numbered, scope_of
 from edgelora_tools.methods.base import AdapterMethod, Placed
-from edgelora_tools.positions import position_tables
+from edgelora_tools.passes.without_cache import PRESENT
+from edgelora_tools.positions import given_positions, position_tables
 
 _LEAVE_OUT = "leave prefix out of methods"
 
@@ -41,11 +42,11 @@ class Prefix:
                 f"{f'{shown} has another form' if strange else 'the model has none'}: {_LEAVE_OUT}"
             )
         tables = position_tables(model, length)
-        if not tables:
+        if not tables and given_positions(model) is None:
             raise ConversionError(
                 f"prefix tuning moves every token's position, and the model has no table of them: {_LEAVE_OUT}"
             )
-        most, sites = min(table.positions for table in tables), list[Site]()
+        most, sites = min((table.positions for table in tables), default=MOST_POSITIONS), list[Site]()
         taken: set[str] = set()
         for layer, one in enumerate(found):
             (y, *_) = one.node.outputs
@@ -69,15 +70,32 @@ class Prefix:
             _prepend(op, attentions[site.uses[0].product], key, value)
             inputs += [key, value]
         count = op.Shape(inputs[0], start=0, end=1)
-        for table in tables:
-            places = table.node.inputs[1]
+        given = given_positions(model)
+        readers = [(table.node, 1) for table in tables] if given is None else list(given.uses())
+        for reader, i in readers:
+            places = reader.inputs[i]
             assert places is not None and places.dtype is not None
             moved = op.Add(places, op.Cast(count, to=places.dtype))
-            table.node.replace_input_with(1, shaped(moved, dims(places), places))
+            reader.replace_input_with(i, shaped(moved, dims(places), places))
         return Placed(tuple(inputs))
 
     def norms(self, sites: Sequence[Site], opset: int) -> None:
         return None
+
+    def before(self, cached: ir.Model, places: Sequence[InsertionPoint]) -> ir.Model:
+        """The keys and values themselves, their heads apart."""
+        kept = {str(y.name): y for y in cached.graph.outputs if str(y.name).startswith(PRESENT)}
+        graph = ir.Graph([], [], nodes=[], opset_imports=cached.opset_imports, name="before")
+        op = GraphBuilder(graph).op
+        for layer, place in enumerate(places):
+            for spec, part in zip(self.inputs(place), ("key", "value"), strict=True):
+                name = f"{PRESENT}{layer}.{part}"
+                x = op.builder.input(spec.name, ir.DataType.FLOAT, list(spec.shape))
+                _, heads, _, size = dims(kept[name])
+                apart = op.Unsqueeze(op.Transpose(op.Reshape(x, [0, heads, size]), perm=[1, 0, 2]), [0])
+                shaped(apart, [1, heads, spec.shape[0], size], x).name = name
+                graph.outputs.append(apart)
+        return ir.Model(graph, ir_version=cached.ir_version)
 
 
 def _prepend(op: OpBuilder, to: Attention, key: ir.Value, value: ir.Value) -> None:

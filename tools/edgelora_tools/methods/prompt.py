@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
-from onnxscript import OpBuilder
+import onnx_ir.passes.common as common
+from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora.errors import ConversionError
 from edgelora.manifest import EMBEDDING_OP, MOST_POSITIONS, AdapterInput, InsertionPoint
@@ -19,12 +21,14 @@ from edgelora_tools.frozen import is_real
 from edgelora_tools.gradients.shapes import Dim, dims, rank, shaped
 from edgelora_tools.insertion import Site, Use, module_path
 from edgelora_tools.methods.base import AdapterMethod, Placed
-from edgelora_tools.positions import position_tables
+from edgelora_tools.passes.free_names import free_names
+from edgelora_tools.passes.without_cache import PAST, PRESENT
+from edgelora_tools.positions import POSITIONS, position_tables
 from edgelora_tools.virtual_tokens import VirtualTokens
 
 _COUNT, _ALL = "virtual_tokens", "all_tokens"
 _VIEWS = ("Cast", "Reshape", "Identity")
-_MASK, _SEGMENTS, _POSITIONS = "attention_mask", "token_type_ids", "position_ids"
+_IDS, _MASK, _SEGMENTS = "input_ids", "attention_mask", "token_type_ids"
 _LEAVE_OUT = "leave prompt out of methods"
 
 
@@ -49,7 +53,7 @@ class Prompt:
         strange = [
             str(x.name)
             for x in model.graph.inputs
-            if length in dims(x) and (dims(x) != dims(ids) or x.name not in (ids.name, _MASK, _SEGMENTS, _POSITIONS))
+            if length in dims(x) and (dims(x) != dims(ids) or x.name not in (ids.name, _MASK, _SEGMENTS, POSITIONS))
         ]
         if strange:
             raise ConversionError(
@@ -96,6 +100,32 @@ class Prompt:
     def norms(self, sites: Sequence[Site], opset: int) -> None:
         return None
 
+    def before(self, cached: ir.Model, places: Sequence[InsertionPoint]) -> ir.Model:
+        """What the decoder makes of the vectors, as of the first tokens of a text."""
+        model = cached.clone()
+        graph = model.graph
+        op, (node,), (spec,) = GraphBuilder(free_names(graph)).op, _word_embeddings(model), self.inputs(places[0])
+        prompt = op.builder.input(spec.name, ir.DataType.FLOAT, list(spec.shape))
+        count = op.Shape(prompt, start=0, end=1)
+        row = op.Concat([1], count, axis=0)
+        told = {
+            _IDS: op.Expand(op.Constant(value_int=0), row),
+            _MASK: op.Expand(op.Constant(value_int=1), row),
+            POSITIONS: op.Unsqueeze(op.Range(0, op.Squeeze(count, [0]), 1), [0]),
+        }
+        for x in [x for x in graph.inputs if str(x.name).startswith(PAST)]:
+            empty = np.zeros([1 if d == dims(x)[0] else d if isinstance(d, int) else 0 for d in dims(x)], np.float32)
+            told[str(x.name)] = op.Constant(value=ir.tensor(empty))
+        words = node.outputs[0]
+        words.replace_all_uses_with(shaped(op.Unsqueeze(prompt, [0]), dims(words), words))
+        for x in [x for x in graph.inputs if x is not prompt]:
+            x.replace_all_uses_with(shaped(told[str(x.name)], dims(x), x))
+            graph.inputs.remove(x)
+        graph.outputs[:] = [y for y in graph.outputs if str(y.name).startswith(PRESENT)]
+        common.TopologicalSortPass()(model)
+        common.RemoveUnusedNodesPass()(model)
+        return model
+
 
 def _word_embeddings(model: ir.Model) -> list[ir.Node]:
     """The Gathers from frozen tables by an input of tokens, but for those of segments and positions."""
@@ -107,7 +137,7 @@ def _word_embeddings(model: ir.Model) -> list[ir.Node]:
         and node.attributes.get_int("axis", 0) == 0
         and is_real(node.inputs[0])
         and (ids := _tokens(node)) is not None
-        and ids.name not in (_MASK, _SEGMENTS, _POSITIONS)
+        and ids.name not in (_MASK, _SEGMENTS, POSITIONS)
         and node.outputs[0].shape is not None
         and rank(node.outputs[0]) == 3
     ]
@@ -146,7 +176,7 @@ def _with_virtual(op: OpBuilder, x: ir.Value, count: ir.Value) -> ir.Value:
     """
     assert x.dtype is not None
     shape = op.Concat(op.Shape(x, start=0, end=1), count, axis=0)
-    if x.name == _POSITIONS:
+    if x.name == POSITIONS:
         before = op.Expand(op.Cast(op.Range(0, op.Squeeze(count, [0]), 1), to=x.dtype), shape)
         x = op.Add(x, op.Cast(count, to=x.dtype))
     elif x.name in (_MASK, _SEGMENTS):

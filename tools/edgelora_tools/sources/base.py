@@ -23,7 +23,8 @@ class Decoder:
 
     `cached` takes `past_key_values.I.key` and `.value` `[batch, kv_heads, past, head_size]` of each layer beside the
     source's inputs, `attention_mask` over past and present, and returns them longer as `present.I.key` and `.value`.
-    `max_length` is 0 where there is no limit; `chat_template` names one of the source's files.
+    `max_length` is 0 where there is no limit; `chat_template` names one of the source's files. `window` is how many
+    slots some layers see at most, 0 where all see all.
     """
 
     cached: ir.Model
@@ -35,6 +36,7 @@ class Decoder:
     bos: int | None
     eos: tuple[int, ...]
     chat_template: str | None
+    window: int = 0
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from edgelora_tools.sources.torch_export import OPSET, forget_tensors_of_torch, 
 
 PAST, PRESENT = "past_key_values", "present"
 TOKENS = ("input_ids", "attention_mask", "position_ids")
-_FULL, _SLIDING = "full_attention", "sliding_attention"
+_FULL, SLIDING = "full_attention", "sliding_attention"
 _INNER = "causal"
 _LEAST = torch.finfo(torch.float32).min
 _ROWS, _NEW, _BEFORE = 2, 3, 5  # of the sample that is exported
@@ -63,7 +63,7 @@ class CachedModule(torch.nn.Module):
         hidden = (segments[:, None, :] != own) | (slots > own_slots)
         masks = {}
         for kind in self.kinds:
-            unseen = hidden | (slots <= own_slots - self.window) if kind == _SLIDING else hidden
+            unseen = hidden | (slots <= own_slots - self.window) if kind == SLIDING else hidden
             masks[kind] = (unseen.to(torch.float32) * _LEAST)[:, None]
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
@@ -98,9 +98,9 @@ def attention_kinds(config: Any) -> tuple[str, ...]:
         ConversionError: layers of another kind, which no cache of keys and values serves.
     """
     window = getattr(config, "sliding_window", None)
-    listed = getattr(config, "layer_types", None) or [_FULL if window is None else _SLIDING]
+    listed = getattr(config, "layer_types", None) or [_FULL if window is None else SLIDING]
     kinds = tuple(dict.fromkeys(str(kind) for kind in listed))
-    strange = [kind for kind in kinds if kind not in (_FULL, _SLIDING)]
+    strange = [kind for kind in kinds if kind not in (_FULL, SLIDING)]
     if strange:
         raise ConversionError(f"layers of {', '.join(strange)}: text-generation takes attention, whole or in windows")
     return kinds

@@ -90,7 +90,7 @@ def decoder_source(
     """
     import torch
 
-    from edgelora_tools.sources.cached_module import CachedModule, cache_names, empty_past, export_cached
+    from edgelora_tools.sources.cached_module import SLIDING, CachedModule, cache_names, empty_past, export_cached
 
     kind, config = causal.config.model_type, causal.config
     module = CachedModule(causal).eval()
@@ -125,6 +125,7 @@ def decoder_source(
         bos,
         tuple(token for token in ending if token is not None),
         TEMPLATE_FILE if TEMPLATE_FILE in files else None,
+        module.window if SLIDING in module.kinds else 0,
     )
     known = {"max_length": longest or MOST_POSITIONS, **facts, "model_type": kind}
     return Source("torch", name, without_cache(cached.clone()), run, files, known, decoder=decoder)
