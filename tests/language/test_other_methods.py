@@ -20,11 +20,11 @@ from edgelora.errors import ConfigError, ConversionError, DataError
 from edgelora.language.conversation import Chat
 from edgelora.language.samples import Passage
 from edgelora.language.sampling import GenerationConfig
+from edgelora.measuring import evaluate
 from edgelora.methods import PrefixTuningConfig, PromptTuningConfig
 from edgelora.objectives import Judge
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for
-from edgelora.measuring import evaluate
 from edgelora.training import train
 from edgelora.training_config import TrainingConfig
 from edgelora_tools.compile import ConvertOptions, convert
