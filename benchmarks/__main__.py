@@ -325,10 +325,13 @@ def add_speed(cases: Any) -> None:
 def add_tasks(cases: Any) -> None:
     case = cases.add_parser("tasks", help="each task on real data, beside PEFT", description=tasks.__doc__)
     case.add_argument("--case", nargs="+", choices=list(tasks.CASES), default=list(tasks.CASES), dest="names")
+    case.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     case.add_argument("--plot", type=Path, metavar="FILE", help="write bars of each case's first metric")
     case.add_argument("--quick", action="store_true", help="a smoke run; its figures mean nothing")
-    case.set_defaults(run=lambda o: tasks.run(o.names, o.quick, progress), markdown=tasks.markdown, draw=tasks.draw)
+    case.set_defaults(
+        run=lambda o: tasks.run(o.names, o.quick, o.seeds, progress), markdown=tasks.markdown, draw=tasks.draw
+    )
 
 
 def speed_options(options: argparse.Namespace) -> speed.SpeedOptions:

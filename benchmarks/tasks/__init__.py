@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.measure import BenchmarkError
 from benchmarks.tasks.case import Case, Outcome
 
@@ -29,13 +31,17 @@ def case_of(name: str) -> Case:
     return importlib.import_module(f"benchmarks.tasks.{CASES[name]}").CASE
 
 
-def run(names: Sequence[str], quick: bool, progress: Callable[[str], None]) -> dict[str, Any]:
-    """What each case found, as the JSON of the command."""
+def run(names: Sequence[str], quick: bool, seeds: Sequence[int], progress: Callable[[str], None]) -> dict[str, Any]:
+    """What each case found, as the JSON of the command; outcomes are told as they come."""
     body: dict[str, Any] = {}
     for name in names:
         case = case_of(name)
+        outcomes: list[Outcome] = []
         with tempfile.TemporaryDirectory(prefix="edgelora-") as folder:
-            outcomes = case.run(Path(folder), quick, lambda what, name=name: progress(f"{name}: {what}"))
+            for one in case.run(Path(folder), quick, seeds, lambda what, name=name: progress(f"{name}: {what}")):
+                outcomes.append(one)
+                told = ", ".join(f"{metric} {value:.4f}" for metric, value in one.metrics.items())
+                progress(f"{name}: {one.side}, seed {one.seed}: {told} ({one.seconds:.0f} s)")
         if not outcomes:
             raise BenchmarkError(f"{name}: nothing was measured")
         body[name] = {"title": case.title, "settings": case.settings(quick), "outcomes": [asdict(o) for o in outcomes]}
@@ -43,24 +49,52 @@ def run(names: Sequence[str], quick: bool, progress: Callable[[str], None]) -> d
 
 
 def markdown(body: dict[str, Any]) -> str:
-    """A table for each case."""
+    """A table for each case: means of the seeds, and between which values they lie."""
     parts: list[str] = []
     for case in body.values():
-        outcomes = [Outcome(**one) for one in case["outcomes"]]
-        names = list(dict.fromkeys(name for one in outcomes for name in one.metrics))
+        sides = by_side(case)
+        names = list(dict.fromkeys(name for of_side in sides.values() for one in of_side for name in one.metrics))
         head = ["", *names, "training, s"]
         rows = [
-            [one.side, *(f"{one.metrics[n]:.3f}" if n in one.metrics else "" for n in names), f"{one.seconds:.0f}"]
-            for one in outcomes
+            [
+                side,
+                *(_shown(values_of(of_side, name)) for name in names),
+                f"{np.mean([o.seconds for o in of_side]):.0f}",
+            ]
+            for side, of_side in sides.items()
         ]
         lines = [head, ["---"] * len(head), *rows]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        parts.append(f"**{case['title']}.** {case['settings']}\n\n{table}")
+        seeds = sorted({one.seed for of_side in sides.values() for one in of_side})
+        told = f"Seeds {', '.join(map(str, seeds))}: means, in brackets the least and the most."
+        parts.append(
+            f"**{case['title']}.** {case['settings']} {told if len(seeds) > 1 else ''}".rstrip() + f"\n\n{table}"
+        )
     return "\n\n".join(parts)
 
 
+def by_side(case: dict[str, Any]) -> dict[str, list[Outcome]]:
+    """The outcomes of a case of the JSON, by side."""
+    found: dict[str, list[Outcome]] = {}
+    for one in case["outcomes"]:
+        found.setdefault(one["side"], []).append(Outcome(**one))
+    return found
+
+
+def values_of(outcomes: Sequence[Outcome], metric: str) -> list[float]:
+    """What each seed reached, where it tells of the metric."""
+    return [one.metrics[metric] for one in outcomes if metric in one.metrics]
+
+
+def _shown(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean = f"{np.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f}–{max(values):.3f})"
+
+
 def draw(body: dict[str, Any], path: Path) -> None:
-    """The first metric of each side, a group of bars for each case."""
+    """The first metric of each side, the mean of the seeds, a group of bars for each case."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -68,9 +102,10 @@ def draw(body: dict[str, Any], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, len(body), figsize=(4 * len(body), 3.2), squeeze=False)
     for axis, (name, case) in zip(axes[0], body.items(), strict=True):
-        outcomes = [Outcome(**one) for one in case["outcomes"]]
-        metric = next(iter(outcomes[0].metrics))
-        bars = axis.bar([one.side for one in outcomes], [one.metrics[metric] for one in outcomes], color="#4477aa")
+        sides = by_side(case)
+        metric = next(iter(case["outcomes"][0]["metrics"]))
+        means = [float(np.mean(values_of(outcomes, metric))) for outcomes in sides.values()]
+        bars = axis.bar(list(sides), means, color="#4477aa")
         axis.bar_label(bars, fmt="%.3f")
         axis.set(title=name, ylabel=metric)
         axis.tick_params(axis="x", labelrotation=20)

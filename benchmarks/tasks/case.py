@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,9 +18,10 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one side reached on the held-out data, and how long its training took."""
+    """What one side reached on the held-out data with one seed, and how long its training took."""
 
     side: str
+    seed: int
     metrics: dict[str, float]
     seconds: float
 
@@ -33,8 +34,11 @@ class Case(Protocol):
 
     def settings(self, quick: bool) -> str: ...
 
-    def run(self, folder: Path, quick: bool, progress: Progress) -> list[Outcome]:
-        """Train and evaluate each side; `quick` is a small run that shows that everything works."""
+    def run(self, folder: Path, quick: bool, seeds: Sequence[int], progress: Progress) -> Iterator[Outcome]:
+        """Train and evaluate each side with each seed, of first values, batches and what is varied.
+
+        `quick` is a small run that shows that everything works.
+        """
         ...
 
 

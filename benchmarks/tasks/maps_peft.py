@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import peft
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from benchmarks.tasks.case import PEFT_LORA, Outcome
-from edgelora.adapter import Adapter, write_adapter
-from edgelora.batching import epoch_batches
+from benchmarks.tasks.peft_side import fit_in_torch, with_peft
+from edgelora.adapter import Adapter
 from edgelora.objectives import Objective
-from edgelora.schedules import learning_rate_factor
 from edgelora.training_config import TrainingConfig
 
 Feeds = dict[str, torch.Tensor]
+
+
+class HeadOnMap(torch.nn.Module):
+    """The base's map named `output` and a convolution of one pixel; `enlarged` logits have the picture's size."""
+
+    def __init__(self, base: torch.nn.Module, head: torch.nn.Conv2d, output: str, enlarged: bool) -> None:
+        super().__init__()
+        self.base, self.head, self.output, self.enlarged = base, head, output, enlarged
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        made = self.head(self.base(pictures)[self.output])
+        if not self.enlarged:
+            return made
+        return torch.nn.functional.interpolate(made, size=pictures.shape[2:], mode="bilinear", align_corners=False)
 
 
 def train_by_peft(
@@ -40,53 +49,23 @@ def train_by_peft(
     `loss` is of logits and the loss's inputs.
     """
     head_name = (start.config.modules_to_save or ("",))[0]
-    weight, bias = (torch.from_numpy(start.tensors[f"{head_name}.{part}"].copy()) for part in ("weight", "bias"))
+    weight, bias = (torch.from_numpy(start.tensors[f"{head_name}.{part}"]) for part in ("weight", "bias"))
     head = torch.nn.Conv2d(weight.shape[1], weight.shape[0], 1)
-    with torch.no_grad():
-        head.weight.copy_(weight[:, :, None, None])
-        head.bias.copy_(bias)  # pyright: ignore[reportOptionalMemberAccess]
-    write_adapter(start, folder)
-    settings: Any = peft.PeftConfig.from_pretrained(str(folder))
-    settings.task_type, settings.inference_mode, settings.modules_to_save = None, False, None
-    model = peft.get_peft_model(base.eval(), settings)
-    values = {n: x for n, x in load_file(folder / "adapter_model.safetensors").items() if head_name not in n.split(".")}
-    expected = peft.get_peft_model_state_dict(model)
-    if values.keys() != expected.keys():
-        raise SystemExit(f"not the adapter of this model: {sorted(values.keys() ^ expected.keys())}")
-    peft.set_peft_model_state_dict(model, values)
-    model.eval()
-    learned = [p for p in (*model.parameters(), *head.parameters()) if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=config.learning_rate, weight_decay=config.weight_decay)
-    size = config.batch_size
-    total = -(-len(train) // size) * config.num_train_epochs
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(config.lr_scheduler_type, step, 0, total)
-    )
+    head.load_state_dict({"weight": weight[..., None, None], "bias": bias})
+    network = HeadOnMap(with_peft(base, start, folder), head, output, enlarged).eval()
 
-    def logits(pictures: torch.Tensor) -> torch.Tensor:
-        made = head(model(pictures)[output])
-        if not enlarged:
-            return made
-        return torch.nn.functional.interpolate(made, size=pictures.shape[2:], mode="bilinear", align_corners=False)
+    def backward(varied: Objective, rows: NDArray[np.int64]) -> None:
+        feeds = {n: torch.from_numpy(np.asarray(x)) for n, x in varied.feeds(rows, train.weight(rows)).items()}
+        loss(network(feeds.pop("image")), feeds).backward()
 
-    begun = time.monotonic()
-    for epoch in range(config.num_train_epochs):
-        varied = train.of_epoch(epoch)
-        for rows in epoch_batches(train.lengths(), size, config.seed, epoch, config.group_by_length):
-            feeds = {n: torch.from_numpy(np.asarray(x)) for n, x in varied.feeds(rows, train.weight(rows)).items()}
-            optimizer.zero_grad()
-            loss(logits(feeds.pop("image")), feeds).backward()
-            torch.nn.utils.clip_grad_norm_(learned, config.max_grad_norm)
-            optimizer.step()
-            rate.step()
-    seconds = time.monotonic() - begun
-    parts: list[NDArray[np.int64]] = np.array_split(np.arange(len(test)), -(-len(test) // size))
+    seconds = fit_in_torch(network, train, config, backward)
+    parts: list[NDArray[np.int64]] = np.array_split(np.arange(len(test)), -(-len(test) // config.batch_size))
     with torch.no_grad():
         measured = [
-            test.measured(logits(torch.from_numpy(np.asarray(test.inputs(rows)["image"]))).numpy(), rows)
+            test.measured(network(torch.from_numpy(np.asarray(test.inputs(rows)["image"]))).numpy(), rows)
             for rows in parts
         ]
-    return Outcome(PEFT_LORA, test.metrics(measured, parts), seconds)
+    return Outcome(PEFT_LORA, config.seed, test.metrics(measured, parts), seconds)
 
 
 def cross_entropy_dice(z: torch.Tensor, feeds: Feeds) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,13 @@ class OnMaps:
     data: Callable[[Path, bool], tuple[Sequence[Sample], Sequence[Sample]]]
     loss: Callable[[torch.Tensor, Feeds], torch.Tensor]
 
-    def config(self, quick: bool) -> TrainingConfig:
+    def config(self, quick: bool, seed: int = 0) -> TrainingConfig:
         return TrainingConfig(
             num_train_epochs=1 if quick else self.epochs,
             batch_size=self.batch,
             learning_rate=self.rate,
             augment=self.augment,
+            seed=seed,
         )
 
     def settings(self, quick: bool) -> str:
@@ -60,7 +61,7 @@ class OnMaps:
             f"tested on {self.tested}."
         )
 
-    def run(self, folder: Path, quick: bool, progress: Progress) -> list[Outcome]:
+    def run(self, folder: Path, quick: bool, seeds: Sequence[int], progress: Progress) -> Iterator[Outcome]:
         train_data, test_data = self.data(folder / "data", quick)
         progress("converting")
         recipe = load_recipe(RECIPE)
@@ -68,25 +69,27 @@ class OnMaps:
         height, width = self.size
         source = fixed(open_recipe(recipe), {"height": height, "width": width})
         convert(source, folder / "base.edgelora", options)
-        model, config = Model.open(folder / "base.edgelora"), self.config(quick)
+        model = Model.open(folder / "base.edgelora")
         lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=tuple(p.id for p in model.bundle.manifest.points))
         labels = labels_of(train_data)
-        ours, held_out = (objective_for(model, data, labels, config) for data in (train_data, test_data))
-        outcomes: list[Outcome] = []
-        for side, asked in ((HEAD_ALONE, LoraConfig(r=RANK, target_modules=())), (LORA, lora)):
-            progress(side)
-            begun = time.monotonic()
-            train(model, "learner", train_data, lora=asked, config=config, restart=True)
-            seconds = time.monotonic() - begun
-            outcomes.append(self.shown(side, evaluate(model.bundle, model.store.load("learner"), held_out, 8), seconds))
-        progress("PEFT")
-        start = starting_adapter(model.bundle.manifest, None, lora, labels, train_data, config.seed, model.bundle)
-        module: Any = network(RECIPE).maps(fetch(recipe))[0]
-        enlarged = self.task == "semantic-segmentation"
-        theirs = train_by_peft(
-            module, self.output, start, ours, held_out, self.loss, enlarged, config, folder / "start"
-        )
-        return [*outcomes, self.shown(theirs.side, theirs.metrics, theirs.seconds)]
+        for seed in seeds:
+            config = self.config(quick, seed)
+            ours, held_out = (objective_for(model, data, labels, config) for data in (train_data, test_data))
+            for side, asked in ((HEAD_ALONE, LoraConfig(r=RANK, target_modules=())), (LORA, lora)):
+                progress(side)
+                begun = time.monotonic()
+                train(model, "learner", train_data, lora=asked, config=config, restart=True)
+                seconds = time.monotonic() - begun
+                metrics = evaluate(model.bundle, model.store.load("learner"), held_out, 8)
+                yield self.shown(side, seed, metrics, seconds)
+            progress("PEFT")
+            start = starting_adapter(model.bundle.manifest, None, lora, labels, train_data, seed, model.bundle)
+            module: Any = network(RECIPE).maps(fetch(recipe))[0]
+            enlarged = self.task == "semantic-segmentation"
+            theirs = train_by_peft(
+                module, self.output, start, ours, held_out, self.loss, enlarged, config, folder / f"start-{seed}"
+            )
+            yield self.shown(theirs.side, seed, theirs.metrics, theirs.seconds)
 
-    def shown(self, side: str, metrics: dict[str, float], seconds: float) -> Outcome:
-        return Outcome(side, {name: metrics[name] for name in self.metrics}, seconds)
+    def shown(self, side: str, seed: int, metrics: dict[str, float], seconds: float) -> Outcome:
+        return Outcome(side, seed, {name: metrics[name] for name in self.metrics}, seconds)

@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from benchmarks.tasks.case import PEFT_LORA, Outcome
 from edgelora.adapter import Adapter, write_adapter
 from edgelora.batching import epoch_batches
-from edgelora.objectives import Classification
+from edgelora.objectives import Classification, Objective
 from edgelora.schedules import learning_rate_factor
 from edgelora.training_config import TrainingConfig
 from edgelora.verification import SameSpeaker
 from edgelora.vision.detectors.objective import Detection
 
 HEAD = "classifier"
-Samples = TypeVar("Samples", Classification, Detection, SameSpeaker)
+Samples = TypeVar("Samples", Classification, Detection, SameSpeaker, Objective)
 
 
 class Classifier(torch.nn.Module):
@@ -64,7 +64,7 @@ def train_by_peft(
     with torch.no_grad():
         parts = np.array_split(np.arange(len(test)), -(-len(test) // size))
         hits = sum(int((classifier(_pictures(test, r)).argmax(1) == _labels(test, r)).sum()) for r in parts)
-    return Outcome(PEFT_LORA, {"accuracy": hits / len(test)}, seconds)
+    return Outcome(PEFT_LORA, config.seed, {"accuracy": hits / len(test)}, seconds)
 
 
 def with_peft(base: torch.nn.Module, start: Adapter, folder: Path) -> torch.nn.Module:

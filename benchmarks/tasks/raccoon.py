@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from edgelora_tools.sources.torch_export import module_source
 HEAD = "detector"
 RANK, BATCH, RATE = 8, 16, 4e-3
 TARGETS = ".*(SPP|detect_head).*"  # behind the backbone
+METRICS = ("AP50", "AP")
 AUGMENT = ("flip", "crop", "color")
 
 
@@ -50,7 +52,7 @@ class Raccoon:
             f"{count or 40} other photographs. PEFT's side takes the same pictures and the same gradient of the loss."
         )
 
-    def run(self, folder: Path, quick: bool, progress: Progress) -> list[Outcome]:
+    def run(self, folder: Path, quick: bool, seeds: Sequence[int], progress: Progress) -> Iterator[Outcome]:
         side, count, epochs = self.sizes(quick)
         data = unpacked("raccoon", unpacked("fastestdet", folder / "data"))
         train_data, test_data = (read_boxes(data / "data" / f"{part}_labels.csv") for part in ("train", "test"))
@@ -60,21 +62,24 @@ class Raccoon:
         options = ConvertOptions("object-detection", image={"size": (side, side), "order": "BGR"})
         convert(module_source(module, inputs, "fastestdet", dynamic=axes), folder / "base.edgelora", options)
         model = Model.open(folder / "base.edgelora")
-        config = TrainingConfig(num_train_epochs=epochs, batch_size=BATCH, learning_rate=RATE, augment=AUGMENT)
         lora = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS)
-        outcomes: list[Outcome] = []
-        for side_name, asked in ((HEAD_ALONE, LoraConfig(r=RANK, target_modules=())), (LORA, lora)):
-            progress(side_name)
-            begun = time.monotonic()
-            train(model, "learner", train_data, lora=asked, config=config, restart=True)
-            seconds = time.monotonic() - begun
-            adapter = model.store.load("learner")
-            held_out = objective_for(model, test_data, adapter.labels, config)
-            metrics = evaluate(model.bundle, adapter, held_out, BATCH)
-            outcomes.append(Outcome(side_name, {name: metrics[name] for name in ("AP50", "AP")}, seconds))
-        progress("PEFT")
-        start = starting_adapter(model.bundle.manifest, None, lora, ("raccoon",), train_data, config.seed, model.bundle)
-        return [*outcomes, _by_peft(module, start, model, (train_data, test_data), config, folder / "start")]
+        for seed in seeds:
+            config = TrainingConfig(
+                num_train_epochs=epochs, batch_size=BATCH, learning_rate=RATE, augment=AUGMENT, seed=seed
+            )
+            for side_name, asked in ((HEAD_ALONE, LoraConfig(r=RANK, target_modules=())), (LORA, lora)):
+                progress(side_name)
+                begun = time.monotonic()
+                train(model, "learner", train_data, lora=asked, config=config, restart=True)
+                seconds = time.monotonic() - begun
+                adapter = model.store.load("learner")
+                held_out = objective_for(model, test_data, adapter.labels, config)
+                metrics = evaluate(model.bundle, adapter, held_out, BATCH)
+                yield Outcome(side_name, seed, {name: metrics[name] for name in METRICS}, seconds)
+            progress("PEFT")
+            start = starting_adapter(model.bundle.manifest, None, lora, ("raccoon",), train_data, seed, model.bundle)
+            module, _, _ = network("fastestdet").maps(data, side)
+            yield _by_peft(module, start, model, (train_data, test_data), config, folder / f"start-{seed}")
 
 
 def _by_peft(
@@ -103,7 +108,7 @@ def _by_peft(
         parts = np.array_split(np.arange(len(test_data)), -(-len(test_data) // BATCH))
         maps = [network(torch.from_numpy(test_data.inputs(rows)[name])).numpy() for rows in parts]
     metrics = test_data.metrics(maps, parts)
-    return Outcome(PEFT_LORA, {name: metrics[name] for name in ("AP50", "AP")}, seconds)
+    return Outcome(PEFT_LORA, config.seed, {name: metrics[name] for name in METRICS}, seconds)
 
 
 CASE = Raccoon()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class SignDigits:
             "photographs, which are of other people."
         )
 
-    def run(self, folder: Path, quick: bool, progress: Progress) -> list[Outcome]:
+    def run(self, folder: Path, quick: bool, seeds: Sequence[int], progress: Progress) -> Iterator[Outcome]:
         side, count, epochs = self.sizes(quick)
         train_data, test_data = digits(unpacked("sign_digits", folder / "data") / "Dataset", count, quick)
         progress("converting")
@@ -52,19 +52,19 @@ class SignDigits:
             ConvertOptions(TASK, image={"size": (side, side)}, name=recipe.name),
         )
         model = Model.open(folder / "base.edgelora")
-        config = TrainingConfig(num_train_epochs=epochs, batch_size=BATCH, learning_rate=RATE)
         lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=tuple(p.id for p in model.bundle.manifest.points))
-        outcomes: list[Outcome] = []
-        for side_name, asked in ((HEAD_ALONE, LoraConfig(r=RANK, target_modules=())), (LORA, lora)):
-            progress(side_name)
-            outcomes.append(_ours(side_name, model, train_data, test_data, asked, config))
-        progress("PEFT")
         labels = tuple(str(digit) for digit in range(10))
-        start = starting_adapter(model.bundle.manifest, None, lora, labels, train_data, config.seed, model.bundle)
-        made: list[Any] = [objective_for(model, data, labels, config) for data in (train_data, test_data)]
-        ours, held_out = (one for one in made if isinstance(one, Classification))
-        module, _, _ = network(RECIPE).features(_weights(recipe))
-        return [*outcomes, train_by_peft(module, start, ours, held_out, config, folder / "start")]
+        for seed in seeds:
+            config = TrainingConfig(num_train_epochs=epochs, batch_size=BATCH, learning_rate=RATE, seed=seed)
+            for side_name, asked in ((HEAD_ALONE, LoraConfig(r=RANK, target_modules=())), (LORA, lora)):
+                progress(side_name)
+                yield _ours(side_name, model, train_data, test_data, asked, config)
+            progress("PEFT")
+            start = starting_adapter(model.bundle.manifest, None, lora, labels, train_data, seed, model.bundle)
+            made: list[Any] = [objective_for(model, data, labels, config) for data in (train_data, test_data)]
+            ours, held_out = (one for one in made if isinstance(one, Classification))
+            module, _, _ = network(RECIPE).features(_weights(recipe))
+            yield train_by_peft(module, start, ours, held_out, config, folder / f"start-{seed}")
 
 
 def _ours(
@@ -79,9 +79,8 @@ def _ours(
     train(model, "learner", train_data, lora=lora, config=config, restart=True)
     seconds = time.monotonic() - begun
     told = model.predict([s.path for s in test_data], adapter="learner")
-    return Outcome(
-        side, {"accuracy": float(np.mean([t == s.label for t, s in zip(told, test_data, strict=True)]))}, seconds
-    )
+    hits = [t == s.label for t, s in zip(told, test_data, strict=True)]
+    return Outcome(side, config.seed, {"accuracy": float(np.mean(hits))}, seconds)
 
 
 def _weights(recipe: Any) -> Path:

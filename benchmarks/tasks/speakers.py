@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.recipes import fetch, load_recipe, network, open_recipe
 
 RECIPE, TASK = "speaker-encoder", "speaker-verification"
+Pair = tuple[str, str]
 FOLDS = (("george", "jackson"), ("lucas", "nicolas"), ("theo", "yweweler"))
 BASE, LORA_LSTM = "frozen base", "LoRA, last LSTM layer too"
 RANK, BATCH, RATE, TEMPERATURE = 8, 40, 2e-3, 0.1
@@ -32,7 +33,7 @@ class Speakers:
     """Equal error rates of all pairs of the held-out speakers' sounds, by the cosine of their embeddings."""
 
     title: str = "Held-out speakers, speaker encoder"
-    folds: tuple[tuple[str, str], ...] = FOLDS
+    folds: tuple[Pair, ...] = FOLDS
 
     def sizes(self, quick: bool) -> tuple[int, int, int]:
         """Folds, recordings a digit of each speaker, epochs."""
@@ -47,7 +48,7 @@ class Speakers:
             "PEFT in the linear layer, since it has no LoRA for LSTM."
         )
 
-    def run(self, folder: Path, quick: bool, progress: Progress) -> list[Outcome]:
+    def run(self, folder: Path, quick: bool, seeds: Sequence[int], progress: Progress) -> Iterator[Outcome]:
         folds, count, epochs = self.sizes(quick)
         pattern = f"{unpacked('fsdd', folder / 'data')}/recordings/*_{{label}}_*.wav"
         samples = [s for s in read_samples(pattern, TASK) if isinstance(s, SoundSample) and _number(s) < count]
@@ -56,15 +57,20 @@ class Speakers:
         chosen = ConvertOptions(TASK, "pooler", target_modules=TARGETS[LORA_LSTM], name=recipe.name)
         convert(open_recipe(recipe), folder / "base.edgelora", chosen)
         model = Model.open(folder / "base.edgelora")
-        config = TrainingConfig(num_train_epochs=epochs, batch_size=BATCH, learning_rate=RATE, temperature=TEMPERATURE)
-        found: dict[str, list[tuple[float, float]]] = {}
-        for pair in self.folds[:folds]:
-            learned = [s for s in samples if s.label not in pair]
-            asked = [s for s in samples if s.label in pair]
-            for side, rate, seconds in _fold(model, learned, asked, config, folder, progress):
-                found.setdefault(side, []).append((rate, seconds))
-        means = {side: np.mean(each, axis=0) for side, each in found.items()}
-        return [Outcome(side, {"equal error rate": float(rate)}, float(s)) for side, (rate, s) in means.items()]
+        for seed in seeds:
+            config = TrainingConfig(
+                num_train_epochs=epochs, batch_size=BATCH, learning_rate=RATE, temperature=TEMPERATURE, seed=seed
+            )
+            found: dict[str, list[tuple[Pair, float, float]]] = {}
+            for pair in self.folds[:folds]:
+                learned = [s for s in samples if s.label not in pair]
+                asked = [s for s in samples if s.label in pair]
+                for side, rate, seconds in _fold(model, learned, asked, config, folder, progress):
+                    found.setdefault(side, []).append((pair, rate, seconds))
+            for side, each in found.items():
+                rates = {f"without {' and '.join(pair)}": rate for pair, rate, _ in each}
+                mean = float(np.mean(list(rates.values())))
+                yield Outcome(side, seed, {"equal error rate": mean, **rates}, sum(seconds for _, _, seconds in each))
 
 
 def _number(sample: SoundSample) -> int:
