@@ -13,10 +13,10 @@ import torch
 from benchmarks.tasks.case import HEAD_ALONE, LORA, Outcome, Progress
 from benchmarks.tasks.maps_peft import Feeds, train_by_peft
 from edgelora import LoraConfig, Model, TrainingConfig, train
-from edgelora.samples import Sample, labels_of
+from edgelora.samples import Sample
 from edgelora.tasks import objective_for
 from edgelora.trainer import evaluate
-from edgelora.training import starting_adapter
+from edgelora.training import merged_labels, starting_adapter
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.recipes import fetch, load_recipe, network, open_recipe
 from edgelora_tools.sources import fixed
@@ -71,7 +71,7 @@ class OnMaps:
         convert(source, folder / "base.edgelora", options)
         model = Model.open(folder / "base.edgelora")
         lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=tuple(p.id for p in model.bundle.manifest.points))
-        labels = labels_of(train_data)
+        labels = merged_labels(model.bundle.manifest, None, train_data)
         for seed in seeds:
             config = self.config(quick, seed)
             ours, held_out = (objective_for(model, data, labels, config) for data in (train_data, test_data))
