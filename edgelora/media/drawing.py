@@ -256,7 +256,7 @@ def _tinted(picture: Picture, mask: NDArray[np.integer[Any]], names: int) -> Pic
     large = np.where(large < names, large, 0)
     palette = np.asarray(COLOURS, np.float32)
     own = palette[np.maximum(large, 0) % len(COLOURS)]
-    tint = np.where(large > 0, _TINT, 0.0)[..., None]
+    tint = np.where(large > 0, np.float32(_TINT), np.float32(0.0))[..., None]
     made = picture * (1 - tint) + own * tint
     edge = np.zeros(large.shape, bool)
     down, right = large[1:] != large[:-1], large[:, 1:] != large[:, :-1]

@@ -1,7 +1,7 @@
 """Pictures with masks: a folder of each with equal names, or CSV and JSONL of pairs.
 
 A mask has one channel and its picture's size: numbers of classes, of which 255 counts for nothing; or 0 and 255 alone,
-which are two classes; or a palette, whose indices are the classes.
+which are two classes unless `classes.txt` names another number of them; or a palette, whose indices are the classes.
 """
 
 from __future__ import annotations
@@ -152,22 +152,27 @@ def _names(samples: Sequence[MaskSample], file: Path) -> tuple[tuple[int, str], 
         DataError: the masks hold too many values to be classes, or ones that the file does not name.
     """
     values = sorted({value for sample in samples for value, _ in sample.values})
-    two = set(values) <= {0, IGNORED_VALUE}
+    names = _lines(file) if file.is_file() else None
+    two = set(values) <= {0, IGNORED_VALUE} and (names is None or len(names) == 2)
     classes = [value for value in values if two or value != IGNORED_VALUE]
     if len(classes) > _MOST_CLASSES:
         raise DataError(
             f"{samples[0].mask}: the masks hold {len(classes)} values, which look like grey levels, not classes"
         )
-    if not file.is_file():
+    if names is None:
         return tuple((value, str(value)) for value in classes)
-    try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as text in UTF-8 ({error})") from error
-    names = [line for line in lines if line]
     numbers = {value: int(value == IGNORED_VALUE) if two else value for value in classes}
     unnamed = [value for value in classes if numbers[value] >= len(names)]
     if unnamed or len(set(names)) < len(names):
         what = f"has no name for the values {', '.join(map(str, unnamed))}" if unnamed else "has a name twice"
         raise DataError(f"{file}: {what} of the masks; it takes a line for each class, from 0")
     return tuple((value, names[numbers[value]]) for value in classes)
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines that are not empty. Raises DataError: it is no text."""
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as text in UTF-8 ({error})") from error
+    return [line for line in lines if line]

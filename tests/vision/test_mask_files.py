@@ -69,8 +69,12 @@ def test_names_of_classes(folder):
     first, second = contents(folder)
     assert first.labels == ("membrane", "cell")
     assert second.labels == ("membrane",)
+    for names in ("membrane\n", "membrane\ncell\nwall\n"):  # not two: 255 counts for nothing
+        (folder / "classes.txt").write_text(names, encoding="utf-8")
+        assert [one.labels for one in contents(folder)] == [("membrane",), ("membrane",)]
+    save(folder / "masks" / "b.png", [[0, 1] * 3] * 4)
     (folder / "classes.txt").write_text("membrane\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"classes\.txt: has no name for the values 255"):
+    with pytest.raises(DataError, match=r"classes\.txt: has no name for the values 1"):
         read_masks(folder)
     (folder / "classes.txt").write_text("one\none\n", encoding="utf-8")
     with pytest.raises(DataError, match="a name twice"):
