@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from edgelora.adapter import new_adapter
+from edgelora.bundle import Bundle
 from edgelora.cli.main import main
 from edgelora.config import LoraConfig
-from edgelora.errors import BundleError, ConfigError, ConversionError, DataError
+from edgelora.errors import AdapterError, BundleError, ConfigError, ConversionError, DataError
+from edgelora.manifest import Manifest
 from edgelora.media.wav import Sound, read_wav
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for
@@ -67,6 +70,25 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tones(tmp_path_factory.mktemp("others"), OTHERS, 6, rate=8000, seed=1)
+
+
+def test_an_adapter_of_other_features_is_refused(bundle_of: Any, tmp_path: Path) -> None:
+    """The weights are the same; a spectrum of another hop is not."""
+    torch.manual_seed(0)
+    module, other = Hearing(), {"n_fft": 256, "hop": 120, "mels": MELS}
+    source = module_source(module, {"mels": torch.randn(2, FRAMES, MELS)}, "hearing")
+    made: dict[str, Manifest] = {}
+    for name, mel in (("same", SOUND.log_mel), ("other", other)):
+        options = ConvertOptions(
+            task="feature-extraction", sound=SoundOptions(SOUND.settings, mel), target_modules="all-linear"
+        )
+        made[name] = convert(source, tmp_path / f"{name}.edgelora", options)
+    theirs = Bundle.open(bundle_of("audio-classification")).manifest
+    assert made["same"].base_digest == theirs.base_digest != made["other"].base_digest
+    adapter = new_adapter(made["same"], LoraConfig(r=2))
+    adapter.validate(made["same"])
+    with pytest.raises(AdapterError, match="trained against another base"):
+        adapter.validate(made["other"])
 
 
 @pytest.fixture

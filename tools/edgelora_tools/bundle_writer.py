@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,12 +23,13 @@ PAGE, LARGE_PAGE = 4096, 65536
 Samples = Sequence[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]
 
 
-def base_digest(model: ir.Model) -> str:
-    """sha256 of the frozen weights: of the sorted sha256 of (dtype, shape, bytes) of each.
+def base_digest(model: ir.Model, features: Iterable[bytes] = ()) -> str:
+    """sha256 of the frozen weights: of the sorted sha256 of (dtype, shape, bytes) of each, and of files of `features`.
 
-    Neither names nor order nor the layout of the file enter it.
+    Neither names nor order nor the layout of the weights' file enter it.
     """
-    return hashlib.sha256(b"".join(sorted(map(tensor_digest, frozen_weights(model))))).hexdigest()
+    digests = [*map(tensor_digest, frozen_weights(model)), *(hashlib.sha256(file).digest() for file in features)]
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def frozen_weights(model: ir.Model) -> list[ir.TensorProtocol]:

@@ -158,7 +158,7 @@ def convert(
     manifest = Manifest(
         name=options.name or source.name,
         task=options.task,
-        base_digest=base_digest(model),
+        base_digest=base_digest(model, features.values()),
         base_parameters=sum(tensor.size for tensor in frozen_weights(model)),
         inputs=specs(base.graph.inputs),
         outputs=tuple(
