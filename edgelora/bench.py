@@ -94,7 +94,8 @@ def _training(bundle: Bundle, batch_size: int, length: int, rank: int, steps: in
             first = _throughput(trainer, milliseconds)
             first["gemm_share"] = 1000 * needed / milliseconds / fastest(rates)
         trainer.close()
-        bundle.release(record.file)
+        for file in record.all_files:
+            bundle.release(file)
     rates = rates or [products.rates() for _ in range(steps)]
     products.close()
     return first | {"peak_gflops": fastest(rates) / 1e9, "step_ms": taken}
@@ -118,8 +119,9 @@ def _operations(trainer: Trainer, record: TrainingGraph) -> float:
     fed = {**on, **loss_feeds(bundle.manifest, record, on, bundle.forward.run(on), rng)}
     if isinstance(objective, Pairs):
         fed |= objective.feeds(np.arange(len(objective)), 1.0)
-    graphs = [record.file, bundle.manifest.forward] if record.loss == "cotangent" else [record.file]
-    return sum(operations(bundle.path / file, bundle.settings, fed) for file in graphs)
+    if record.halves is not None:
+        fed |= bundle.graph(record.halves.forward).run(fed)
+    return sum(operations(bundle.path / file, bundle.settings, fed) for file in trainer.files(record))
 
 
 def _mixed(bundle: Bundle, inputs: Feeds, adapters: Sequence[Adapter], steps: int) -> float:

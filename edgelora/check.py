@@ -16,7 +16,15 @@ import numpy as np
 from edgelora.bundle import MANIFEST_FILE, Bundle
 from edgelora.files import write_atomic
 from edgelora.gradient_checks import PointVerdict, check_head, check_point
-from edgelora.graph_checks import GraphVerdict, check_graph, check_method, check_mixed, check_prefix, check_recomputed
+from edgelora.graph_checks import (
+    GraphVerdict,
+    check_graph,
+    check_halves,
+    check_method,
+    check_mixed,
+    check_prefix,
+    check_recomputed,
+)
 from edgelora.language_checks import check_decode
 from edgelora.manifest import Manifest
 from edgelora.parity import parity_error, parity_samples, parity_tolerance
@@ -78,6 +86,9 @@ def check(
         if record.recomputed is not None:
             progress(record.recomputed.file)
             graphs.append(check_recomputed(bundle, record, record.recomputed.file, inputs, rng))
+        if record.halves is not None:
+            progress(record.halves.backward)
+            graphs.append(check_halves(bundle, record, record.halves, inputs, rng))
     for name, found in manifest.methods.items():
         for record in found.training:
             progress(record.file)

@@ -1,4 +1,4 @@
-"""Whole graphs against others that compute the same: losses, methods, mixed batches, after a prefix, recomputed.
+"""Whole graphs against others that compute the same: losses, methods, mixed batches, prefixes, recomputed, in two.
 
 A loss graph is held against the cotangent graph, fed with the loss's derivative from numpy; a graph with dropout
 against the one without, by masks of ones, and against differences of its own loss under random masks. The graph of
@@ -18,7 +18,7 @@ from edgelora.active import ActiveAdapter
 from edgelora.adapter import absent_adapter
 from edgelora.bundle import Bundle
 from edgelora.gradient_checks import PointVerdict, against_differences, loss_slope_error, rounds_activations
-from edgelora.manifest import ATTENTION_OP, EMBEDDING_OP, LORA_GRAPHS, Prefix, TrainingGraph
+from edgelora.manifest import ATTENTION_OP, EMBEDDING_OP, LORA_GRAPHS, Halves, Prefix, TrainingGraph
 from edgelora.mixing import AdapterStack
 from edgelora.probes import CHANGE, OUTPUTS, RANK, Feeds, loss_feeds, random_head, random_pair, whole_adapter
 from edgelora.reference_losses import REFERENCES
@@ -186,10 +186,27 @@ def check_recomputed(
     return _same(bundle, file, bundle.graph(record.file).run(feeds), feeds)
 
 
+def check_halves(
+    bundle: Bundle, record: TrainingGraph, halves: Halves, inputs: Feeds, rng: np.random.Generator
+) -> GraphVerdict:
+    """Both halves, one after the other, against the inference graph and the whole training graph."""
+    values = whole_adapter(bundle, inputs, rng)
+    made = bundle.forward.run({**inputs, **values})
+    feeds: Feeds = {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, made, rng)}
+    first = bundle.graph(halves.forward).run(feeds)
+    second = bundle.graph(halves.backward).run({**feeds, **{name: first[name] for name in halves.kept}})
+    got = {**second, **{name: first[name] for name in made}}
+    return _agreement(bundle, halves.backward, got, {**bundle.graph(record.file).run(feeds), **made})
+
+
 def _same(bundle: Bundle, file: str, expected: Feeds, feeds: Feeds) -> GraphVerdict:
     """Whether the graph returns what is expected."""
+    return _agreement(bundle, file, bundle.graph(file).run(feeds), expected)
+
+
+def _agreement(bundle: Bundle, file: str, got: Feeds, expected: Feeds) -> GraphVerdict:
     least = _rounding(expected)
-    errors = {name: _gap(y, expected[name], least) for name, y in bundle.graph(file).run(feeds).items()}
+    errors = {name: _gap(y, expected[name], least) for name, y in got.items()}
     where = max(errors, key=lambda name: errors[name])
     tolerance = ROUNDED_TOLERANCE if rounds_activations(bundle) else SAME_TOLERANCE
     return GraphVerdict(file, bounded(errors[where]), where, errors[where] <= tolerance)

@@ -132,12 +132,23 @@ class Recomputed:
 
 
 @dataclass(frozen=True)
+class Halves:
+    """A training graph in two, for a loss that is computed between them: `forward` returns the bundle's outputs and the
+    values `kept`, which `backward` takes beside cotangents.
+    """
+
+    forward: str
+    backward: str
+    kept: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class TrainingGraph:
     """A graph of forward, loss and backward. `loss` names the loss, `dropout` whether it takes masks.
 
     `points` are the insertion points whose gradients it returns, `inputs` what it takes beside the
     adapter's tensors, `outputs` what it returns beside the gradients (the loss first). The gradient
-    of the input X is the output `grad.X`. `recomputed` is the same graph in less memory.
+    of the input X is the output `grad.X`. `recomputed` is the same graph in less memory, `halves` the same in two.
     """
 
     file: str
@@ -147,11 +158,17 @@ class TrainingGraph:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[str, ...]
     recomputed: Recomputed | None = None
+    halves: Halves | None = None
 
     @property
     def files(self) -> tuple[str, ...]:
         """The plain graph, and the one that computes parts twice."""
         return (self.file,) if self.recomputed is None else (self.file, self.recomputed.file)
+
+    @property
+    def all_files(self) -> tuple[str, ...]:
+        """These, and those of both halves."""
+        return self.files if self.halves is None else (*self.files, self.halves.forward, self.halves.backward)
 
 
 @dataclass(frozen=True)
@@ -442,11 +459,11 @@ def _fits(kind: Any, value: Any) -> bool:
 
 def _check_references(manifest: Manifest) -> None:
     """Raise ValueError unless every file that is named is listed, and there is an output."""
-    named = [manifest.forward, *(file for graph in manifest.training for file in graph.files)]
+    named = [manifest.forward, *(file for graph in manifest.training for file in graph.all_files)]
     for prefix in manifest.prefixes:
-        named += [prefix.file, prefix.forward, *(file for graph in prefix.training for file in graph.files)]
+        named += [prefix.file, prefix.forward, *(file for graph in prefix.training for file in graph.all_files)]
     for graphs in manifest.methods.values():
-        named += [graphs.forward, *(file for graph in graphs.training for file in graph.files)]
+        named += [graphs.forward, *(file for graph in graphs.training for file in graph.all_files)]
         named += [x for x in (graphs.norms, graphs.score, graphs.decode, graphs.before) if x is not None]
     named += [file for file in (manifest.mixed, manifest.values) if file is not None]
     if (language := manifest.language) is not None:

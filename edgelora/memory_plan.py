@@ -231,8 +231,9 @@ def _moments(
 def follow(plan: MemoryPlan, trainer: Trainer) -> None:
     """Make the trainer and its bundle follow the plan."""
     bundle, record = trainer.bundle, trainer.record
-    if record is not None and plan.file != record.file:
-        trainer.record = replace(record, file=plan.file, recomputed=None)
+    if record is not None:  # halves are not told how much memory they need
+        recomputed = record.recomputed if plan.file == record.file else None
+        trainer.record = replace(record, file=plan.file, recomputed=recomputed, halves=None)
     settings = bundle.settings if plan.prepacked else replace(bundle.settings, low_memory=True, window=plan.window)
     if settings != bundle.settings:
         bundle.use_settings(settings)
@@ -289,11 +290,11 @@ def _measure_resident(trainer: Trainer, file: str, tables: Mapping[str, MemoryTa
     bundle, settings, plain = trainer.bundle, trainer.bundle.settings, trainer.record
     bundle.use_settings(replace(settings, low_memory=True, window=settings.window or WINDOW))
     if plain is not None:
-        trainer.record = replace(plain, file=file, recomputed=None)
+        trainer.record = replace(plain, file=file, recomputed=None, halves=None)
     try:
         shortest = np.argsort(trainer.objective.lengths(), kind="stable")[:1]
         record = trainer.record
-        graphs = [bundle.graph(f) if record is None or f != record.file else trainer.graph(record) for f in tables]
+        graphs = [bundle.graph(f) if record is None or f != record.file else trainer.graphs(record)[-1] for f in tables]
         trainer.run_once(shortest)
         for graph in graphs:
             graph.give_back_pages()

@@ -99,13 +99,15 @@ class Graph:
             made = self._session.run(names, wanted)
         return dict(zip(names, made, strict=True))
 
-    def run_into(self, feeds: Feeds, outputs: Mapping[str, np.ndarray]) -> None:
+    def run_into(self, feeds: Mapping[str, np.ndarray | Value], outputs: Mapping[str, np.ndarray]) -> None:
         """Evaluate, and write each of these outputs into its array, of the output's very shape and type."""
         with self._running():
             binding = self._session.io_binding()
             for name in self.inputs:
-                if name in feeds:
-                    binding.bind_cpu_input(name, np.ascontiguousarray(feeds[name]).reshape(np.shape(feeds[name])))
+                if isinstance(fed := feeds.get(name), ort.OrtValue):
+                    binding.bind_ortvalue_input(name, fed)
+                elif fed is not None:
+                    binding.bind_cpu_input(name, np.ascontiguousarray(fed).reshape(np.shape(fed)))
             for name, array in outputs.items():
                 binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
             self._session.run_with_iobinding(binding)
@@ -134,7 +136,12 @@ class Graph:
 
 def value_of(array: np.ndarray) -> Value:
     """The array as a value, which shares its memory."""
-    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
+
+
+def values_of(feeds: Feeds, graph: Graph) -> dict[str, Value]:
+    """What the graph takes of these arrays, as values."""
+    return {name: value_of(feeds[name]) for name in graph.inputs if name in feeds}
 
 
 @dataclass(frozen=True)

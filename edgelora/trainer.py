@@ -6,7 +6,7 @@ are a few numpy operations whatever the number of points.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from edgelora.dimensions import evaluate_dimension
 from edgelora.dropout import dropout_masks
 from edgelora.errors import ConfigError, TrainingError
 from edgelora.flat import flatten, views_of
-from edgelora.manifest import BIAS_OP, TrainingGraph
+from edgelora.manifest import BIAS_OP, Halves, TrainingGraph
 from edgelora.measuring import evaluate
 from edgelora.methods.lora_fa import project
 from edgelora.objectives import Feeds, Floats, HostLoss, Objective, is_augmented
@@ -31,7 +31,7 @@ from edgelora.pieces import most_samples, piece_count
 from edgelora.prefix_cache import CacheSettings, PrefixCache, chosen_prefix
 from edgelora.reference_losses import REFERENCES, weighted_sum
 from edgelora.schedules import learning_rate_factor
-from edgelora.session import Graph
+from edgelora.session import Graph, values_of
 from edgelora.training_checks import (
     check_dropout,
     check_method,
@@ -256,10 +256,12 @@ class Trainer:
         for part, members in enumerate(parts):
             pieces = shares(members, self._lengths, piece_count(len(members), self._most, self._workers))
             made = self._room(len(pieces), beside_the_sum=part > 0)
-            fed = (self._feeds(adapter, rows, total, self.graph(record)) for rows in pieces)
+            graphs = self.graphs(record)
+            fed = (self._feeds(adapter, rows, total, graphs) for rows in pieces)
             work = zip(fed, pieces, (views for _, views in made), strict=True)
             loss += sum(run(*one) for one in work) if self._workers == 1 else self._sum_at_once(run, work)
-            self.graph(record).give_back_pages()
+            for graph in graphs:
+                graph.give_back_pages()
             for flat, _ in made:
                 if flat is not self._input_grad:
                     self._input_grad += flat
@@ -311,18 +313,28 @@ class Trainer:
             self._caches = caches
         self._grad[:] = 0.0
 
-    def _feeds(self, adapter: Feeds, rows: NDArray[np.int64], total: float, graph: Graph) -> Feeds:
-        """What `graph` takes for these samples beside dropout masks: inputs or cached values, adapter."""
+    def _feeds(self, adapter: Feeds, rows: NDArray[np.int64], total: float, graphs: Sequence[Graph]) -> Feeds:
+        """What the graphs take for these samples beside dropout masks: inputs or cached values, adapter."""
         objective, cache = self._of_epoch, self._training_cache()
-        graphs = (graph, self._of_a_part(self.forward_file)) if isinstance(objective, HostLoss) else (graph,)
         if cache is not None and cache.suffices(*graphs) and not self.adapter.config.dropout:
             return objective.loss_inputs(rows, total) | cache.values(rows) | adapter
         feeds = objective.feeds(rows, total)
         return (feeds if cache is None else cache.feeds(feeds, rows)) | adapter
 
-    def graph(self, record: TrainingGraph) -> Graph:
-        """The training graph; on one core where each core has a part of the batch."""
-        return self._of_a_part(record.file)
+    def files(self, record: TrainingGraph) -> tuple[str, ...]:
+        """What a step runs one after the other: the training graph, or two where the host computes the loss."""
+        if not isinstance(self.objective, HostLoss):
+            return (record.file,)
+        halves = self._halves(record)
+        return (self.forward_file, record.file) if halves is None else (halves.forward, halves.backward)
+
+    def graphs(self, record: TrainingGraph) -> tuple[Graph, ...]:
+        """The same, loaded; on one core where each core has a part of the batch."""
+        return tuple(self._of_a_part(file) for file in self.files(record))
+
+    def _halves(self, record: TrainingGraph) -> Halves | None:
+        """The training graph in two, where the host computes its loss from the outputs of inference."""
+        return record.halves if self._judge.file is None else None
 
     def _of_a_part(self, file: str) -> Graph:
         settings = self.bundle.settings
@@ -333,19 +345,23 @@ class Trainer:
     ) -> float:
         """These samples' share of the loss; what is fed has its gradients in `gradients`, in the order of the feeds."""
         share, made = np.zeros((), np.float32), dict(zip(self._gradient_names, gradients, strict=True))
-        if isinstance(self._of_epoch, HostLoss):
-            judged = self._of_a_part(self.forward_file).run(feeds, self._judge.outputs)
-            loss, cotangents = self._of_epoch.cotangents(judged, rows, total)
-            self.graph(record).run_into({**feeds, **cotangents}, made)
-            return loss
-        self.graph(record).run_into(feeds, {"loss": share, **made})
-        return float(share)
+        graphs = self.graphs(record)
+        if not isinstance(self._of_epoch, HostLoss):
+            graphs[0].run_into(feeds, {"loss": share, **made})
+            return float(share)
+        forward, backward = graphs
+        halves, outputs = self._halves(record), self._judge.outputs
+        kept = () if halves is None else halves.kept
+        found = forward.run_values(values_of(feeds, forward), tuple(dict.fromkeys((*outputs, *kept))))
+        loss, cotangents = self._of_epoch.cotangents({name: found[name].numpy() for name in outputs}, rows, total)
+        backward.run_into({**feeds, **cotangents, **{name: found[name] for name in kept}}, made)
+        return loss
 
     def _forward_loss(self, parts: list[NDArray[np.int64]], total: float) -> float:
         """The batch's loss at the present parameters, by the inference graph and numpy."""
         adapter, loss, graph = self._adapter_feeds(), 0.0, self._inference
         for members in parts:
-            feeds = self._feeds(adapter, members, total, graph)
+            feeds = self._feeds(adapter, members, total, (graph,))
             made = graph.run(feeds, self._judge.outputs)
             if isinstance(self._of_epoch, HostLoss):
                 loss += self._of_epoch.cotangents(made, members, total)[0]

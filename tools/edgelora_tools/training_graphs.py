@@ -10,11 +10,11 @@ from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConfigError, ConversionError
-from edgelora.manifest import InsertionPoint, LostPoint, Recomputed, TensorSpec, TrainingGraph
+from edgelora.manifest import Halves, InsertionPoint, LostPoint, Recomputed, TensorSpec, TrainingGraph
 from edgelora_tools.backward import Gradients, walk_back
 from edgelora_tools.composites.block_product import DECODED_PRODUCT
 from edgelora_tools.graphs import LOWERED, Adapted, adapt, set_outputs
-from edgelora_tools.losses import LOSSES, Loss, loss_inputs
+from edgelora_tools.losses import COTANGENT, LOSSES, Loss, loss_inputs
 from edgelora_tools.lost_points import lost_points
 from edgelora_tools.lowering import lower_nodes
 from edgelora_tools.measure_shapes import Sizes
@@ -23,6 +23,7 @@ from edgelora_tools.options import ConvertOptions
 from edgelora_tools.passes.add_in_product import add_in_product, of_matrices
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.gelu_slopes import keep_slopes
+from edgelora_tools.passes.halve import halve
 from edgelora_tools.passes.heads import gather_heads
 from edgelora_tools.passes.point_kernels import join_point_kernels
 from edgelora_tools.passes.rematerialize import COTANGENT as SEED
@@ -36,15 +37,19 @@ from edgelora_tools.passes.tidy import tidy
 
 @dataclass(frozen=True)
 class Trained:
-    """A training graph: the model, its record, and the points that the loss does not reach; `again` holds less.
+    """A training graph: its forms by file, the plain one first, its record, and the points that no loss reaches.
 
     There is no record, and nothing to train with the graph, if no gradient is left.
     """
 
-    model: ir.Model
+    forms: dict[str, ir.Model]
     record: TrainingGraph | None
     lost: tuple[LostPoint, ...]
-    again: ir.Model | None = None
+
+    @property
+    def model(self) -> ir.Model:
+        """The plain graph."""
+        return next(iter(self.forms.values()))
 
 
 def training_graphs(
@@ -73,10 +78,8 @@ def training_graphs(
             made = training_graph(base, points, options, loss, dropout, unpadded, file, weighed, method)
             lost |= {point.id: point for point in made.lost}
             if made.record is not None and (sizes is None or _masks_follow(made.record, sizes)):
-                graphs[file] = made.model
+                graphs |= made.forms
                 records.append(made.record)
-                if made.record.recomputed is not None and made.again is not None:
-                    graphs[made.record.recomputed.file] = made.again
     return graphs, tuple(records), tuple(lost[point.id] for point in points if point.id in lost)
 
 
@@ -94,7 +97,8 @@ def training_graph(
     """Forward, loss and backward in one graph; outputs the loss and `grad.X` for every adapter input X.
 
     With `unpadded` no padding is computed. Points that an operator without a gradient rule cuts off from the loss are
-    returned as lost. The graph comes in a form that holds less, too, if that pays at the sizes `weighed`.
+    returned as lost. The graph comes in a form that holds less, too, if that pays at the sizes `weighed`; and in two
+    halves where a task has no loss but the host's.
     """
     made = _backward(base, points, options, loss, method, dropout, unpadded, joined=True)
     if made.walked.blocked:  # what is lost is told of each adapter by itself
@@ -104,28 +108,40 @@ def training_graph(
     lost = lost_points(base.graph, graph, points, adapted.adapter_inputs, walked)
     gradients = {f"grad.{x.name}": walked.of[x] for x in adapted.adapter_inputs if x in walked.of}
     if not gradients:
-        return Trained(adapted.model, None, lost)
-    set_outputs(adapted, outputs | gradients)
+        return Trained({file: adapted.model}, None, lost)
+    between = made.read if LOSSES[options.task] == (COTANGENT,) and not dropout else {}
+    set_outputs(adapted, outputs | between | gradients)
     lower_nodes(graph, op, LOWERED | {DECODED_PRODUCT.op_type: DECODED_PRODUCT})
     add_in_product(adapted.model, of_matrices)
     scale_products(adapted.model)
+    halves = halve(adapted.model, tuple(between)) if between else None
+    graph.outputs[:] = [y for y in graph.outputs if y.name not in between]
     again = rematerialize(adapted.model, weighed) if weighed is not None else None
     tidy(adapted.model)
     reached = tuple(p.id for p in points if all(f"grad.{x.name}" in gradients for x in method.inputs(p)))
-    record = TrainingGraph(file, loss.name, dropout, reached, made.extra, tuple(outputs))
-    if again is None:
-        return Trained(adapted.model, record, lost)
-    model, work = again
-    recomputed = Recomputed(f"{file.removesuffix('.onnx')}-recomputed.onnx", round(work, 3))
-    return Trained(adapted.model, replace(record, recomputed=recomputed), lost, tidy(model))
+    record, forms = TrainingGraph(file, loss.name, dropout, reached, made.extra, tuple(outputs)), {file: adapted.model}
+    stem = file.removesuffix(".onnx")
+    if again is not None:
+        model, work = again
+        record = replace(record, recomputed=Recomputed(f"{stem}-recomputed.onnx", round(work, 3)))
+        forms[f"{stem}-recomputed.onnx"] = tidy(model)
+    if halves is not None:
+        first, second, kept = halves
+        record = replace(record, halves=Halves(f"{stem}-forward.onnx", f"{stem}-backward.onnx", kept))
+        forms |= {f"{stem}-forward.onnx": first, f"{stem}-backward.onnx": second}
+    return Trained(forms, record, lost)
 
 
 @dataclass(frozen=True)
 class _Backward:
-    """A graph with loss and backward pass: its outputs but for gradients, its further inputs."""
+    """A graph with loss and backward pass: its outputs but for gradients, its further inputs.
+
+    `read` are the outputs of inference, by name, from which a loss on the host makes their cotangents; none of another.
+    """
 
     adapted: Adapted
     outputs: dict[str, ir.Value]
+    read: dict[str, ir.Value]
     extra: tuple[TensorSpec, ...]
     walked: Gradients
 
@@ -155,8 +171,10 @@ def _backward(
     seeds = dict(zip(kept[: len(seeds)], kept[len(seeds) :], strict=True))
     adapted = replace(adapted, op=GraphBuilder(free_names(graph)).op)
     outputs = {} if isinstance(built, dict) else {"loss": next(iter(seeds))}
+    fed = {str(c.name).removeprefix(SEED): y for y, c in seeds.items() if c.is_graph_input()}
+    read = fed if fed.keys() == adapted.task.outputs.keys() else {}
     walked = walk_back(adapted.op, list(graph), seeds, adapted.adapter_inputs)
-    return _Backward(adapted, outputs, extra, walked)
+    return _Backward(adapted, outputs, read, extra, walked)
 
 
 def only_what_is_read(
