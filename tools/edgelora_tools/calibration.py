@@ -3,18 +3,18 @@
 Each product has a ladder of choices with an error each (ladders.py). A threshold says which errors are allowed; each
 product takes the first rung below it, else weights of 8 bits, else it stays real. The largest threshold of a geometric
 series is taken at which every point's gradient cosine is enough (edgelora/quantization.py). Codes of 4 bits err alike
-everywhere, and what that does to the gradients differs: there the search goes by what a product alone does to them.
+everywhere, and what that does to the gradients differs: there the search goes by what a product alone does to them, or
+in a model of many products a few of a kind. Codes that a matrix was made of turn nothing.
 
 The gradients are those of random cotangents; of a language model, those of the loss of the tokens that come next.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,14 +35,15 @@ from edgelora.language.tokens import Tokens
 from edgelora.manifest import InsertionPoint
 from edgelora.quantization import LEAST_COSINE, QUANTIZATION_FILE, cosine
 from edgelora.tasks import task_named
+from edgelora_tools.damages import damages
 from edgelora_tools.graphs import specs
 from edgelora_tools.insertion import Site
 from edgelora_tools.ladders import RUNGS, Ladder, ladders, weighed
 from edgelora_tools.lowering import Lowered
 from edgelora_tools.measure_shapes import Sizes, batch_name
-from edgelora_tools.passes.quantize import Choice, Plan, Product, Rung, products
+from edgelora_tools.passes.quantize import Choice, Plan, Rung
 from edgelora_tools.preprocessing import InputOptions, preprocessing_of
-from edgelora_tools.runner import open_session, sample_inputs
+from edgelora_tools.runner import gradients_of, sample_inputs
 from edgelora_tools.sources.base import Decoder, Source
 
 Feeds = dict[str, NDArray]
@@ -54,7 +55,7 @@ _LANGUAGE_ROWS, _LANGUAGE_TOKENS, _LANGUAGE_MOST = 8, 64, 256  # of text that go
 _RANK, _SIZE = 4, 0.05  # of the probe adapter
 _SERIES = tuple(2 ** (-k / 4) for k in range(24))
 _FAR = 2.0
-_EXACT = (Rung.BLOCKS_8, Rung.WEIGHTS_8)
+_EXACT = (Rung.OWN_BLOCKS_4, Rung.OWN_WEIGHTS_4, Rung.BLOCKS_8, Rung.WEIGHTS_8)
 _FINE, _ROUGH = 0.01, 0.1  # errors of outputs
 _MARGIN = 5e-4  # another processor rounds differently
 
@@ -107,7 +108,7 @@ def calibrate(
     real = {name: Choice(Rung.REAL) for name in found}
     twin = build(real)
     feeds = probe(twin, sample)
-    with _opened(twin) as answer:
+    with gradients_of(twin) as answer:
         gradients = answer(feeds)
     trained = [p for p in points if f"grad.{p.input_b}" in gradients]
 
@@ -115,22 +116,24 @@ def calibrate(
         return {p.id: cosine(p, got, gradients) for p in trained}
 
     def of_plan(plan: Plan) -> dict[str, float]:
-        with _opened(build(plan)) as answer:
+        with gradients_of(build(plan)) as answer:
             return cosines(answer(feeds))
 
-    if precision == "int4":
+    rounded = {name: ladder for name, ladder in found.items() if ladder and ladder[0].choice.rung is Rung.BLOCKS_4}
+    if rounded:
         progress("what each product's codes turn")
-        damages = _damages(twin, base, found, lambda g: 1 - min(cosines(g).values(), default=1.0), feeds)
-        found = {name: weighed(ladder, damages.get(name, 0.0)) for name, ladder in found.items()}
+        turns = damages(twin, base, rounded, lambda g: 1 - min(cosines(g).values(), default=1.0), feeds)
+        found |= {name: weighed(ladder, turns.get(name, 0.0)) for name, ladder in rounded.items()}
     largest = max((ladder[0].turn for ladder in found.values() if ladder), default=0.0)
+    thresholds = [largest * part for part in _SERIES] if largest else [0.0]
     best = (real, cosines(gradients))
-    low, high = 0, len(_SERIES)
-    while low < high:  # the first threshold of the series that does
+    low, high = 0, len(thresholds)
+    while low < high:  # the first threshold that does
         middle = (low + high) // 2
-        plan = _plan(found, largest * _SERIES[middle])
+        plan = _plan(found, thresholds[middle])
         turned = of_plan(plan)
         least = min(turned.values(), default=1.0)
-        progress(f"quantized within {largest * _SERIES[middle]:.4f}: least cosine {least:.4f}")
+        progress(f"quantized within {thresholds[middle]:.4f}: least cosine {least:.4f}")
         if least >= LEAST_COSINE + _MARGIN:
             best, high = (plan, turned), middle
         else:
@@ -251,41 +254,6 @@ def _plan(found: Mapping[str, Ladder], threshold: float) -> Plan:
     return {name: chosen(ladder) for name, ladder in found.items()}
 
 
-def _damages(
-    twin: ir.Model,
-    base: ir.Model,
-    found: Mapping[str, Ladder],
-    turned: Callable[[Feeds], float],
-    feeds: Feeds,
-) -> dict[str, float]:
-    """For each weight, how far the gradients turn if it alone is what its first rung makes of it.
-
-    The twin takes the weights as inputs for that, and no graph is built for each.
-    """
-    graph, by_tensor = twin.clone(), {id(p.weight.const_value): p for p in products(base)}
-    given: dict[str, tuple[str, Product]] = {}
-    for name, value in list(graph.graph.initializers.items()):
-        product = by_tensor.get(id(value.const_value))
-        if product is not None and found[str(product.weight.name)]:
-            del graph.graph.initializers[name]
-            value.const_value = None
-            graph.graph.inputs.append(value)
-            given[str(product.weight.name)] = (name, product)
-    real = {name: _as_stored(product, product.matrix) for name, product in given.values()}
-    damages: dict[str, float] = {}
-    with _opened(graph) as gradients:
-        for weight, (name, product) in given.items():
-            blocks = found[weight][0].choice.blocks
-            assert blocks is not None
-            rough = _as_stored(product, blocks.real(len(product.matrix)))
-            damages[weight] = turned(gradients({**feeds, **real, name: rough}))
-    return damages
-
-
-def _as_stored(product: Product, w: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.ascontiguousarray(w.T if product.turned else w)
-
-
 def probe(graph: ir.Model, sample: Feeds) -> Feeds:
     """Feeds of a training graph: the sample, a random adapter at every point, a random head, random cotangents."""
     rng, feeds, sizes = np.random.default_rng(0), dict(sample), {}
@@ -305,17 +273,3 @@ def probe(graph: ir.Model, sample: Feeds) -> Feeds:
         size = _SIZE if value.name.endswith(".lora_B") else 1 / math.sqrt(max(shape, default=1))
         feeds[value.name] = (size * rng.standard_normal(shape)).astype(value.dtype.numpy())
     return feeds
-
-
-@contextlib.contextmanager
-def _opened(graph: ir.Model) -> Iterator[Callable[[Feeds], Feeds]]:
-    """From feeds of a training graph to its gradients."""
-    with open_session(graph) as session:
-        names = [y.name for y in session.get_outputs() if y.name.startswith("grad.")]
-        taken = {x.name for x in session.get_inputs()}
-
-        def gradients(feeds: Feeds) -> Feeds:
-            values = session.run(names, {name: x for name, x in feeds.items() if name in taken})
-            return dict(zip(names, map(np.asarray, values), strict=True))
-
-        yield gradients

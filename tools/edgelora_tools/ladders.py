@@ -14,8 +14,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnxscript import GraphBuilder
 
+from edgelora_tools.composites.block_product import Blocks
 from edgelora_tools.composites.quantized_product import TOP, ZERO
 from edgelora_tools.lowering import Lowered, lower_nodes
+from edgelora_tools.own_codes import own_codes
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.quantize import Choice, Product, Rung, product_codes, products
 from edgelora_tools.passes.tidy import tidy
@@ -26,7 +28,7 @@ Feeds = dict[str, NDArray]
 
 RUNGS: dict[str, tuple[Rung, ...]] = {
     "int8": (Rung.TENSOR_7, Rung.TENSOR_8, Rung.ROWS_7, Rung.ROWS_8, Rung.BLOCKS_8, Rung.WEIGHTS_8),
-    "int4": (Rung.BLOCKS_4, Rung.BLOCKS_8, Rung.WEIGHTS_8),
+    "int4": (Rung.OWN_BLOCKS_4, Rung.OWN_WEIGHTS_4, Rung.BLOCKS_4, Rung.BLOCKS_8, Rung.WEIGHTS_8),
 }
 """The rungs of a precision."""
 
@@ -100,6 +102,8 @@ def _integer_ladder(
     rows: NDArray[np.float32], matrices: Sequence[NDArray[np.float32]], rungs: Sequence[Rung]
 ) -> Ladder:
     """The best choice at every rung, the same for all products of an input: they share its codes."""
+    if not rungs:
+        return []
     even = _even(rows, matrices)
     middle = _FEW_NEGATIVE if -rows.min(initial=0.0) < _few(rows) else ZERO
     outputs = [rows @ w for w in matrices]
@@ -120,13 +124,16 @@ def _integer_ladder(
 
 
 def _block_ladder(rows: NDArray[np.float32], w: NDArray[np.float32], rungs: Sequence[Rung]) -> Ladder:
-    """Codes of 4 bits are rounded for these inputs; those of 8 are near enough."""
-    y, found = rows @ w, Ladder()
-    for rung in rungs:
-        blocks = round_for(w, rows, rung.bits) if rung.bits < 8 else round_blocks(w, rung.bits)
-        seen = rows if rung is Rung.WEIGHTS_8 else rounded_in_blocks(rows)
-        error = _relative(seen @ blocks.real(len(w)), y)
-        found.append(Candidate(Choice(rung, blocks=blocks), error, error))
+    """Where a matrix was made of codes, they are taken. Else those of 4 bits are rounded for these inputs; those of 8
+    are near enough."""
+    own = own_codes(w) if any(rung.own for rung in rungs) else None
+    y, found, made = rows @ w, Ladder(), dict[int, Blocks]()
+    for rung in (rung for rung in rungs if rung.own == (own is not None)):
+        if rung.bits not in made:
+            made[rung.bits] = own or (round_for(w, rows, rung.bits) if rung.bits < 8 else round_blocks(w, rung.bits))
+        seen = rounded_in_blocks(rows) if rung.rounds else rows
+        error = _relative(seen @ made[rung.bits].real(len(w)), y)
+        found.append(Candidate(Choice(rung, blocks=made[rung.bits]), error, 0.0 if rung.own else error))
     return found
 
 

@@ -6,17 +6,20 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 
 from edgelora.byte_products import keep_exact
 from edgelora.dimensions import evaluate_dimension
+
+Feeds = dict[str, NDArray]
 
 _PASS_THROUGH = {"Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Expand", "Slice", "Transpose"}
 _NO_BOUND = 2
@@ -30,6 +33,20 @@ def open_session(model: ir.Model, optimize: bool = True) -> Iterator[ort.Inferen
         path = Path(folder) / "model.onnx"
         ir.save(model, path, external_data="weights.bin")
         yield session_on(path, optimize)
+
+
+@contextlib.contextmanager
+def gradients_of(graph: ir.Model) -> Iterator[Callable[[Feeds], Feeds]]:
+    """From feeds of a training graph to its gradients."""
+    with open_session(graph) as session:
+        names = [y.name for y in session.get_outputs() if y.name.startswith("grad.")]
+        taken = {x.name for x in session.get_inputs()}
+
+        def gradients(feeds: Feeds) -> Feeds:
+            values = session.run(names, {name: x for name, x in feeds.items() if name in taken})
+            return dict(zip(names, map(np.asarray, values), strict=True))
+
+        yield gradients
 
 
 def session_on(path: Path, optimize: bool = True) -> ort.InferenceSession:

@@ -1,4 +1,5 @@
-"""A frozen product by a matrix of codes in blocks: Y = X·Ŵ + b, Ŵᵀ = s∘(Q − z), one s and z for inputs that follow.
+"""A frozen product by a matrix of codes in blocks: Y = X·Ŵ + b, Ŵᵀ = s∘(Q − z) + o, one s, z and o for inputs that
+follow. There is no o where zero points are codes.
 
 The pass that quantizes a base makes these nodes (passes/quantize.py); no group of nodes is recognised as one.
 """
@@ -17,7 +18,7 @@ from onnxscript import OpBuilder
 from edgelora_tools.composites.quantized_product import MICROSOFT
 from edgelora_tools.gradients.nodes import operand
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
-from edgelora_tools.gradients.shapes import annotate, dims
+from edgelora_tools.gradients.shapes import annotate, dims, rank, shaped
 from edgelora_tools.lowering import DOMAIN
 
 OP_TYPE = "BlockProduct"
@@ -26,15 +27,17 @@ _ROUNDS = 4  # MatMulNBits' accuracy_level at which blocks of X become bytes
 
 @dataclass(frozen=True)
 class Blocks:
-    """Codes of a matrix: Ŵᵀ `[out, in]` = scale∘(codes − zero), each of `[out, blocks]` for `block` inputs.
+    """Codes of a matrix: Ŵᵀ `[out, in]` = scale∘(codes − zero) + offset, each of `[out, blocks]` for `block` inputs.
 
-    `codes` is `[out, blocks·block]`: where `in` is no multiple of the block, what is beyond it stands for zeros.
+    `codes` is `[out, blocks·block]`: where `in` is no multiple of the block, what is beyond it stands for zeros, and
+    there is no offset.
     """
 
     codes: NDArray[np.uint8]
     scale: NDArray[np.float32]
     zero: NDArray[np.uint8]
     bits: int
+    offset: NDArray[np.float32] | None = None
 
     @property
     def block(self) -> int:
@@ -45,6 +48,8 @@ class Blocks:
         """Ŵ `[in, out]`."""
         blocked = self.codes.reshape(*self.scale.shape, -1).astype(np.float32)
         whole = (blocked - self.zero[..., None]) * self.scale[..., None]
+        if self.offset is not None:
+            whole += self.offset[..., None]
         return whole.reshape(len(self.codes), -1)[:, :inputs].T
 
     def packed(self) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
@@ -54,7 +59,8 @@ class Blocks:
 
 
 class BlockProduct:
-    """BlockProduct(X `[..., in]`, Q `[out, blocks, bytes]`, s `[out, blocks]`, z `[out, bytes]`, b `[out]` or absent).
+    """BlockProduct(X `[..., in]`, Q `[out, blocks, bytes]`, s `[out, blocks]`, z `[out, bytes]`, b `[out]` or absent,
+    o `[out, blocks]` or absent).
 
     Q and z are packed, two codes of 4 bits to a byte, the lower first. With `rounds`, the runtime may turn each block
     of a row of X into bytes by a scale of its own, and does where that is faster.
@@ -63,8 +69,9 @@ class BlockProduct:
     op_type = OP_TYPE
 
     def lower(self, op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
-        """Y = MatMulNBits(X, Q, s, z) + b."""
-        x, codes, scale, zero, bias = (operand(node, i) for i in range(5))
+        """Y = MatMulNBits(X, Q, s, z) + b, and the sum of each block of X times its o."""
+        x, codes, scale, zero, bias, offset = (operand(node, i) for i in range(6))
+        assert x is not None
         op.builder.graph.opset_imports[MICROSOFT] = 1
         attributes = {
             "K": node.attributes["inputs"].as_int(),
@@ -74,7 +81,14 @@ class BlockProduct:
             "accuracy_level": _ROUNDS if node.attributes.get_int("rounds", 0) else 0,
         }
         product = op.builder.opset(MICROSOFT, 1).MatMulNBits
-        return (product(x, codes, scale, zero, None, bias, **attributes),)
+        if offset is None:
+            return (product(x, codes, scale, zero, None, bias, **attributes),)
+        rows = x if rank(x) == 2 else op.Reshape(x, [-1, attributes["K"]])
+        y = product(rows, codes, scale, zero, None, bias, **attributes)
+        sums = op.ReduceSum(op.Reshape(rows, [-1, *dims(offset)[1:], attributes["block_size"]]), [-1], keepdims=0)
+        y = op.Gemm(sums, offset, y, transB=1)
+        whole = (op.Shape(x, start=0, end=-1), [attributes["N"]])
+        return (y if rank(x) == 2 else op.Reshape(y, op.Concat(*whole, axis=0)),)
 
 
 class DecodedProduct:
@@ -95,7 +109,7 @@ class DecodedProduct:
 def block_product(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     """Y = X·Ŵ + b.
 
-    dX = dY·Ŵᵀ, Ŵᵀ = s∘(Q − z)
+    dX = dY·Ŵᵀ, Ŵᵀ = s∘(Q − z) + o
 
     DequantizeLinear makes Ŵᵀ from the bytes that the forward product reads, and after the product it is gone: one
     matrix at a time is real. Its scales wait for dY; ONNX Runtime would run it in the forward pass, and keep it.
@@ -111,10 +125,14 @@ def block_product(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
 
 def decoded(op: OpBuilder, node: ir.Node, x: ir.Value) -> ir.Value:
     """Ŵᵀ `[out, in]`, made when `x` is there."""
-    codes, scale, zero = matrix(op, node)
+    codes, scale, zero, offset = matrix(op, node)
     block, inputs = node.attributes["block"].as_int(), node.attributes["inputs"].as_int()
     turned = op.DequantizeLinear(codes, _after(op, scale, x), zero, axis=1, block_size=block)
     turned.dtype, turned.shape = ir.DataType.FLOAT, codes.shape
+    if offset is not None:
+        blocked = [*dims(scale), block]
+        moved = shaped(op.Add(shaped(op.Reshape(turned, blocked), blocked, turned), offset), blocked, turned)
+        turned = shaped(op.Reshape(moved, [*dims(codes)]), dims(codes), turned)
     if dims(codes)[1] == inputs:
         return turned
     turned = op.Slice(turned, [0], [inputs], [1])
@@ -129,27 +147,30 @@ def _after(op: OpBuilder, scale: ir.Value, x: ir.Value) -> ir.Value:
     return annotate(op.Concat(scale, rows, axis=0), scale)
 
 
-def matrix(op: OpBuilder, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Codes `[out, blocks·block]`, s and z `[out, blocks]` as initializers, made once for each weight."""
+def matrix(op: OpBuilder, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value | None]:
+    """Codes `[out, blocks·block]`, s and z `[out, blocks]` and o `[out, blocks, 1]`, made once for each weight."""
     packed, scale, known = node.inputs[1], node.inputs[2], op.builder.graph.initializers
     assert packed is not None and scale is not None
-    names = (f"{packed.name}.matrix", f"{packed.name}.zero")
+    names = [f"{packed.name}.{what}" for what in ("matrix", "zero", "offset")]
     if names[0] not in known:
         blocks = blocks_of(node)
         kind = np.uint8 if blocks.bits == 8 else ml_dtypes.uint4
-        for name, array in zip(names, (blocks.codes, blocks.zero), strict=True):
-            op.builder.initializer(ir.tensor(array.astype(kind), name=name))
-    return known[names[0]], scale, known[names[1]]
+        arrays = [blocks.codes.astype(kind), blocks.zero.astype(kind)]
+        if blocks.offset is not None:
+            arrays.append(blocks.offset[..., None])
+        for name, array in zip(names, arrays, strict=False):
+            op.builder.initializer(ir.tensor(array, name=name))
+    return known[names[0]], scale, known[names[1]], known.get(names[2])
 
 
 def blocks_of(node: ir.Node) -> Blocks:
     """What the node's initializers hold."""
-    codes, scale, zero = (
-        x.const_value.numpy() for x in node.inputs[1:4] if x is not None and x.const_value is not None
-    )
+    arrays = [x.const_value.numpy() if x is not None and x.const_value is not None else None for x in node.inputs[1:]]
+    codes, scale, zero, _, offset = (*arrays, None, None)[:5]
+    assert codes is not None and scale is not None and zero is not None
     bits = node.attributes["bits"].as_int()
     zeros = _unpacked(zero, bits)[:, : scale.shape[1]]
-    return Blocks(_unpacked(codes, bits).reshape(len(codes), -1), scale, zeros, bits)
+    return Blocks(_unpacked(codes, bits).reshape(len(codes), -1), scale, zeros, bits, offset)
 
 
 def _packed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

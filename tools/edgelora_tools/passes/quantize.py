@@ -37,13 +37,16 @@ _SMALLEST_TABLE = 4096  # elements
 class Rung(StrEnum):
     """How a product is computed: in integers, the fastest first; by weights of 4 or 8 bits in blocks; in float32.
 
-    By blocks, the input's blocks become bytes too where the runtime is faster so; WEIGHTS_8 forbids it.
+    By blocks, the input's blocks become bytes too where the runtime is faster so; by weights alone they may not. Own
+    codes are those that the source's matrix was made of.
     """
 
     TENSOR_7 = "int8, weights of 7 bits"
     TENSOR_8 = "int8"
     ROWS_7 = "int8 by rows, weights of 7 bits"
     ROWS_8 = "int8 by rows"
+    OWN_BLOCKS_4 = "own int4 codes by blocks"
+    OWN_WEIGHTS_4 = "own int4 codes alone"
     BLOCKS_4 = "int4 by blocks"
     BLOCKS_8 = "int8 by blocks"
     WEIGHTS_8 = "int8 weights alone"
@@ -62,12 +65,22 @@ class Rung(StrEnum):
     @property
     def in_blocks(self) -> bool:
         """Whether weights have a scale for each block."""
-        return self in (Rung.BLOCKS_4, Rung.BLOCKS_8, Rung.WEIGHTS_8)
+        return self.own or self in (Rung.BLOCKS_4, Rung.BLOCKS_8, Rung.WEIGHTS_8)
+
+    @property
+    def own(self) -> bool:
+        """Whether the codes are those that the matrix was made of."""
+        return self in (Rung.OWN_BLOCKS_4, Rung.OWN_WEIGHTS_4)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether blocks of the input may become bytes."""
+        return self not in (Rung.OWN_WEIGHTS_4, Rung.WEIGHTS_8)
 
     @property
     def bits(self) -> int:
         """Of a weight's code."""
-        return 4 if self is Rung.BLOCKS_4 else 7 if self in (Rung.TENSOR_7, Rung.ROWS_7) else 8
+        return 4 if self.own or self is Rung.BLOCKS_4 else 7 if self in (Rung.TENSOR_7, Rung.ROWS_7) else 8
 
 
 @dataclass(frozen=True)
@@ -174,13 +187,14 @@ def _quantize_product(graph: ir.Graph, product: Product, choice: Choice) -> None
     if choice.rung.in_blocks:
         kind, blocks = BLOCK_PRODUCT, choice.blocks or round_blocks(w, choice.rung.bits)
         weights = _initializers(graph, name, dict(zip(("codes", "scale", "zero"), blocks.packed(), strict=True)))
+        further = _initializers(graph, name, {"offset": blocks.offset})
         attributes = {"inputs": w.shape[0], "outputs": w.shape[1], "bits": blocks.bits, "block": blocks.block}
-        attributes |= {"rounds": int(choice.rung is not Rung.WEIGHTS_8), "product": old.op_type}
+        attributes |= {"rounds": int(choice.rung.rounds), "product": old.op_type}
     else:
         kind, (codes, scale) = QUANTIZED_PRODUCT, product_codes(w, choice)
         weights = _initializers(graph, name, {"codes": codes, "scale": scale, "even": choice.even})
-        attributes = {"rows": choice.middle if choice.rung.by_rows else 0, "product": old.op_type}
-    node = ir.node(kind.op_type, [old.inputs[0], *weights, bias], attributes, domain=DOMAIN, name=old.name)
+        attributes, further = {"rows": choice.middle if choice.rung.by_rows else 0, "product": old.op_type}, []
+    node = ir.node(kind.op_type, [old.inputs[0], *weights, bias, *further], attributes, domain=DOMAIN, name=old.name)
     node.metadata_props.update(old.metadata_props)
     y, new = last.outputs[0], node.outputs[0]
     new.shape, new.type, new.name = y.shape, y.type, y.name
