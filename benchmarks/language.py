@@ -282,20 +282,23 @@ def limited(
     folder: Path,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Rows of half the length under a hard limit of memory: each quantized base, and the best of PEFT."""
+    """Rows of half the length under a hard limit of memory: each quantized base, and as controls, for which it should
+    be too small or slow, float32 without a budget and PEFT's setting of least memory."""
     length = options.length // 2
     bundle = Bundle.open(next(iter(bundles.values())))
     job = write_job(folder, bundle, model, rows[:, :length], 1, length - 1, replace(options, steps=3), 0)
-    ours = [
-        Contender(base, f"EdgeLoRA, {base}", OURS, {"bundle": str(path), "ram": options.small_ram})
-        for base, path in bundles.items()
-        if base != "float32"
-    ]
+    entries: list[tuple[Contender, Path]] = []
+    for base, path in bundles.items():
+        given = {"bundle": str(path)} | ({} if base == "float32" else {"ram": options.small_ram})
+        entries.append((Contender(base, f"EdgeLoRA, {base}", OURS, given), path))
     title, given = RIVALS["peft-again"]
+    entries.append((Contender("peft-again", title, THEIRS, given), model))
     found: list[dict[str, Any]] = []
-    for contender in (*ours, Contender("peft-again", title, THEIRS, given)):
+    for contender, folder_of_weights in entries:
         progress(f"{contender.title} within {options.limit} MiB")
-        found.append(run_limited(contender, job, folder / "runs" / contender.name, options.threads, options.limit))
+        files = [path for path in sorted(folder_of_weights.iterdir()) if path.is_file()]
+        results = folder / "runs" / contender.name
+        found.append(run_limited(contender, job, results, options.threads, options.limit, files))
     return found
 
 
@@ -311,9 +314,8 @@ def markdown(body: Mapping[str, Any]) -> str:
     for kind, found in body["rounds"].items():
         if kind == "limit":
             rows = [[one["contender"], *_limited_row(one)] for one in found]
-            blocks.append(
-                table([f"within {options['limit']} MiB ({found[0]['kind']})", "completed", "peak, MiB"], rows)
-            )
+            head = [f"within {options['limit']} MiB ({found[0]['kind']})", "completed", "peak, MiB"]
+            blocks.append(table([*head, "the limit's own peak, MiB", "hits"], rows))
             continue
         rows = [[one["title"], *_row(one)] for one in found["cost"].values()]
         blocks.append(table([f"round {kind}", "step, ms", "peak, MiB", "first step after, s", "held-out loss"], rows))
@@ -338,6 +340,8 @@ def _row(one: Mapping[str, Any]) -> list[str]:
 
 
 def _limited_row(one: Mapping[str, Any]) -> list[str]:
+    peak, hits = one["limit_peak_mb"], one.get("limit_hits")
+    counted = ["—" if peak is None else f"{peak:.0f}", "—" if hits is None else f"{hits:,}"]
     if not one["completed"]:
-        return [f"no: {one['reason']}", "—"]
-    return [f"{one['steps']} steps", f"{one['peak_memory_mb']:.0f}"]
+        return [f"no: {'killed' if one.get('limit_kills') else one['reason']}", "—", *counted]
+    return [f"{one['steps']} steps", f"{one['peak_memory_mb']:.0f}", *counted]

@@ -2,6 +2,9 @@
 
 A memory group of control groups version 1 where one may be made (it counts pages of files as well, which the
 kernel drops before it kills), else RLIMIT_DATA, which refuses private memory beyond the limit.
+
+A page of a file counts in the group that read it first. So the files that a contender reads are let out of the system's
+cache before it starts: its own reading of them then counts. Libraries' code, which others hold too, does not.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +25,15 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Limit:
-    """`enter` puts the process that calls it under the limit; `peak` reads the limit's own counter, in bytes."""
+    """`enter` puts the process that calls it under the limit; `counters` reads what the limit itself counted.
+
+    `limit_peak_mb` is the most that was held, `limit_hits` how often more was wanted and pages had to go first,
+    `limit_files_mb` what is held of files at the end, `limit_kills` how many processes were ended.
+    """
 
     kind: str
     enter: Callable[[], None]
-    peak: Callable[[], int | None] = field(default=lambda: None)
+    counters: Callable[[], dict[str, float]] = field(default=dict)
 
 
 @contextlib.contextmanager
@@ -44,22 +51,46 @@ def memory_limit(size: int) -> Iterator[Limit]:
     with contextlib.suppress(OSError):
         (group / "memory.swappiness").write_text("0")
     try:
-        yield Limit(
-            "memory cgroup",
-            lambda: _write(group / "cgroup.procs", os.getpid()),
-            lambda: int((group / "memory.max_usage_in_bytes").read_text()),
-        )
+        yield Limit("memory cgroup", lambda: _write(group / "cgroup.procs", os.getpid()), lambda: _counters(group))
     finally:
         group.rmdir()
+
+
+def _counters(group: Path) -> dict[str, float]:
+    def number(file: str, key: str) -> int:
+        lines = (line.split() for line in (group / file).read_text().splitlines())
+        return next(int(line[1]) for line in lines if line[0] == key)
+
+    return {
+        "limit_peak_mb": int((group / "memory.max_usage_in_bytes").read_text()) / MIB,
+        "limit_hits": int((group / "memory.failcnt").read_text()),
+        "limit_files_mb": number("memory.stat", "cache") / MIB,
+        "limit_kills": number("memory.oom_control", "oom_kill"),
+    }
 
 
 def _write(path: Path, value: int) -> None:
     path.write_text(str(value))
 
 
-def run_limited(contender: Contender, job: Path, result: Path, threads: int, megabytes: int) -> dict[str, Any]:
-    """Run it alone under the limit: whether it completed, by which limit, and the peaks."""
+def let_go(files: Iterable[Path]) -> None:
+    """Leave nothing of the files in the system's cache, as far as no process has them mapped (Linux)."""
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def run_limited(
+    contender: Contender, job: Path, result: Path, threads: int, megabytes: int, files: Iterable[Path] = ()
+) -> dict[str, Any]:
+    """Run it alone under the limit: whether it completed, by which limit, and the peaks.
+
+    The `files` are those whose pages it must read itself.
+    """
     with memory_limit(megabytes * MIB) as limit:
+        let_go(files)
         process = Process(contender, job, result, threads, keep_errors=True, on_start=limit.enter)
         body: dict[str, Any] = {"contender": contender.title, "limit_mb": megabytes, "kind": limit.kind}
         try:
@@ -71,5 +102,4 @@ def run_limited(contender: Contender, job: Path, result: Path, threads: int, meg
             body |= {"completed": False, "reason": str(error)}
         finally:
             process.close()
-        peak = limit.peak()
-    return body | {"limit_peak_mb": None if peak is None else peak / MIB}
+        return {"limit_peak_mb": None} | body | limit.counters()

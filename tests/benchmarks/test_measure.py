@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from benchmarks import duration, figures, speed
 from benchmarks.kept_runs import KeptRuns
-from benchmarks.limited import run_limited
+from benchmarks.limited import let_go, memory_limit, run_limited
 from benchmarks.measure import (
     BenchmarkError,
     Contender,
@@ -72,6 +74,23 @@ def test_a_limit_that_is_too_small_is_reported(tmp_path: Path) -> None:
     limited = run_limited(Contender("x", "X", "benchmarks.worker_peft"), tmp_path, tmp_path / "result", 1, 24)
     assert limited["completed"] is False
     assert "X failed" in limited["reason"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_pages_of_files_count_where_the_cache_let_them_go(again: bool, tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    path.write_bytes(bytes(16 << 20))
+    reading = f"with open({str(path)!r}, 'rb') as f:\n while f.read(1 << 16): pass"
+    with memory_limit(64 << 20) as limit:
+        if limit.kind != "memory cgroup":
+            pytest.skip("no memory group can be made here")
+        if again:
+            let_go([path])
+        subprocess.run([sys.executable, "-c", reading], check=True, preexec_fn=limit.enter)
+        counted = limit.counters()
+    assert (counted["limit_files_mb"] > 14) == again
+    assert counted["limit_peak_mb"] < 64
+    assert counted["limit_kills"] == 0
 
 
 def test_a_run_says_how_long_it_takes() -> None:
