@@ -289,19 +289,14 @@ class Budget:
     length: int
 
 
-@dataclass(frozen=True)
-class LanguageModel:
-    """What of a bundle continues text: its graphs, the cache that they keep, the tokens that begin and end.
+@dataclass(frozen=True, kw_only=True)
+class LanguageFacts:
+    """The cache of a model that continues text, the tokens that it knows, and those that begin and end.
 
-    `score` is a graph from tokens and `labels` to the `nll` of each, `decode` one with a cache, `decode_mixed` the same
-    with an adapter for every row (None where a point takes none). The cache has `layers` pairs of keys and values
-    `[batch, kv_heads, slots, head_size]`. `max_length` is the number of tokens that the base takes, 0 where there is
-    no limit. Text ends at any token of `eos`. `chat_template` is a file of the bundle.
+    The cache has `layers` pairs of keys and values `[batch, kv_heads, slots, head_size]`. `max_length` is the number of
+    tokens that the model takes, 0 where there is no limit. Text ends at any token of `eos`. `chat_template` is a file.
     """
 
-    score: str
-    decode: str
-    decode_mixed: str | None
     layers: int
     kv_heads: int
     head_size: int
@@ -310,6 +305,17 @@ class LanguageModel:
     bos: int | None
     eos: tuple[int, ...]
     chat_template: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel(LanguageFacts):
+    """What of a bundle continues text: `score` is a graph from tokens and `labels` to the `nll` of each, `decode` one
+    with a cache, `decode_mixed` the same with an adapter for every row (None where a point takes none).
+    """
+
+    score: str
+    decode: str
+    decode_mixed: str | None
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder
 
 from edgelora.errors import ConversionError
-from edgelora.manifest import GraphSet, InsertionPoint, LanguageModel
+from edgelora.manifest import GraphSet, InsertionPoint, LanguageFacts, LanguageModel
 from edgelora_tools.composites import recognise_composites
 from edgelora_tools.gradients.shapes import dims, rank, size_of
 from edgelora_tools.graphs import LOWERED, Adapted, adapt, set_outputs
@@ -89,19 +89,10 @@ def language_graphs(
     mixed = mixed_decode_graph(cached, points, options)
     if mixed is not None:
         graphs[MIXED_FILE] = mixed
-    return graphs, LanguageModel(
-        SCORE_FILE,
-        DECODE_FILE,
-        None if mixed is None else MIXED_FILE,
-        decoder.layers,
-        decoder.kv_heads,
-        decoder.head_size,
-        decoder.vocabulary,
-        options.max_length or decoder.max_length,
-        decoder.bos,
-        decoder.eos,
-        decoder.chat_template,
-    )
+    facts = {field.name: getattr(decoder, field.name) for field in fields(LanguageFacts)}
+    facts["max_length"] = options.max_length or decoder.max_length
+    files = {"score": SCORE_FILE, "decode": DECODE_FILE, "decode_mixed": None if mixed is None else MIXED_FILE}
+    return graphs, LanguageModel(**facts, **files)
 
 
 def language_set(

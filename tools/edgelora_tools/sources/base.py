@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgelora.errors import ConversionError
+from edgelora.manifest import LanguageFacts
 
 if TYPE_CHECKING:
     from edgelora_tools.sources.torch_export import Original
@@ -17,25 +18,16 @@ if TYPE_CHECKING:
 Runner = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """What of a source continues text: its graph with a cache, the cache's sizes, and the tokens that begin and end.
+@dataclass(frozen=True, kw_only=True)
+class Decoder(LanguageFacts):
+    """What of a source continues text: its graph with a cache.
 
     `cached` takes `past_key_values.I.key` and `.value` `[batch, kv_heads, past, head_size]` of each layer beside the
     source's inputs, `attention_mask` over past and present, and returns them longer as `present.I.key` and `.value`.
-    `max_length` is 0 where there is no limit; `chat_template` names one of the source's files. `window` is how many
-    slots some layers see at most, 0 where all see all.
+    `window` is how many slots some layers see at most, 0 where all see all.
     """
 
     cached: ir.Model
-    layers: int
-    kv_heads: int
-    head_size: int
-    vocabulary: int
-    max_length: int
-    bos: int | None
-    eos: tuple[int, ...]
-    chat_template: str | None
     window: int = 0
 
 

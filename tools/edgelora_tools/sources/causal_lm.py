@@ -116,16 +116,16 @@ def decoder_source(
     longest = int(getattr(config, "max_position_embeddings", 0) or 0)
     bos, *ending = (token if token in range(config.vocab_size) else None for token in (config.bos_token_id, *eos))
     decoder = Decoder(
-        cached,
-        layers,
-        heads,
-        size,
-        int(config.vocab_size),
-        longest,
-        bos,
-        tuple(token for token in ending if token is not None),
-        TEMPLATE_FILE if TEMPLATE_FILE in files else None,
-        module.window if SLIDING in module.kinds else 0,
+        cached=cached,
+        window=module.window if SLIDING in module.kinds else 0,
+        layers=layers,
+        kv_heads=heads,
+        head_size=size,
+        vocabulary=int(config.vocab_size),
+        max_length=longest,
+        bos=bos,
+        eos=tuple(token for token in ending if token is not None),
+        chat_template=TEMPLATE_FILE if TEMPLATE_FILE in files else None,
     )
     known = {"max_length": longest or MOST_POSITIONS, **facts, "model_type": kind}
     return Source("torch", name, without_cache(cached.clone()), run, files, known, decoder=decoder)
