@@ -175,3 +175,5 @@ def test_a_head_that_mixes_tokens_or_depends_on_an_input_is_none():
     assert vocabulary_head(plain) is not None
     adapted = shaped(op.Add(plain, shaped(op.MatMul(h, w), sizes, h)), sizes, h)
     assert vocabulary_head(adapted) is None
+    along = shaped(op.LogSoftmax(plain, axis=-1), sizes, h)  # a block of the vocabulary has another sum
+    assert vocabulary_head(along) is None

@@ -13,7 +13,7 @@ from edgelora_tools.composites.token_loss import begins_head, token_loss
 from edgelora_tools.gradients.bodies import body_input, close_body, copy_nodes, new_body
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.methods.lora import OP_TYPE as LORA
-from edgelora_tools.passes.row_wise import PRODUCTS, has_rows_of, put_on_rows, row_inputs, viewed
+from edgelora_tools.passes.row_wise import ALONG, PRODUCTS, has_rows_of, put_on_rows, row_inputs, viewed
 from edgelora_tools.virtual_tokens import VirtualTokens
 
 
@@ -48,14 +48,14 @@ class VocabularyHead:
 
 
 def vocabulary_head(logits: ir.Value) -> VocabularyHead | None:
-    """The head that makes `logits`; None if an adapter stands in it, or something that mixes tokens."""
+    """The head that makes `logits`; None if an adapter stands in it, or something that mixes tokens or their logits."""
     nodes, y = list[ir.Node](), logits
     while (node := y.producer()) is not None:
         nodes.append(node)
         source = viewed(node)
         if source is None:
             rows = row_inputs(node, partial(_has_rows, node))
-            if rows is None or len(rows) != 1 or node.op_type == LORA:
+            if rows is None or len(rows) != 1 or node.op_type == LORA or node.op_type in ALONG:
                 return None
             if not all(_is_frozen(x) for at, x in enumerate(node.inputs) if x is not None and at not in rows):
                 return None
