@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from edgelora.targets import select_points
 from edgelora.tasks import objective_for, task_named
 from edgelora.trainer import Trainer, trained_tensors
 from edgelora.training_checks import check_targets
+from edgelora.training_clock import read_began, told_the_time, write_began
 from edgelora.training_config import TrainingConfig
 from edgelora.training_run import Callback, RunResult, finish, fit, run_id
 from edgelora.training_state import STATE_FILE, Progress, StateFile, unfinished
@@ -150,16 +152,19 @@ def train(
         parent = None if current is None else identity_of(current)
         identity = run_id(**decisive, parent=parent)
         start = starting_adapter(manifest, current, lora, labels, samples, config.seed, model.bundle)
-        objective = objective_for(model, samples, start.labels, config)
-        held_out = objective_for(model, validation, start.labels, config) if validation else None
-        judged = objective_for(model, gate.samples, start.labels, config) if gate is not None else None
+        folder = model.store.state_path(name)
+        began = read_began(folder, identity) or datetime.now()
+        at_that_time = told_the_time(model, began)
+        reading = at_that_time or model
+        objective = objective_for(reading, samples, start.labels, config)
+        held_out = objective_for(reading, validation, start.labels, config) if validation else None
+        judged = objective_for(reading, gate.samples, start.labels, config) if gate is not None else None
         if judged is not None:
             check_targets(manifest, start, judged)
         for data in (objective, held_out, judged):
             if data is not None:
                 data.examine()
         model.store.make_room()
-        folder = model.store.state_path(name)
         trainer = Trainer(model.bundle, start, objective, config, folder)
         owner = unfinished(folder, model.store.key)
         usable = owner is not None and owner == unfinished(folder, model.store.key, trainer) == identity
@@ -174,9 +179,12 @@ def train(
         held_back = None if again else _held_back(model, name, identity)
         before = model.bundle.settings
         try:
-            if plan is not None:
-                if owner in (None, identity) or not folder.exists():  # else `fit` refuses: the state is another run's
+            if owner in (None, identity) or not folder.exists():  # else `fit` refuses: the state is another run's
+                if at_that_time is not None:
+                    write_began(folder, identity, began)
+                if plan is not None:
                     write_layout(folder, plan, identity)
+            if plan is not None:
                 planned(plan)
                 follow(plan, trainer)
             if held_back is None:

@@ -121,8 +121,7 @@ def add_verbs(verbs: Verbs) -> None:
         default=[],
         metavar="METHOD",
         help="also write graphs for adapters of other methods than LoRA: dora, ia3, bitfit, layer-norm, bottleneck, "
-        "full, prompt, prefix; lora-bias is LoRA with biases (VeRA needs none). For text-generation "
-        "LoRA alone generates, and bottleneck, prompt and prefix, which do not merge either, are refused",
+        "full, prompt, prefix; lora-bias is LoRA with biases (VeRA needs none)",
     )
     parser.add_argument(
         "--keep-padding",

@@ -31,6 +31,7 @@ def add_verbs(verbs: Verbs) -> None:
         "Train a person's adapter, or train it further. Killed at any moment, the same command continues.",
         "edgelora train home.edgelora --adapter user-1 --data user-1.jsonl --validation-split 0.1",
     )
+    parser.set_defaults(continues=True)
     add_bundle(parser)
     parser.add_argument("--adapter", required=True, metavar="NAME", help="whose adapter: a user id")
     parser.add_argument(

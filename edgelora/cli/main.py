@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"edgelora: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("edgelora: interrupted; the same command continues", file=sys.stderr)
+        continues = "; the same command continues" if getattr(options, "continues", False) else ""
+        print(f"edgelora: interrupted{continues}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

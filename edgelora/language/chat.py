@@ -7,29 +7,37 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from edgelora.errors import BundleError, DataError, EdgeLoraError
 from edgelora.language.samples import ASSISTANT, Message
 
+TIME = "strftime_now"  # what templates call the function that tells the time
 Span = tuple[int, int]
 _BEGIN, _END = "\ufdd0", "\ufdd1"  # noncharacters: no text that is exchanged holds them
 _TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class ChatTemplate:
-    """A compiled template. `special` are the tokens that it may name, as `bos_token`; `where` names it in messages.
+    """A compiled template. `special` are the tokens that it may name, as `bos_token`; `where` names it in messages, and
+    `clock` tells the time, which it may write.
 
     Raises:
         EdgeLoraError: Jinja2 is missing. BundleError: the template is broken.
     """
 
-    def __init__(self, source: str, special: Mapping[str, str], where: str = "the chat template") -> None:
+    def __init__(
+        self,
+        source: str,
+        special: Mapping[str, str],
+        where: str = "the chat template",
+        clock: Callable[[], datetime] = datetime.now,
+    ) -> None:
         self._special, self._where = dict(special), where
         self._tagged = _TAG.search(source) is not None
-        self._template = _compiled(source, where)
+        self._template = _compiled(source, where, clock)
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         """The conversation as text; with `add_generation_prompt` also what comes before the assistant's next answer.
@@ -102,7 +110,7 @@ def _unmarked(marked: str) -> tuple[str, list[Span]]:
     return text, spans
 
 
-def _compiled(source: str, where: str) -> Any:
+def _compiled(source: str, where: str, clock: Callable[[], datetime]) -> Any:
     """The template in the environment that transformers gives one (`transformers.utils.chat_template_utils`)."""
     try:
         import jinja2
@@ -146,7 +154,7 @@ def _compiled(source: str, where: str) -> Any:
         return dict(*given, **named)
 
     def now(form: str) -> str:
-        return datetime.now().strftime(form)
+        return clock().strftime(form)
 
     def as_json(
         value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
@@ -161,7 +169,7 @@ def _compiled(source: str, where: str) -> Any:
     environment.filters["tojson"] = as_json
     environment.globals |= {
         "raise_exception": refuse,
-        "strftime_now": now,
+        TIME: now,
         "namespace": Namespace,
         "dict": mapping,  # not the type, whose methods would change what they get
     }

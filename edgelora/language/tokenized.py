@@ -141,7 +141,8 @@ def _answer(sample: Answer, tokens: Tokens) -> Tokenized:
     size = len(alone)
     if not np.array_equal(both.ids[:size], alone.ids):
         both = alone + tokens.going_on(completion)
-    both = tokens.ended(both)
+    if special or not np.isin(both.ids[size:], tokens.eos).any():  # messages end as their template ends them
+        both = tokens.ended(both)
     return Tokenized(both, np.arange(len(both)) >= size, sample.where)
 
 
@@ -186,13 +187,18 @@ def _runs(samples: Sequence[LanguageSample]) -> Iterator[list[LanguageSample]]:
 
 
 def _text_rows(run: Sequence[Passage], tokens: Tokens, cut: int) -> list[Row]:
-    """The rows of a text or of a stretch of one, which has its special tokens where it begins and where it ends."""
+    """The rows of a text or of a stretch of one, which has its special tokens where it begins and where it ends.
+
+    None of the end of a text whose beginning is elsewhere, if it is one token: nothing tells what comes before it.
+    """
     first, last = run[0], run[-1]
     encoded = tokens.encode("".join(passage.text for passage in run), special=not first.part)
     if last.end:
         encoded = tokens.ended(encoded)
+    if len(encoded) < 2 and first.part:
+        return []
     if len(encoded) < 2:
-        raise DataError(f"{first.where}: there is nothing to learn: it has no two tokens")
+        raise DataError(f"{first.where}: there is nothing to learn: it has no two tokens; leave it out")
     counted = np.ones(len(encoded), np.bool_)
     whole = Tokenized(encoded, counted, first.where)
     return [whole.row(start, cut) for start in range(0, len(encoded) - 1, cut)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelora.errors import BundleError, ConfigError, DataError
-from edgelora.language.chat import ChatTemplate
+from edgelora.language.chat import TIME, ChatTemplate
 from edgelora.language.packing import Ints, RowInputs, row_of
 from edgelora.manifest import LanguageModel
 from edgelora.text import check_unicode, load_tokenizer, text_settings
@@ -73,6 +75,7 @@ class Tokens:
         added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
         self._special = np.asarray([number for number, token in added.items() if token.special], np.int64)
         self._template = template
+        self._clock: Callable[[], datetime] = datetime.now
 
     @classmethod
     def of(cls, folder: Path, preprocessing: Mapping[str, Any], language: LanguageModel) -> Tokens:
@@ -98,14 +101,22 @@ class Tokens:
             found.rows.append(row_of(ids, ids, np.zeros(len(ids), np.bool_), 0))
         return found
 
+    def at(self, when: datetime) -> Tokens:
+        """The same, its chat template told this time."""
+        made = copy(self)
+        made._clock = lambda: when
+        vars(made).pop("template", None)
+        return made
+
+    @property
+    def tells_time(self) -> bool:
+        """Whether the chat template asks for the time. Raises BundleError: it cannot be read."""
+        return self._template is not None and TIME in _source(self._template)
+
     def _load(self, path: Path) -> ChatTemplate:
-        try:
-            source = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{path}: cannot be read ({error}); convert the model again") from error
         named = {"bos_token": self.bos, "eos_token": self.eos[0] if self.eos else None}
         special = {name: self._tokenizer.id_to_token(one) for name, one in named.items() if one is not None}
-        return ChatTemplate(source, special, str(path))
+        return ChatTemplate(_source(path), special, str(path), self._clock)
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -174,3 +185,11 @@ class Tokens:
     def text(self, ids: Sequence[int] | NDArray[np.int64]) -> str:
         """What tokens say, without special ones."""
         return str(self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=True))
+
+
+def _source(template: Path) -> str:
+    """A chat template as it is written. Raises BundleError: it cannot be read."""
+    try:
+        return template.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{template}: cannot be read ({error}); convert the model again") from error

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from edgelora.runtime import AdapterLike, Model, RawInputs
 
 
+_OF_TOKENS = ("max_length", "truncate", "packing")  # settings of a language model's rows
+
+
 class Task(ABC):
     """A task of a bundle. It holds nothing: one object serves all.
 
@@ -26,7 +29,8 @@ class Task(ABC):
     `losses` are those of the task, the first of which is taken unless another is asked for. `fields` are those that a
     labelled record must have, `augmentations` what its training data can be varied by (`TrainingConfig.augment`).
     A head has a row for each class where `has_classes`, of which an adapter needs `least_classes`; `outputs` says how
-    many it has otherwise. `inputs_name` is what messages call the inputs.
+    many it has otherwise. `inputs_name` is what messages call the inputs. Settings of rows of tokens are for one that
+    `reads_tokens`.
     """
 
     name: ClassVar[str]
@@ -36,6 +40,7 @@ class Task(ABC):
     has_classes: ClassVar[bool] = False
     least_classes: ClassVar[int] = 2
     inputs_name: ClassVar[str] = "inputs"
+    reads_tokens: ClassVar[bool] = False
 
     # --- data -------------------------------------------------------------------------------------------------
 
@@ -104,6 +109,8 @@ class Task(ABC):
         loss = config.loss or self.losses[0]
         if loss not in self.losses:
             raise ConfigError(f"the task {self.name} has no loss {loss!r}; it has {', '.join(self.losses)}")
+        if not self.reads_tokens and (given := [name for name in _OF_TOKENS if getattr(config, name)]):
+            raise ConfigError(f"{', '.join(given)} is for language models, not for {self.name}: leave it out")
         if strange := [name for name in config.augment if name not in self.augmentations]:
             had = f"it has {', '.join(self.augmentations)}" if self.augmentations else "it has none"
             raise ConfigError(f"the task {self.name} has no augmentation {', '.join(strange)}; {had}")

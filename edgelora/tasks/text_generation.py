@@ -37,6 +37,7 @@ class TextGeneration(TextTask):
 
     name: ClassVar[str] = "text-generation"
     losses: ClassVar[tuple[str, ...]] = ("cross-entropy", _DPO)
+    reads_tokens: ClassVar[bool] = True
 
     # --- data -------------------------------------------------------------------------------------------------
 

@@ -88,6 +88,15 @@ def test_predicting_without_an_adapter_where_a_head_is_needed(run: Command, bund
     assert "adapter" in run.refused("predict", bundle, "--store", store, "the lamp")
 
 
+@pytest.mark.parametrize("option", [("--packing",), ("--max-length", "9"), ("--truncate",)])
+def test_rows_of_tokens_are_language_models(
+    run: Command, bundle: Path, store: Path, data: Path, option: tuple[str, ...]
+):
+    at = ("train", bundle, "--store", store, "--adapter", "ann", "--data", data)
+    named = option[0].removeprefix("--").replace("-", "_")
+    assert f"{named} is for language models, not for sequence-classification" in run.refused(*at, *QUICK, *option)
+
+
 def test_predicting_nothing(run: Command, home, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\n \n"))
     assert "nothing to predict" in run.refused("predict", *home)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -68,10 +69,24 @@ def test_messages_of_a_prompt_and_a_completion_are_the_conversation_of_both(tmp_
     tokens = texts.tokens(tmp_path)
     apart, together = tokenized(Answer(ASK, ANSWER), tokens), tokenized(Conversation((*ASK, *ANSWER)), tokens)
     written = tokens.template.render(ASK, True)
-    assert len(apart) == len(together) + 1 and apart.encoded.ids[-1] == tokens.eos[0]  # after the line end
-    assert apart.encoded.ids[: len(together)].tolist() == together.encoded.ids.tolist()
-    assert apart.counted[: len(together)].tolist() == together.counted.tolist()
+    assert apart.encoded.ids.tolist() == together.encoded.ids.tolist()
+    assert apart.counted.tolist() == together.counted.tolist()
     assert (~apart.counted).sum() == len(tokens.encode(written, special=False))
+
+
+def test_messages_end_as_a_text_does_where_their_template_writes_no_end(tmp_path: Path):
+    tokens = texts.tokens(tmp_path, "{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    made = tokenized(Answer(ASK, ANSWER), tokens)
+    assert made.encoded.ids[-1] == tokens.eos[0] and made.counted[-1]
+
+
+def test_a_template_is_told_the_time_by_its_tokens_clock(tmp_path: Path):
+    assert not texts.tokens(tmp_path).tells_time
+    tokens = texts.tokens(tmp_path, "{{ strftime_now('%d %B %Y') }}: {{ messages[0].content }}")
+    assert tokens.tells_time
+    today = tokens.template.render(ASK)
+    assert tokens.at(datetime(1969, 7, 20)).template.render(ASK) == f"20 July 1969: {ASK[0]['content']}" != today
+    assert tokens.template.render(ASK) == today
 
 
 def test_a_template_that_rewrites_what_was_said_is_refused(tmp_path: Path):

@@ -155,6 +155,14 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(run, model, monkeypatch):
     assert output.getvalue() == f"{whole[:first]}\n{chat.ask('And?').text}\n"
 
 
+def test_ctrl_c_stops_a_text_and_nothing_goes_on_later(run, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgelora.cli.language.show", interrupted)
+    assert run("generate", "--prompt", "Once", "--stream", *TEN) == (130, "", "edgelora: interrupted\n")
+
+
 def test_an_adapter_that_is_not_there_is_named_before_the_first_turn(run, monkeypatch):
     typed(monkeypatch, "What?\n")
     status, said, error = run("chat", "--adapter", "carl")

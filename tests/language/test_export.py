@@ -24,12 +24,14 @@ from edgelora_tools.runner import open_session
 from edgelora_tools.sources import Source, fixed, open_source
 from edgelora_tools.sources.cached_module import CachedModule, empty_past, tokens_of
 from edgelora_tools.sources.causal_lm import decoder_source, hold_to_model, load_causal_lm
+from edgelora_tools.sources.rotations import settle_rotations
 from tests.language.gguf_files import gguf_file
 from tests.language_models import (
     BOS,
     CONFIGS,
     EOS,
     LONGEST,
+    SMALL,
     TEMPLATE,
     VOCABULARY,
     build,
@@ -251,6 +253,7 @@ def test_what_is_wrong_with_the_words_is_said(tmp_path: Path, language_folder: P
         ({"pooling": "cls"}, "leave pooling cls out"),
         ({"max_length": LONGEST + 1}, "the model takes 192 tokens"),
         ({"max_length": 0}, "at least one token"),
+        ({"target_modules": ()}, "target_modules names none"),
         ({"task": "feature-extraction"}, "open it for feature-extraction"),
     ],
     ids=str,
@@ -317,3 +320,30 @@ def test_a_gguf_file_says_its_task(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(ConversionError, match="--task text-generation"):
         open_source(str(tmp_path / "model.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("rotations", "limit"),
+    [
+        ({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}, LONGEST),
+        (
+            {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.5, 2.0, 2.5], "factor": 3.0,
+             "long_factor": [2.0, 3.0, 4.0, 5.0], "original_max_position_embeddings": 64},
+            64,
+        ),
+    ],
+    ids=["dynamic", "longrope"],
+)  # fmt: skip
+def test_rotations_that_change_with_the_length_are_those_of_the_original_length(rotations: Any, limit: int):
+    """A row that is longer than that does not turn another's tokens, as it does in transformers."""
+    config = hf.LlamaConfig(**(SMALL | {"num_key_value_heads": 2}), rope_parameters=rotations)
+    causal = hf.LlamaForCausalLM._from_config(config, attn_implementation="eager").eval()
+    (text,), (longer,) = words(0, limit - 2), words(1, LONGEST + 8)
+    wanted = alone(causal, text)
+    assert settle_rotations(causal) == limit
+    rows = [text + [0] * (len(longer) - len(text)), longer]
+    given = tokens_of(rows, [[1] * len(text) + [0] * (len(longer) - len(text)), [1] * len(longer)])
+    with torch.no_grad():
+        past = [x.expand(2, -1, -1, -1) for x in empty_past(causal)]
+        got = CachedModule(causal)(*given.values(), past)[0][0]
+    assert gap(got[: len(text)].numpy(), wanted) < CLOSE

@@ -214,6 +214,17 @@ def test_what_cannot_be_learned_is_refused_before_anything_changes(
     assert not model.store.state_path("anna").exists()
 
 
+def test_the_end_of_a_text_that_is_one_token_is_left_out_where_its_beginning_is_elsewhere(model: Model):
+    tokens = tokens_of(model)
+    tokens.eos = ()
+    lengths, end = Lengths(64, 64), Passage("x", 5, True, where="letters.txt, passage 6")
+    rows = rows_of([Passage("a lazy dog", 3, False), end], tokens, lengths)
+    assert [len(row) for row in rows] == [len(tokens.encode("a lazy dog", special=False)) - 1]
+    assert [len(row) for row in rows_of([Passage("a lazy dog", 4, False), end], tokens, lengths)] == [len(rows[0]) + 1]
+    with pytest.raises(DataError, match=r"letters\.jsonl, line 2: .*no two tokens; leave it out"):
+        rows_of([Passage("x", where="letters.jsonl, line 2")], tokens, lengths)
+
+
 def test_dropout_does_not_go_with_preferences(model: Model):
     lora = el.LoraConfig(r=2, lora_alpha=4, lora_dropout=0.1)
     with pytest.raises(ConfigError, match="leave lora_dropout out"):

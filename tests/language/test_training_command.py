@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from edgelora import Model, TrainingConfig, train
 from edgelora.cli import main
+from edgelora.language.samples import Answer
 from tests.device.tiny import write_jsonl
 from tests.language.texts import LINES, LONG
 
@@ -106,6 +112,39 @@ def test_a_preference_run_that_is_continued_is_the_same_to_the_last_bit(run: Com
     assert status == 0 and "continuing at step 4 of 6" in err
     whole, parts = (_weights(tmp_path / "store", name) for name in ("whole", "parts"))
     assert whole == parts
+
+
+def test_a_run_that_is_continued_on_another_day_reads_the_text_of_the_day_it_began(
+    language_bundle: Path, tmp_path: Path
+):
+    """Its template writes the day before every conversation."""
+    bundle = tmp_path / "dated.edgelora"
+    shutil.copytree(language_bundle, bundle)
+    template = bundle / "chat_template.jinja"
+    dated = "{{ strftime_now('%A') }} " + template.read_text()
+    template.write_text(dated)
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    entry = {"size": len(dated.encode()), "sha256": hashlib.sha256(dated.encode()).hexdigest()}
+    manifest["files"]["chat_template.jinja"] = entry
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    model = Model.open(bundle, tmp_path / "store")
+    samples = [Answer(({"role": "user", "content": line[:9]},), ({"role": "assistant", "content": line[9:30]},))
+               for line in LINES]  # fmt: skip
+    config = TrainingConfig(num_train_epochs=2, batch_size=2, save_steps=1)
+
+    def on(day: int, name: str, **more: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("edgelora.training.datetime", SimpleNamespace(now=lambda: datetime(2026, 11, day)))
+            train(model, name, samples, config=config, **more)
+
+    on(2, "monday")
+    on(3, "tuesday")
+    with pytest.raises(KeyboardInterrupt):
+        on(2, "parts", callback=_KilledAt(2))
+    on(3, "parts")
+    monday, tuesday, parts = (_weights(tmp_path / "store", name) for name in ("monday", "tuesday", "parts"))
+    assert parts == monday != tuesday
+    assert not model.store.state_path("parts").exists()
 
 
 class _KilledAt:

@@ -81,6 +81,11 @@ def convert(
     check_language(source, options)
     if options.max_length is not None and options.max_length < 1:
         raise ConversionError(f"a text has at least one token: max_length {options.max_length} is none")
+    if options.target_modules == ():
+        raise ConversionError(
+            "a bundle has insertion points, and target_modules names none: leave it out (`edgelora train "
+            "--target-modules none` trains a head alone)"
+        )
     if options.placement == "skip" and (options.train_last or options.quantize is not None):
         raise ConversionError("placement skip runs the base once a sample: leave train_last and quantize out")
     methods = chosen_methods(options)

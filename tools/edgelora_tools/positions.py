@@ -12,9 +12,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from edgelora_tools.gradients.shapes import dims
-from edgelora_tools.runner import open_session
+from edgelora_tools.runner import POSITIONS, open_session
 
-POSITIONS = "position_ids"
 _LENGTH, _OTHER, _TOKEN = 5, 2, 3  # sizes to run at; a token that no model takes for padding
 
 

@@ -23,6 +23,7 @@ Feeds = dict[str, NDArray]
 
 _PASS_THROUGH = {"Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Expand", "Slice", "Transpose"}
 _NO_BOUND = 2
+POSITIONS = "position_ids"  # the input that numbers the tokens of a text
 _LENGTHS = re.compile(r"len(gth)?s?(_|$)", re.IGNORECASE)
 
 
@@ -71,7 +72,7 @@ def sample_inputs(model: ir.Model, sizes: Mapping[str, int], rng: np.random.Gene
 
     Floats are standard normal, or fill the range of the codes that the graph makes of them at once; integers that
     index a table stay inside it; masks and lengths keep all of the first row and, as padding on the right would,
-    ever less of the next ones.
+    ever less of the next ones; positions count from 0.
     """
     feeds = {}
     for value in model.graph.inputs:
@@ -80,6 +81,8 @@ def sample_inputs(model: ir.Model, sizes: Mapping[str, int], rng: np.random.Gene
         dtype = value.dtype.numpy()
         if value.dtype == ir.DataType.BOOL or "mask" in value.name:
             feeds[value.name] = _mask(shape).astype(dtype)
+        elif value.name == POSITIONS and value.dtype.is_integer() and shape:
+            feeds[value.name] = np.broadcast_to(np.arange(shape[-1]), shape).astype(dtype)
         elif _LENGTHS.search(value.name) and value.dtype.is_integer() and len(shape) <= 1:
             feeds[value.name] = _lengths(shape, _longest(value, model, sizes)).astype(dtype)
         elif value.dtype.is_floating_point():

@@ -19,6 +19,7 @@ from edgelora_tools.normalize import onnx_errors
 from edgelora_tools.passes.without_cache import without_cache
 from edgelora_tools.sources.base import Decoder, Source
 from edgelora_tools.sources.onnx_file import tokenizer_files
+from edgelora_tools.sources.rotations import settle_rotations
 from edgelora_tools.sources.torch_export import require_torch
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def decoder_source(
     from edgelora_tools.sources.cached_module import SLIDING, CachedModule, cache_names, empty_past, export_cached
 
     kind, config = causal.config.model_type, causal.config
+    settled = settle_rotations(causal)
     module = CachedModule(causal).eval()
     with onnx_errors(f"{name}: a {kind} does not run on a cache, positions and a mask of our own"):
         past = empty_past(causal)
@@ -113,7 +115,8 @@ def decoder_source(
             made = module(given["input_ids"], given["attention_mask"], given["position_ids"], kept)
         return dict(zip(("logits", *cache_names(layers, "present")), (y.numpy() for y in made), strict=True))
 
-    longest = int(getattr(config, "max_position_embeddings", 0) or 0)
+    limits = (int(getattr(config, "max_position_embeddings", 0) or 0), settled)
+    longest = min((limit for limit in limits if limit), default=0)
     bos, *ending = (token if token in range(config.vocab_size) else None for token in (config.bos_token_id, *eos))
     decoder = Decoder(
         cached=cached,
