@@ -26,7 +26,7 @@ class PageWindow:
         self._ranges, self._size = ranges, size
         self._passes = can_give_back() and sum(end - begin for begin, end in ranges) > size
         self._lock = threading.Lock()
-        self._runs = 0
+        self._runs, self._others = 0, 0
         self._stop = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -46,6 +46,8 @@ class PageWindow:
         with self._lock:
             if self._watcher is None:
                 self._stop.clear()
+                give_back(self._ranges)
+                self._others = resident_files()  # libraries' code, and nothing of the weights, which nobody reads yet
                 watcher = threading.Thread(target=self._watch, name="edgelora-page-window", daemon=True)
                 watcher.start()  # which fails where the system has no more threads
                 self._watcher = watcher
@@ -60,17 +62,9 @@ class PageWindow:
                 self._watcher = None
 
     def _watch(self) -> None:
-        """Let everything go whenever it is too much.
-
-        What else is resident of files, the libraries' code, is what remains when these pages are gone.
-        """
-        others = self._without()
+        """Let everything go whenever it is too much."""
         while not self._stop.wait(_POLL):
             now = resident_files()
-            others = min(others, now)
-            if now > others + self._size:
-                others = self._without()
-
-    def _without(self) -> int:
-        give_back(self._ranges)
-        return resident_files()
+            self._others = min(self._others, now)
+            if now > self._others + self._size:
+                give_back(self._ranges)

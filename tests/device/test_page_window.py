@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from edgelora import page_window
 from edgelora.errors import ConfigError
+from edgelora.mapped_pages import Range, give_back
+from edgelora.memory import resident_files
 from edgelora.page_window import PageWindow
 from edgelora.session import SessionSettings
 from tests.convert.bundles import to_bundle
@@ -89,6 +94,27 @@ def test_the_peak_is_without_the_weights_that_are_not_in_the_window(wide_bundle:
     assert not planned["plan"]["prepacked"]
     assert 0.9 < planned["peak"] / planned["plan"]["predicted"] < 1.1
     assert planned["loss"] == plain["loss"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is resident")
+def test_what_is_read_while_pages_go_is_not_taken_for_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The window is on top of what else is resident, which is told before anything is read."""
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(64_000_000))
+    weights = np.memmap(file, np.int64, "r")
+    begin = weights.ctypes.data
+    window, before = PageWindow([(begin, begin + weights.nbytes)], WINDOW), resident_files()
+
+    def late(ranges: Sequence[Range]) -> None:
+        """The watcher's thread may have to wait for a core, while another reads."""
+        give_back(ranges)
+        weights[:5_000_000].sum()
+
+    with window.kept():
+        monkeypatch.setattr(page_window, "give_back", late)
+        for _ in range(40):
+            weights.sum()
+        assert window._others < before + 2_000_000  # pyright: ignore[reportPrivateUsage]
 
 
 def test_a_window_that_holds_everything_starts_no_thread():
