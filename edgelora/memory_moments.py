@@ -40,6 +40,10 @@ class Moment:
         """The same where weights pass through a window."""
         return self if window is None else replace(self, pages=min(self.pages, window))
 
+    def then(self, other: Moment) -> Moment:
+        """Of one graph, what both runs hold at the most."""
+        return Moment(*map(max, vars(self).values(), vars(other).values()))
+
     def beside(self, other: Moment) -> Moment:
         """Both at once; pages are given back after every run, so that there are only those of the one that reads more.
 
@@ -127,9 +131,11 @@ def _filling(prefix: Prefix, loaded: Loaded, kept: Kept, beside: Moment, bytes_k
         yield beside.beside(loaded(prefix.file, kept.chunk)).beside(Moment(kept=bytes_kept))
 
 
-def moment_of(table: MemoryTable, sizes: Sizes | None, prepacked: bool, gathered: int) -> Moment:
-    """What a graph holds, see `Loaded`; `gathered` are the bytes of tables that became resident."""
+def moment_of(table: MemoryTable, sizes: Sizes | None, prepacked: bool, gathered: int, at_once: int = 1) -> Moment:
+    """What a graph holds, see `Loaded`, that runs so often at once; `gathered` are the bytes of tables that became
+    resident.
+    """
     if sizes is None:
         return Moment(table.prepacked, pages=table.read) if prepacked else Moment()
     read = table.read_always if prepacked else table.read
-    return Moment(table.prepacked if prepacked else 0, round(ARENA * table.peak(sizes)), read + gathered)
+    return Moment(table.prepacked if prepacked else 0, round(ARENA * at_once * table.peak(sizes)), read + gathered)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import json
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -146,11 +146,12 @@ def candidate_plans(trainer: Trainer, validation: Objective | None, budget: int)
     file = list(forms)[-1]  # the one that holds least: planning may be no peak of its own
     resident = _measure_resident(trainer, file, forms[file])
     at_once = _mapped_at_once(bundle)
-    feeds_parameters = 4 * trainer.flat.nbytes  # gradients that a graph returns, and the optimizer's arrays
     packings = (False,) if bundle.settings.low_memory else (True, False)
     kept = {id(one): _kept(trainer, one) for one in (trainer.objective, validation) if one is not None}
     for size in _part_sizes(trainer):
         cells, parts = _work(trainer, size)
+        made = trainer.pieces(size)[0] if trainer.record is not None else 1  # gradients, of a piece each
+        parameters = (made + 3) * trainer.flat.nbytes  # and their sum, and the optimizer's arrays
         for (file, tables), prepacked in itertools.product(forms.items(), packings):
             work = _work_of(trainer, file)
             moments = list(_moments(trainer, validation, file, tables, size, prepacked, at_once, kept))
@@ -163,7 +164,7 @@ def candidate_plans(trainer: Trainer, validation: Objective | None, budget: int)
                     work=work,
                     part_size=size,
                     prepacked=prepacked,
-                    resident=resident + feeds_parameters,
+                    resident=resident + parameters,
                     packed=most.packed,
                     results=most.results,
                     pages=most.pages,
@@ -208,10 +209,8 @@ def _moments(
     other = part(validation) if validation is not None else None
     if prefix is None:
         whole = Moment(results=fed)
-        for name, table in tables.items():
-            yield whole.beside(moment_of(table, None, prepacked, 0))
-            at = other[0] if other is not None and name == trainer.forward_file else sizes
-            whole = whole.beside(moment_of(table, at, prepacked, 0))
+        for moment in _sessions(trainer, file, tables, size, sizes, None if other is None else other[0], prepacked):
+            whole = whole.beside(moment)
         yield replace(whole, pages=whole.pages + _gathered(trainer, tables, size, at_once))
         return
     rows = max(size, CHUNK if trainer.config.cache is not None else 0)
@@ -226,6 +225,33 @@ def _moments(
     assert train is not None
     evaluated = None if held_out is None or other is None else (held_out, *other)
     yield from moments_after(trainer, file, prefix, loaded, (train, sizes, fed), evaluated)
+
+
+def _sessions(
+    trainer: Trainer,
+    file: str,
+    tables: Mapping[str, MemoryTable],
+    size: int,
+    sizes: dict[str, int],
+    held_out: dict[str, int] | None,
+    prepacked: bool,
+) -> Collection[Moment]:
+    """What each loaded graph holds: pieces of a part are computed on a core each, an evaluation on all."""
+    forward, batch = trainer.forward_file, trainer.bundle.manifest.inputs[0].shape[0]
+    pieces, workers = trainer.pieces(size) if trainer.record is not None else (1, 1)
+    piece = {name: -(-n // pieces) if name == batch else n for name, n in sizes.items()}
+    found: dict[tuple[str, bool], Moment] = {}
+
+    def run(name: str, at: dict[str, int], at_once: int) -> None:
+        key, moment = (name, at_once > 1), moment_of(tables[name], at, prepacked, 0, at_once)
+        found[key] = found.get(key, moment).then(moment)
+
+    run(file, piece, workers)
+    if trainer.record is not None and isinstance(trainer.objective, HostLoss):
+        run(forward, piece, workers)
+    if held_out is not None:
+        run(forward, held_out, 1)
+    return found.values()
 
 
 def follow(plan: MemoryPlan, trainer: Trainer) -> None:

@@ -165,9 +165,16 @@ class Trainer:
         A core that has samples of its own waits for no other at every operator. Where the batch has too few samples
         for that, or its parts depend on each other, the cores share each operator instead.
         """
-        rows = min(self.config.batch_size, self.part_size, len(self.objective))
+        return self._workers_on(min(self.config.batch_size, self.part_size, len(self.objective)))
+
+    def _workers_on(self, samples: int) -> int:
         cores = self.bundle.settings.cores
-        return cores if self.objective.separable and rows >= 2 * cores else 1
+        return cores if self.objective.separable and samples >= 2 * cores else 1
+
+    def pieces(self, samples: int) -> tuple[int, int]:
+        """How many pieces a part of so many samples is cut into, and how many of them run at once."""
+        workers = self._workers_on(samples)
+        return piece_count(samples, self._most, workers), workers
 
     def _most_samples(self) -> int:
         """How many samples the training graph is given at once: see pieces.py."""

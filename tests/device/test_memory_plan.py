@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
@@ -88,8 +89,10 @@ def deep_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return to_bundle(model, folder, task="regression", pooling="pooler", batch_size=2 * BATCH).path
 
 
-def measured(bundle: Path, budget: int, limit: int = 0, whole: bool = False) -> dict[str, Any]:
-    process = start_python("-c", TRAIN, bundle, *map(str, (BATCH, WIDTH, budget, limit, int(whole))))
+def measured(
+    bundle: Path, budget: int, limit: int = 0, whole: bool = False, batch: int = BATCH, width: int = WIDTH
+) -> dict[str, Any]:
+    process = start_python("-c", TRAIN, bundle, *map(str, (batch, width, budget, limit, int(whole))))
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     return json.loads(out)
@@ -134,6 +137,28 @@ def test_the_planned_run_completes_under_a_limit_in_which_the_plain_one_does_not
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "alloc" in err.lower() or "memory" in err.lower()
+
+
+@LINUX
+def test_pieces_of_pictures_are_foretold(tmp_path: Path):
+    """Of a batch of pictures, as many as stay near the cores are computed at once: not all.
+
+    Two pieces need not hold the most at the same time.
+    """
+    channels, side, batch, net = 16, 64, 64, Net(17)
+    x = net("Reshape", "x", net.const([0, 4, side, side], np.int64))
+    for layer in range(4):
+        kernel = net.weight(f"layer{layer}.weight", channels, channels if layer else 4, 3, 3)
+        x = net("Tanh", net("Conv", x, kernel, pads=[1, 1, 1, 1]))
+    net.output(net.reduce_mean(x, [2, 3], keepdims=0), "y")
+    width, real = 4 * side**2, onnx.TensorProto.FLOAT
+    model = net.model([("x", real, ["batch", width])], [("y", real, ["batch", channels])], check=False)
+    targets = tuple(f"layer{layer}" for layer in range(4))
+    bundle = to_bundle(model, tmp_path, task="regression", pooling="pooler", target_modules=targets).path
+    free = measured(bundle, 10**12, batch=batch, width=width)
+    assert 0.75 < free["peak"] / free["plan"]["predicted"] < 1.1
+    table = Bundle.open(bundle).manifest.memory[free["plan"]["file"]]
+    assert free["plan"]["results"] < 0.8 * ARENA * table.peak({"batch": batch})
 
 
 @LINUX
