@@ -121,6 +121,14 @@ def progress_line(message: str) -> None:
         print(f"\r\x1b[K{message}", end="", file=sys.stderr, flush=True)
 
 
+def stage_line(message: str) -> None:
+    """What long work has come to: the progress line on a terminal, elsewhere a line of its own."""
+    if sys.stderr.isatty():
+        progress_line(message)
+    else:
+        note(message)
+
+
 def end_progress() -> None:
     """Clear the progress line."""
     progress_line("")

@@ -17,6 +17,7 @@ from edgelora.cli.common import (
     note,
     progress_line,
     size_text,
+    stage_line,
 )
 from edgelora.cli.describe import lost_text, quantized_text, summary
 from edgelora.cli.picture_options import add_detector_options, add_image_options, detector_options, image_options
@@ -156,7 +157,9 @@ def run_convert(options: argparse.Namespace) -> int:
     """SOURCE -> BUNDLE, verified."""
     compiler = desktop("compile")
     sources = desktop("sources")
+    tell = progress_line if options.json else stage_line
     spec, defaults = options.source, {}
+    tell(f"reading {spec}")
     if spec.startswith("recipe:"):
         recipes = desktop("recipes")
         recipe = recipes.load_recipe(spec.removeprefix("recipe:"))
@@ -193,9 +196,10 @@ def run_convert(options: argparse.Namespace) -> int:
         sound=sound_options(options),
     )
     plans: list[MemoryPlan] = []
-    manifest: Manifest = compiler.convert(source, Path(options.output), chosen, progress_line, plans.append)
+    manifest: Manifest = compiler.convert(source, Path(options.output), chosen, tell, plans.append)
     verdict = None
     if not options.no_check:
+        tell("checking")
         bundle = Bundle.open(options.output)
         verdict = check(bundle, progress=lambda name: progress_line(f"checking {name}"))
         manifest = store_verdict(bundle, verdict)

@@ -20,6 +20,19 @@ def converted(tmp_path):
     return source, bundle
 
 
+def test_a_conversion_tells_its_stages(tmp_path, capsys):
+    """A line each where standard error is no terminal; nothing with --json."""
+    arguments = ["convert", str(save(perceptron(), tmp_path)), "--task", "feature-extraction"]
+    assert main([*arguments, "-o", str(tmp_path / "a.edgelora"), "--target-modules", "all-linear"]) == 0
+    stages = capsys.readouterr().err.splitlines()
+    assert stages[0].startswith("reading ")
+    assert "normal form" in stages
+    assert "memory of train-cotangent.onnx" in stages
+    assert stages[-1] == "checking"
+    assert main([*arguments, "-o", str(tmp_path / "b.edgelora"), "--target-modules", "all-linear", "--json"]) == 0
+    assert not capsys.readouterr().err
+
+
 def test_given_inputs_are_compared_with_the_source(converted, tmp_path, capsys):
     source, bundle = converted
     inputs = tmp_path / "inputs.npz"

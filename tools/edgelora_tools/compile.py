@@ -205,6 +205,7 @@ def convert(
         weighty |= {one.file, one.forward, *(file for graph in one.training for file in graph.files)}
 
     def measured(path: Path, graph: ir.Model) -> MemoryTable | None:
+        progress(f"memory of {path.name}")
         return memory_table(path, graph, sizes) if language is None else table_of_texts(path, graph, *sizes[0])
 
     return write_bundle(
