@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import mmap
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -367,16 +368,21 @@ def _sizes(bundle: Bundle, feeds: Mapping[str, NDArray[Any]]) -> dict[str, int]:
 def _sizes_at_most(trainer: Trainer, feeds: Feeds) -> dict[str, int]:
     """Sizes at which the tables tell no less than a run with the adapter's virtual tokens holds.
 
-    Those of a prompt lengthen the text. Of a prefix only attention sees them, which a longer text outweighs.
+    Those of a prompt lengthen the text. Of a prefix only attention sees them: a longer text outweighs them that has as
+    many scores, and a token for every four of theirs, for it holds eight times what a key and a value do.
     """
     more = _further_tokens(trainer)
-    return _lengthened(trainer, feeds, more if _is_prompt(trainer) else max(more, 0))
+
+    def longer(length: int) -> int:
+        return math.ceil(max(math.sqrt(length * (length + more)), length + more / 4)) if more > 0 else length
+
+    return _lengthened(trainer, feeds, (lambda length: length + more) if _is_prompt(trainer) else longer)
 
 
 def _sizes_at_least(trainer: Trainer, feeds: Feeds) -> dict[str, int]:
     """Sizes at which the tables tell no more than that."""
     more = _further_tokens(trainer)
-    return _lengthened(trainer, feeds, more if _is_prompt(trainer) else min(more, 0))
+    return _lengthened(trainer, feeds, lambda length: length + (more if _is_prompt(trainer) else min(more, 0)))
 
 
 def _further_tokens(trainer: Trainer) -> int:
@@ -389,11 +395,11 @@ def _is_prompt(trainer: Trainer) -> bool:
     return isinstance(trainer.adapter.config, PromptTuningConfig)
 
 
-def _lengthened(trainer: Trainer, feeds: Feeds, more: int) -> dict[str, int]:
-    """The sizes with so many tokens more in every sample."""
+def _lengthened(trainer: Trainer, feeds: Feeds, longer: Callable[[int], int]) -> dict[str, int]:
+    """The sizes with every sample as much longer."""
     batch = trainer.bundle.manifest.inputs[0].shape[0]
     sizes = _sizes(trainer.bundle, feeds)
-    return {name: size if name == batch else max(size + more, 1) for name, size in sizes.items()}
+    return {name: size if name == batch else max(longer(size), 1) for name, size in sizes.items()}
 
 
 def _work(trainer: Trainer, size: int) -> tuple[int, int]:
