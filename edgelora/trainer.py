@@ -96,7 +96,7 @@ class Trainer:
         self.prefix = chosen_prefix(manifest, config.train_last, keeps)
         self._cache_folder = cache_folder
         self._caches: list[PrefixCache] = []
-        self._epoch, self._of_epoch = 0, objective.of_epoch(0)
+        self._enter(0)
         self._graphs = adapter.method.graphs
         self._judge = objective.judge(manifest, self._graphs)
         if self.prefix is not None:
@@ -240,11 +240,16 @@ class Trainer:
         self.step_number += 1
         return StepResult(self.step_number, loss, norm, rate, self.total_steps)
 
+    def _enter(self, epoch: int) -> None:
+        """Learn from what the objective is in this epoch, by the host's loss if it has one."""
+        self._epoch, self._of_epoch = epoch, self.objective.of_epoch(epoch)
+        self._host = self._of_epoch if isinstance(self._of_epoch, HostLoss) else None
+
     def accumulate(self, rows: NDArray[np.int64]) -> float:
         """Mean loss of the batch; its gradients, with respect to what is trained, are left in `gradients()`."""
         epoch, _ = self.epoch_of_step(self.step_number)
         if epoch != self._epoch:
-            self._epoch, self._of_epoch = epoch, self.objective.of_epoch(epoch)
+            self._enter(epoch)
         total, parts = self._of_epoch.weight(rows), self.micro_batches(rows)
         if self.record is None:
             rng = np.random.default_rng([self.config.seed, self.step_number])
@@ -330,7 +335,7 @@ class Trainer:
 
     def files(self, record: TrainingGraph) -> tuple[str, ...]:
         """What a step runs one after the other: the training graph, or two where the host computes the loss."""
-        if not isinstance(self.objective, HostLoss):
+        if self._host is None:
             return (record.file,)
         halves = self._halves(record)
         return (self.forward_file, record.file) if halves is None else (halves.forward, halves.backward)
@@ -353,14 +358,14 @@ class Trainer:
         """These samples' share of the loss; what is fed has its gradients in `gradients`, in the order of the feeds."""
         share, made = np.zeros((), np.float32), dict(zip(self._gradient_names, gradients, strict=True))
         graphs = self.graphs(record)
-        if not isinstance(self._of_epoch, HostLoss):
+        if self._host is None:
             graphs[0].run_into(feeds, {"loss": share, **made})
             return float(share)
         forward, backward = graphs
         halves, outputs = self._halves(record), self._judge.outputs
         kept = () if halves is None else halves.kept
         found = forward.run_values(values_of(feeds, forward), tuple(dict.fromkeys((*outputs, *kept))))
-        loss, cotangents = self._of_epoch.cotangents({name: found[name].numpy() for name in outputs}, rows, total)
+        loss, cotangents = self._host.cotangents({name: found[name].numpy() for name in outputs}, rows, total)
         backward.run_into({**feeds, **cotangents, **{name: found[name] for name in kept}}, made)
         return loss
 
@@ -370,8 +375,8 @@ class Trainer:
         for members in parts:
             feeds = self._feeds(adapter, members, total, (graph,))
             made = graph.run(feeds, self._judge.outputs)
-            if isinstance(self._of_epoch, HostLoss):
-                loss += self._of_epoch.cotangents(made, members, total)[0]
+            if self._host is not None:
+                loss += self._host.cotangents(made, members, total)[0]
             else:
                 (y,) = made.values()
                 of_loss = REFERENCES[self.objective.loss] if self._judge.file is None else weighted_sum

@@ -9,15 +9,18 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from onnxscript import GraphBuilder
+from torch import nn
 
 from edgelora.byte_products import keep_exact
 from edgelora.check import check
 from edgelora.manifest import Manifest
 from edgelora_tools.backward import differentiate
+from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.composites.block_product import blocks_of
 from edgelora_tools.composites.quantized import features, is_quantized
 from edgelora_tools.composites.quantized_product import real_weight
@@ -26,6 +29,7 @@ from edgelora_tools.graphs import LOWERED
 from edgelora_tools.lowering import DOMAIN, lower_nodes
 from edgelora_tools.passes.quantize import Choice, Rung, quantize
 from edgelora_tools.runner import open_session
+from edgelora_tools.sources.torch_export import module_source
 from tests.convert import networks
 from tests.convert.bundles import base_outputs, relative, run_onnx, to_bundle, train_feeds
 from tests.convert.networks import FLOAT, tokens_of
@@ -303,3 +307,17 @@ def test_what_no_codes_hold_stays_real_and_is_reported(tmp_path) -> None:
     source = to_bundle(outlier(1e5, 1.0), tmp_path, "lost", quantize="int4").manifest.source
     assert "down" in source["float32"]
     assert source["products"]["float32"] == len(source["float32"])
+
+
+def test_a_base_without_matrices_stays_float32(tmp_path: Path) -> None:
+    """Convolutions have no integers: there is nothing to quantize, and the bundle is the float32 one."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 6, 1))
+    source = module_source(module, {"input": torch.rand(2, 3, 12, 12)}, "convolutions")
+    said: list[str] = []
+    made: list[Manifest] = []
+    for kind in (None, "int8"):
+        options = ConvertOptions(task="feature-extraction", quantize=kind)
+        made.append(convert(source, tmp_path / f"{kind}.edgelora", options, said.append))
+    assert made[0] == made[1] and made[1].source["precision"] == "float32"
+    assert any(line.startswith("nothing to quantize") for line in said)

@@ -117,7 +117,11 @@ def convert(
     independent = batch is not None and rows_are_independent(standard(base), sizes[0], batch)
     if options.quantize is not None:
         found = quantize_base(source, model, base, chosen, sizes, options, progress)
-        model, base, precision = found.model, found.base, options.quantize
+        if found.plan:
+            model, base, precision = found.model, found.base, options.quantize
+        else:
+            progress("nothing to quantize: there is no frozen MatMul or Gemm, and convolutions stay as they are")
+            found = None
     forward = forward_graph(base, chosen, options)
     graphs: dict[str, ir.Model] = {"forward.onnx": forward.model}
     mixed = mixed_graph(base, chosen, options, batch) if independent and source.decoder is None else None

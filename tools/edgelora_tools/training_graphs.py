@@ -32,6 +32,7 @@ from edgelora_tools.passes.rows import gather_rows
 from edgelora_tools.passes.scales import scale_products
 from edgelora_tools.passes.share_inputs import share_inputs
 from edgelora_tools.passes.slice_early import slice_early
+from edgelora_tools.passes.spare_expand import spare_expand
 from edgelora_tools.passes.tidy import tidy
 
 
@@ -114,6 +115,7 @@ def training_graph(
     lower_nodes(graph, op, LOWERED | {DECODED_PRODUCT.op_type: DECODED_PRODUCT})
     add_in_product(adapted.model, of_matrices)
     scale_products(adapted.model)
+    spare_expand(graph)
     halves = halve(adapted.model, tuple(between)) if between else None
     graph.outputs[:] = [y for y in graph.outputs if y.name not in between]
     again = rematerialize(adapted.model, weighed) if weighed is not None else None
