@@ -7,7 +7,7 @@ loaded: nothing is copied, and threads may predict with different adapters at on
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -191,16 +191,15 @@ class Model:
         keys, given = self.keys(named)
         for key in set(keys) & set(given):
             self._with_head(given[key], key)
-        files = isinstance(made, FileInputs)
-        positions = 1 if files else self._positions(made.feeds(np.arange(1)))
-        most = _FILES if files else max(1, min(_ROWS, _POSITIONS // max(positions, 1)))
-        alone = -(-ALONE // max(positions, 1)) if self.bundle.manifest.mixed is not None else 0
         labels: dict[Hashable, tuple[str, ...] | None] = {}
         parts: list[tuple[NDArray[np.int64], dict[str, Array]]] = []
-        for batch in plan_batches(keys, most, alone):
-            active = {key: self._with_head(self.keyed(key, given), key) for key in batch.keys}
-            labels |= {key: one.labels for key, one in active.items()}
-            parts += self._run(made, batch, active)
+        for alike, positions, most in self._alike(made):
+            alone = -(-ALONE // positions) if self.bundle.manifest.mixed is not None else 0
+            for planned in plan_batches([keys[row] for row in alike], most, alone):
+                batch = Batch(tuple(alike[place] for place in planned.rows), planned.keys)
+                active = {key: self._with_head(self.keyed(key, given), key) for key in batch.keys}
+                labels |= {key: one.labels for key, one in active.items()}
+                parts += self._run(made, batch, active)
         return (parts[0][1] if len(parts) == 1 else _scatter(rows, parts)), [labels[key] for key in keys]
 
     def keys(self, named: Sequence[AdapterLike]) -> tuple[list[Hashable], dict[Hashable, ActiveAdapter]]:
@@ -232,6 +231,24 @@ class Model:
             StoreError: it is no longer there. AdapterError: it does not fit this base.
         """
         return given.get(key) or self._stored(cast("Any", key))
+
+    def _alike(self, made: Inputs) -> Iterator[tuple[list[int], int, int]]:
+        """Rows that may share runs, how many positions the longest has, and how many rows a run takes.
+
+        These differ by a factor of two at most, so that no row makes others much longer than they are.
+        """
+        if isinstance(made, FileInputs):
+            yield list(range(len(made))), 1, _FILES
+            return
+        lengths = np.maximum(made.lengths(), 1)
+        longest = int(lengths.argmax())
+        positions = self._positions(made.feeds(np.array([longest])))
+        of_row = np.maximum(-(-positions * lengths // lengths[longest]), 1)
+        room = np.clip(_POSITIONS // of_row, 1, _ROWS)
+        kinds = np.frexp(room)[1]
+        for kind in np.unique(kinds)[::-1]:
+            rows = np.flatnonzero(kinds == kind)
+            yield rows.tolist(), int(of_row[rows].max()), int(room[rows].min())
 
     def _positions(self, feeds: Feeds) -> int:
         """How many positions a row has: tokens of a text, 1 where no size but the batch's is dynamic."""

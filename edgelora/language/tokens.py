@@ -128,7 +128,8 @@ class Tokens:
         if self._template is None:
             raise ConfigError(
                 "this base has no chat template, so that messages cannot be written as it reads them: give texts "
-                "(text, or prompt and completion), or convert it with a chat_template.jinja beside the model"
+                "(text, or prompt and completion; to `edgelora generate`), or convert it with a chat_template.jinja "
+                "beside the model"
             )
         return self._load(self._template)
 

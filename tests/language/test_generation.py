@@ -18,6 +18,7 @@ from edgelora.language.cache import Cache, bytes_per_token
 from edgelora.language.chat import ChatTemplate
 from edgelora.language.conversation import Chat
 from edgelora.language.generation import rows_within
+from edgelora.language.packing import RowInputs
 from edgelora.language.sampling import GenerationConfig, Sampler
 from edgelora.mixing import AdapterStack
 from edgelora.runtime import Model
@@ -237,6 +238,25 @@ def test_tokens_that_the_model_does_not_have_are_named(model, token):
     given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.array([[0, 1]])}
     with pytest.raises(DataError, match=f"input_ids .*{token}.* {VOCABULARY}"):
         model.outputs(given)
+
+
+def test_one_run_reads_rows_of_like_length_and_no_more_positions_than_are_to_be(model, monkeypatch):
+    """Whatever the first row is: logits of all tokens of all rows would be much."""
+    texts = ["a", *("b" * 150, "c" * 9) * 12, "d" * 150]
+    read, feeds = [], RowInputs.feeds
+
+    def noted(self, rows):
+        read.append(feeds(self, rows))
+        return read[-1]
+
+    monkeypatch.setattr(RowInputs, "feeds", noted)
+    together = model.outputs(texts)["logits"]
+    runs = [given["input_ids"].shape for given in read[1:]]
+    assert sum(rows for rows, _ in runs) == len(texts)
+    assert all(rows * width <= 512 for rows, width in runs) and len(runs) == 6
+    for row in (0, 1, 2, 25):
+        alone = model.outputs(texts[row : row + 1])["logits"][0]
+        np.testing.assert_allclose(together[row, : len(alone)], alone, rtol=0, atol=1e-5)
 
 
 def test_the_context_is_used_to_its_last_token(model):
