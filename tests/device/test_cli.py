@@ -12,9 +12,9 @@ import pytest
 from tests.device import tiny
 from tests.device.command import QUICK, Command
 
-VERBS = (
-    "convert points info check bench demo train eval predict adapters export import rules".split()  # noqa: SIM905
-)
+VERBS = (  # noqa: SIM905
+    "convert points info check bench demo train eval predict generate chat adapters export import rules zoo"
+).split()
 
 
 @pytest.mark.parametrize("verb", VERBS)
