@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
-from onnxscript import GraphBuilder
 
 from edgelora.manifest import GraphSet, InsertionPoint, Prefix
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.graphs import LOWERED, forward_graph, prune, specs
 from edgelora_tools.lowering import lower_nodes
 from edgelora_tools.measure_shapes import Sizes

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
 from edgelora.manifest import InsertionPoint, TensorSpec
 from edgelora_tools.backward import values_read
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.composites import COMPOSITES
 from edgelora_tools.composites.quantized import QUANTIZED
 from edgelora_tools.composites.token_loss import TOKEN_LOSS

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnxscript import GraphBuilder
 
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.composites.block_product import Blocks
 from edgelora_tools.composites.quantized_product import TOP, ZERO
 from edgelora_tools.lowering import Lowered, lower_nodes

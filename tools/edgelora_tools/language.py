@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import onnx_ir as ir
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
 from edgelora.errors import ConversionError
 from edgelora.manifest import GraphSet, InsertionPoint, LanguageFacts, LanguageModel
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.composites import recognise_composites
 from edgelora_tools.gradients.shapes import dims, rank, size_of
 from edgelora_tools.graphs import LOWERED, Adapted, adapt, set_outputs

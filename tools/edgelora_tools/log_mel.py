@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnxscript import GraphBuilder
 
 from edgelora.errors import ConversionError
+from edgelora_tools.builder import GraphBuilder
 
 OPSET = 21
 SOUND, BATCH = "sound", "batch"

@@ -8,7 +8,9 @@ from itertools import takewhile
 from typing import Protocol, TypeVar
 
 import onnx_ir as ir
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
+
+from edgelora_tools.builder import GraphBuilder
 
 DOMAIN = "edgelora"
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import onnx_ir as ir
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
 from edgelora.manifest import InsertionPoint
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.gradients.shapes import dims, indicator, shaped
 from edgelora_tools.graphs import LOWERED, adapt, set_outputs
 from edgelora_tools.heads import TaskOutput

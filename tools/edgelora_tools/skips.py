@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxscript import GraphBuilder
 
 from edgelora.errors import ConversionError
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.gradients.shapes import dims, rank
 from edgelora_tools.heads import pool
 from edgelora_tools.insertion import SKIP, SKIP_INTO, Site

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import GraphBuilder
 
 from edgelora.errors import ConversionError
 from edgelora.manifest import TensorSpec
 from edgelora.media.sound import SoundSettings, setting_problems
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.log_mel import SOUND, LogMel, log_mel_graph
 from edgelora_tools.normalize import onnx_errors
 from edgelora_tools.passes.free_names import free_names

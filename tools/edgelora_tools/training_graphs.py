@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
 from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConfigError, ConversionError
 from edgelora.manifest import Halves, InsertionPoint, LostPoint, Recomputed, TensorSpec, TrainingGraph
 from edgelora_tools.backward import Gradients, walk_back
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.composites.block_product import DECODED_PRODUCT
 from edgelora_tools.graphs import LOWERED, Adapted, adapt, set_outputs
 from edgelora_tools.losses import COTANGENT, LOSSES, Loss, loss_inputs

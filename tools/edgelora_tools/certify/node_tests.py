@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
-from onnxscript import GraphBuilder
 
 from edgelora.errors import ConversionError
 from edgelora_tools.backward import MissingRuleError, differentiate
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.certify.double import REAL
 from edgelora_tools.certify.selection import Excluded, Feeds, NodeTest, node_tests, observed, prepare
 from edgelora_tools.gradients import key_of

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.gradients.shapes import dims
 
 Copies = Callable[[ir.Value], ir.Value]

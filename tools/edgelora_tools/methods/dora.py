@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
 from edgelora.errors import ConversionError
 from edgelora.manifest import AdapterInput, InsertionPoint
 from edgelora.methods.dora import GAIN
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.frozen import is_frozen
 from edgelora_tools.insertion import Site, Use
 from edgelora_tools.methods.at_sites import AtSites

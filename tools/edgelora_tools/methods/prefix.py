@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx_ir as ir
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
 from edgelora.errors import ConversionError
 from edgelora.manifest import ATTENTION_OP, MOST_POSITIONS, AdapterInput, InsertionPoint
 from edgelora.methods.prefix import KEY, VALUE
 from edgelora_tools.attention import Attention, find_attentions, scaled
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.gradients.shapes import dims, shaped
 from edgelora_tools.insertion import Site, Use, numbered, scope_of
 from edgelora_tools.methods.base import AdapterMethod, Placed

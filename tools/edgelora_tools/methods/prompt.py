@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
 from edgelora.errors import ConversionError
 from edgelora.manifest import EMBEDDING_OP, MOST_POSITIONS, AdapterInput, InsertionPoint
 from edgelora.methods.prompt import PROMPT
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.frozen import is_real
 from edgelora_tools.gradients.shapes import Dim, dims, rank, shaped
 from edgelora_tools.insertion import Site, Use, module_path

@@ -12,8 +12,9 @@ from functools import partial
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.frozen import is_frozen
 from edgelora_tools.gradients.shapes import (
     Dim,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxscript import GraphBuilder
 
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.expansions import EXPANSIONS
 from edgelora_tools.expansions.registry import REASON
 from edgelora_tools.gradients import NON_DIFFERENTIABLE, RULES, key_of

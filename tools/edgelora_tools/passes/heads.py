@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.gradients.nodes import operands
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
 from edgelora_tools.gradients.shapes import dims, rank, size_of

@@ -13,8 +13,9 @@ import math
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.frozen import decodes
 from edgelora_tools.passes.free_names import free_names
 

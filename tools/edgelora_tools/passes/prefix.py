@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxscript import GraphBuilder
 
 from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConfigError, ConversionError
 from edgelora.manifest import InsertionPoint
 from edgelora_tools.backward import values_read
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.composites.quantized import is_quantized
 from edgelora_tools.frozen import is_frozen
 from edgelora_tools.gradients.shapes import dims

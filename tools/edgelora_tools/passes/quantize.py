@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from numpy.typing import NDArray
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.composites.block_product import BLOCK_PRODUCT, Blocks
 from edgelora_tools.composites.quantized_product import (
     LARGEST,

@@ -14,9 +14,10 @@ from typing import TypeGuard
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
 from edgelora_tools.backward import captured, values_read
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.gradients.shapes import rank
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.segments import choose_cuts

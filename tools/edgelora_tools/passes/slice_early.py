@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.gradients.nodes import ints_of, operands
 from edgelora_tools.gradients.shapes import annotate, dims, rank, size_of
 from edgelora_tools.passes.free_names import free_names

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxscript import GraphBuilder
 
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.insertion import scope_of
 from edgelora_tools.lowering import emit_before
 from edgelora_tools.passes.free_names import free_names

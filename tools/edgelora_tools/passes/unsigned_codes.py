@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import GraphBuilder
 
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.frozen import is_frozen
 from edgelora_tools.gradients.nodes import operand
 from edgelora_tools.passes.free_names import free_names

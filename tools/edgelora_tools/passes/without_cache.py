@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.lowering import emit_before
 from edgelora_tools.passes.free_names import free_names
 

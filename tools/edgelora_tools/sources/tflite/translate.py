@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import GraphBuilder
 
 from edgelora.errors import ConversionError
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.normalize import OPSET, onnx_errors
 from edgelora_tools.passes.unsigned_codes import unsigned_codes
 from edgelora_tools.runner import open_session, sample_inputs
