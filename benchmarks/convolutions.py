@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import GraphBuilder
 
 from benchmarks.convolution_ways import WAYS
 from benchmarks.measure import BenchmarkError
 from edgelora.session import Graph, SessionSettings
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.gradients.nodes import operands
 from edgelora_tools.gradients.windows import window_of
 from edgelora_tools.passes.tidy import tidy

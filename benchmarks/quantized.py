@@ -83,7 +83,7 @@ def run(steps: int, progress: Callable[[str], None]) -> dict[str, Any]:
 def time_products(repeats: int) -> list[dict[str, Any]]:
     """Seconds of one forward product of ROWS rows at each size and rung, sessions in turn."""
     import onnx_ir as ir
-    from onnxscript import GraphBuilder
+    from edgelora_tools.builder import GraphBuilder
 
     from edgelora.session import Graph, SessionSettings
     from edgelora_tools.graphs import LOWERED

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnxscript import GraphBuilder
 
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.graphs import forward_graph
 from edgelora_tools.insertion import find_sites

@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import pytest
-from onnxscript import GraphBuilder, OpBuilder
+from onnxscript import OpBuilder
 
 from edgelora_tools.backward import differentiate
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.composites import COMPOSITES, recognise_composites
 from edgelora_tools.gradients import RULES
 from edgelora_tools.gradients.shapes import dims

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnxscript import GraphBuilder
 
 from edgelora.adapter import absent_adapter, new_adapter
 from edgelora.check import check
@@ -19,6 +18,7 @@ from edgelora.trainer import Trainer
 from edgelora.training import chosen_lora
 from edgelora.training_config import TrainingConfig
 from edgelora_tools.backward import MissingRuleError, differentiate
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.gradients import NON_DIFFERENTIABLE, RULES
 from tests.convert import networks
 from tests.convert.bundles import assert_checked, assert_same_outputs, to_bundle

@@ -13,13 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
-from onnxscript import GraphBuilder
 from torch import nn
 
 from edgelora.byte_products import keep_exact
 from edgelora.check import check
 from edgelora.manifest import Manifest
 from edgelora_tools.backward import differentiate
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.composites.block_product import blocks_of
 from edgelora_tools.composites.quantized import features, is_quantized

@@ -8,9 +8,9 @@ import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnxscript import GraphBuilder
 
 from edgelora.bundle import Bundle
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.measure_shapes import measure_shapes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnxscript import GraphBuilder
 
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.measure_shapes import measure_shapes
 from edgelora_tools.passes.shared_heads import share_heads
 from edgelora_tools.passes.tidy import tidy

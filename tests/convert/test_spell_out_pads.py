@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnxscript import GraphBuilder
 
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.passes.spell_out_pads import spell_out_pads
 from edgelora_tools.runner import open_session
 

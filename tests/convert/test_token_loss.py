@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
-from onnxscript import GraphBuilder
 
 from edgelora_tools.backward import differentiate
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.composites.token_loss import OP_TYPE, TokenLoss
 from edgelora_tools.gradients.shapes import shaped
 from edgelora_tools.graphs import LOWERED

@@ -9,11 +9,11 @@ import onnx_ir.passes.common as common
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnxscript import GraphBuilder
 
 from edgelora.errors import EdgeLoraError
 from edgelora_tools import training_graphs
 from edgelora_tools.backward import differentiate
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.composites import recognise_composites
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.graphs import LOWERED, prune

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from onnxscript import GraphBuilder
 
 from edgelora_tools.backward import differentiate
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.gradients.shapes import REAL
 from edgelora_tools.reference import evaluator
 from tests.gradients.case import Case

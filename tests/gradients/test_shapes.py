@@ -8,8 +8,8 @@ import onnx_ir as ir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
-from onnxscript import GraphBuilder
 
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.gradients.shapes import dims, expand_like, reshape_like, shape_of, size_of, unbroadcast
 
 SETTINGS = settings(deadline=None, max_examples=150)

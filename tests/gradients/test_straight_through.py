@@ -7,9 +7,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from onnxscript import GraphBuilder
 
 from edgelora_tools.backward import differentiate
+from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.reference import evaluator
 from tests.gradients.surrogates import SURROGATES
 
