@@ -83,9 +83,9 @@ def run(steps: int, progress: Callable[[str], None]) -> dict[str, Any]:
 def time_products(repeats: int) -> list[dict[str, Any]]:
     """Seconds of one forward product of ROWS rows at each size and rung, sessions in turn."""
     import onnx_ir as ir
-    from edgelora_tools.builder import GraphBuilder
 
     from edgelora.session import Graph, SessionSettings
+    from edgelora_tools.builder import GraphBuilder
     from edgelora_tools.graphs import LOWERED
     from edgelora_tools.lowering import DOMAIN, lower_nodes
     from edgelora_tools.passes.quantize import Choice, Rung, quantize
