@@ -26,6 +26,7 @@ from edgelora_tools.composites.quantized import features, is_quantized
 from edgelora_tools.composites.quantized_product import real_weight
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.graphs import LOWERED
+from edgelora_tools.ladders import rounded
 from edgelora_tools.lowering import DOMAIN, lower_nodes
 from edgelora_tools.passes.quantize import Choice, Rung, quantize
 from edgelora_tools.runner import open_session
@@ -186,6 +187,44 @@ def test_a_row_of_few_negatives_takes_most_codes_for_positives() -> None:
     assert errors[1] < 0.75 * errors[0]
 
 
+def test_channels_apart_are_multiplied_in_real_numbers() -> None:
+    rng = np.random.default_rng(0)
+    w, x, dy = rng.standard_normal((64, 24)), rng.standard_normal((9, 64)), rng.standard_normal((9, 24))
+    x[:, [5, 40]] *= 1000
+    apart = np.where(np.isin(np.arange(64), [5, 40]), 0, 1).astype(np.float32)
+    errors = []
+    for choice in (Choice(Rung.ROWS_8), Choice(Rung.CHANNELS_8, apart)):
+        model, weight = differentiated(product(w, ("rows", 64), bias=np.ones(24)), choice)
+        y, dx = run(model, x, dy)
+        errors.append(float(np.abs(y - x @ w - 1).max()))
+        assert relative(dx, dy @ w.T) < 0.02
+    np.testing.assert_array_equal(weight[[5, 40]], w[[5, 40]].astype(np.float32))
+    assert errors[1] < 0.5 < 3 < errors[0]
+
+
+def test_a_second_digit_holds_what_the_first_leaves_over() -> None:
+    rng = np.random.default_rng(0)
+    w, x, dy = rng.standard_normal((64, 24)), rng.standard_normal((9, 64)), rng.standard_normal((9, 24))
+    x[np.arange(9), rng.integers(0, 64, 9)] *= 200  # in every row another channel
+    for middle in (128, 32):
+        model, weight = differentiated(product(w, ("rows", 64)), Choice(Rung.DIGITS_8, None, middle))
+        assert relative(run(model, x, dy)[0], x @ weight) < 1e-3
+    model, weight = differentiated(product(w, ("rows", 64)), Choice(Rung.ROWS_8))
+    assert relative(run(model, x, dy)[0], x @ weight) > 1e-2
+
+
+@given(st.integers(0, 99), st.sampled_from([rung for rung in Rung if rung.by_rows]), st.sampled_from([128, 32]))
+@settings(max_examples=12, deadline=None)
+def test_what_is_measured_is_what_is_computed(seed: int, rung: Rung, middle: int) -> None:
+    """The choice goes by errors that are computed without a graph."""
+    rng = np.random.default_rng(seed)
+    w, x = rng.standard_normal((16, 8)), rng.standard_normal((5, 16)).astype(np.float32)
+    choice = Choice(rung, None, middle)
+    model, weight = differentiated(product(w, ("rows", 16)), choice)
+    y, _ = run(model, x, np.zeros((5, 8)))
+    assert relative(rounded(x, choice) @ weight, y) < 1e-2 / 50
+
+
 @pytest.mark.parametrize("quantized", ["zero weight", "zero input"])
 def test_zeros_stay_zeros(quantized: str) -> None:
     w, x = np.ones((8, 4)), np.ones((3, 8))
@@ -207,12 +246,12 @@ def test_a_plan_holds_for_weights_with_names_of_a_builder() -> None:
 # --- whole bundles
 
 
-def outlier(factor: float, undone: float = 0.1) -> onnx.ModelProto:
+def outlier(factor: float, undone: float = 0.1, every: int = 16) -> onnx.ModelProto:
     """A perceptron of two layers; every 16th hidden value is `factor` times as large, the weights after it smaller."""
     rng = np.random.default_rng(0)
     weights = {"up.weight": rng.standard_normal((16, 64)), "down.weight": rng.standard_normal((64, 16))}
-    weights["up.weight"][:, ::16] *= factor
-    weights["down.weight"][::16] /= factor**undone
+    weights["up.weight"][:, ::every] *= factor
+    weights["down.weight"][::every] /= factor**undone
     nodes = [
         helper.make_node("MatMul", ["x", "up.weight"], ["h"]),
         helper.make_node("MatMul", ["h", "down.weight"], ["y"]),
@@ -294,12 +333,15 @@ def test_check_holds_the_gradients_against_float32(both) -> None:
     assert verdict.parity < 0.1
 
 
-def test_an_outlier_takes_weights_of_8_bits(tmp_path) -> None:
+def test_outliers_take_channels_of_their_own_and_many_weights_of_8_bits(tmp_path) -> None:
     plain = to_bundle(outlier(1.0), tmp_path, "plain", quantize="int8").manifest.source
     spread = to_bundle(outlier(1e5), tmp_path, "spread", quantize="int8").manifest.source
-    assert not {Rung.BLOCKS_8, Rung.WEIGHTS_8, Rung.REAL} & set(plain["products"])
-    assert {Rung.BLOCKS_8, Rung.WEIGHTS_8} & set(spread["products"])
-    assert spread["float32"] == []
+    many = to_bundle(outlier(1e5, every=4), tmp_path, "many", quantize="int8").manifest.source
+    assert not {Rung.CHANNELS_8, Rung.BLOCKS_8, Rung.WEIGHTS_8, Rung.REAL} & set(plain["products"])
+    assert Rung.CHANNELS_8 in spread["products"]
+    assert not {Rung.BLOCKS_8, Rung.WEIGHTS_8, Rung.REAL} & set(spread["products"])
+    assert {Rung.BLOCKS_8, Rung.WEIGHTS_8} & set(many["products"])
+    assert many["float32"] == []
 
 
 def test_what_no_codes_hold_stays_real_and_is_reported(tmp_path) -> None:

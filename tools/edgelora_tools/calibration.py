@@ -2,7 +2,7 @@
 
 Each product has a ladder of choices with an error each (ladders.py). A threshold says which errors are allowed; each
 product takes the first rung below it, else weights of 8 bits, else it stays real. The largest threshold of a geometric
-series is taken at which every point's gradient cosine is enough (edgelora/quantization.py). Codes of 4 bits err alike
+series is taken at which the points' gradient cosines are enough (edgelora/quantization.py). Codes of 4 bits err alike
 everywhere, and what that does to the gradients differs: there the search goes by what a product alone does to them, or
 in a model of many products a few of a kind. Codes that a matrix was made of turn nothing.
 
@@ -33,7 +33,7 @@ from edgelora.language.samples import LanguageSample, Preference
 from edgelora.language.tokenized import Lengths, rows_of
 from edgelora.language.tokens import Tokens
 from edgelora.manifest import InsertionPoint
-from edgelora.quantization import LEAST_COSINE, QUANTIZATION_FILE, cosine
+from edgelora.quantization import QUANTIZATION_FILE, cosine, near_enough
 from edgelora.tasks import task_named
 from edgelora_tools.damages import damages
 from edgelora_tools.graphs import specs
@@ -98,10 +98,12 @@ def calibrate(
     apart: bool = False,
     progress: Callable[[str], None] = lambda _: None,
     kept: Collection[str] = (),
+    language: bool = False,
 ) -> Calibrated:
     """The plan for `base`, whose products see `sample`, at a precision; `points` are those that can be trained.
 
-    With `apart` no row of a product depends on another. Weights of these names are `kept` real.
+    With `apart` no row of a product depends on another. Weights of these names are `kept` real. `language`: whether
+    the points' cosines are to be enough for a language model.
     """
     rungs = [rung for rung in RUNGS[precision] if not (apart and rung.by_tensor)]
     found = {name: [] for name in kept} | ladders(base, sample, meanings, rungs, kept)
@@ -132,9 +134,10 @@ def calibrate(
         middle = (low + high) // 2
         plan = _plan(found, thresholds[middle])
         turned = of_plan(plan)
-        least = min(turned.values(), default=1.0)
-        progress(f"quantized within {thresholds[middle]:.4f}: least cosine {least:.4f}")
-        if least >= LEAST_COSINE + _MARGIN:
+        near = list(turned.values())
+        told = f"least cosine {min(near, default=1.0):.4f}, mean {np.mean(near or [1.0]):.4f}"
+        progress(f"quantized within {thresholds[middle]:.4f}: {told}")
+        if all(near_enough(near, language, _MARGIN)):
             best, high = (plan, turned), middle
         else:
             low = middle + 1

@@ -285,10 +285,10 @@ def quantize_base(
     else:
         sample = language_sample(source, source.decoder, model, sizes[0], options)
     apart = options.unpad and ignores_padding(standard(base), sizes[0])
-    found = calibrate(base, chosen, sample, probe_graph, LOWERED, options.quantize or "int8", apart, progress, kept)
-    sites = find_sites(base)
-    made = quantize(model.clone(), found.plan), planned(found.plan)
-    return Quantized(*made, found.plan, facts(found, sites), files(found))
+    precision = options.quantize or "int8"
+    found = calibrate(base, chosen, sample, probe_graph, LOWERED, precision, apart, progress, kept, generates)
+    made = quantize(model.clone(), found.plan)
+    return Quantized(made, prune(made, options), found.plan, facts(found, find_sites(base)), files(found))
 
 
 def offered(base: ir.Model, sites: Sequence[Site], options: ConvertOptions) -> tuple[InsertionPoint, ...]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.composites.block_product import Blocks
-from edgelora_tools.composites.quantized_product import TOP, ZERO
+from edgelora_tools.composites.quantized_product import FINE, TOP, ZERO
 from edgelora_tools.lowering import Lowered, lower_nodes
 from edgelora_tools.own_codes import own_codes
 from edgelora_tools.passes.free_names import free_names
@@ -27,7 +27,16 @@ from edgelora_tools.runner import open_session
 Feeds = dict[str, NDArray]
 
 RUNGS: dict[str, tuple[Rung, ...]] = {
-    "int8": (Rung.TENSOR_7, Rung.TENSOR_8, Rung.ROWS_7, Rung.ROWS_8, Rung.BLOCKS_8, Rung.WEIGHTS_8),
+    "int8": (
+        Rung.TENSOR_7,
+        Rung.TENSOR_8,
+        Rung.ROWS_7,
+        Rung.ROWS_8,
+        Rung.CHANNELS_8,
+        Rung.DIGITS_8,
+        Rung.BLOCKS_8,
+        Rung.WEIGHTS_8,
+    ),
     "int4": (Rung.OWN_BLOCKS_4, Rung.OWN_WEIGHTS_4, Rung.BLOCKS_4, Rung.BLOCKS_8, Rung.WEIGHTS_8),
 }
 """The rungs of a precision."""
@@ -35,6 +44,7 @@ RUNGS: dict[str, tuple[Rung, ...]] = {
 _ROWS = 512  # of a sample, that errors are measured on
 _FEW_NEGATIVE = 32  # the code of 0 in rows that are nearly all positive
 _GAIN = 0.8  # evened channels cost a pass over memory: they must bring this
+_APART = 16  # channels in real numbers: a product with so few inputs takes hardly longer than one with fewer
 
 
 @dataclass(frozen=True)
@@ -104,18 +114,23 @@ def _integer_ladder(
     """The best choice at every rung, the same for all products of an input: they share its codes."""
     if not rungs:
         return []
-    even = _even(rows, matrices)
+    even, apart = _even(rows, matrices), np.ones(rows.shape[1], np.float32)
+    apart[np.argsort(-np.abs(rows).max(0, initial=0.0))[: min(_APART, len(apart) // 8)]] = 0
     middle = _FEW_NEGATIVE if -rows.min(initial=0.0) < _few(rows) else ZERO
     outputs = [rows @ w for w in matrices]
 
     def measured(choice: Choice) -> Candidate:
         t = np.ones(rows.shape[1], np.float32) if choice.even is None else choice.even
-        seen = rounded(rows * t, choice)
-        errors = [_relative(seen @ _made(w, choice), y) for w, y in zip(matrices, outputs, strict=True)]
+        seen, real = rounded(rows * t, choice), np.flatnonzero(t == 0)
+        made = (seen @ _made(w, choice) + rows[:, real] @ w[real] for w in matrices)
+        errors = [_relative(got, y) for got, y in zip(made, outputs, strict=True)]
         return Candidate(choice, max(errors), max(errors))
 
     found: Ladder = []
     for rung in rungs:
+        if rung is Rung.CHANNELS_8:
+            found.append(min((measured(Choice(rung, t)) for t in (apart, apart * even)), key=lambda c: c.error))
+            continue
         middles = dict.fromkeys((ZERO, middle)) if rung.by_rows else (ZERO,)
         best = min((measured(Choice(rung, None, m)) for m in middles), key=lambda c: c.error)
         evened = measured(Choice(rung, even, ZERO))
@@ -153,7 +168,11 @@ def rounded(x: NDArray[np.float32], choice: Choice) -> NDArray[np.float32]:
     up = TOP - choice.middle
     highest, lowest = x.max(1, keepdims=True, initial=0.0), x.min(1, keepdims=True, initial=0.0)
     rho = np.maximum(np.maximum(highest, lowest * (-up / choice.middle)), 1e-30)
-    return (np.clip(np.rint(x / rho * up), -choice.middle, up) / up * rho).astype(np.float32)
+    whole = x / rho * up
+    codes = np.clip(np.rint(whole), -choice.middle, up)
+    if choice.rung.digits > 1:
+        codes += np.rint((whole - codes) * FINE) / FINE
+    return (codes / up * rho).astype(np.float32)
 
 
 def rounded_in_blocks(x: NDArray[np.float32]) -> NDArray[np.float32]:

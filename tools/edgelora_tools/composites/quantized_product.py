@@ -25,41 +25,59 @@ OP_TYPE = "QuantizedProduct"
 LARGEST = {7: 64, 8: 127}  # code of a weight, by its bits
 MICROSOFT = "com.microsoft"
 ZERO, TOP = 128, 255
+FINE = 254  # steps of the second digit in one of the first
 _TINY = 1e-30
 
 
 class QuantizedProduct:
-    """QuantizedProduct(X `[..., in]`, Wq `[in, out]`, s `[out]`, t `[in]` or absent, b `[out]` or absent), `rows`.
+    """QuantizedProduct(X `[..., in]`, Wq `[in, out]`, s `[out]`, t `[in]`, b `[out]`, c `[k]`, W_c `[k, out]`), `rows`.
 
     t evens out the channels of X, and W has been divided by it (SmoothQuant, arXiv:2211.10438). X∘t is quantized when
     the graph runs: by one scale and zero point, which products that share X and t share; or, where `rows` is not 0,
     by a scale for each row, so that a row's result depends on no other row. `rows` is then the code of 0: 128, or
-    less where nearly all of a row is positive, as after a GELU.
+    less where nearly all of a row is positive, as after a GELU. All from t on may be absent.
+
+    Channels c, of which t is 0, are so large that a row's scale would leave the others few codes: they are multiplied
+    in real numbers, by rows W_c of the matrix (LLM.int8(), arXiv:2208.07339). With `digits` 2 a row is quantized
+    twice, the second time what the first left over: for rows whose largest number is now in this channel, now in that.
     """
 
     op_type = OP_TYPE
 
     def lower(self, op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
-        """Y = sx·(Q − z)·W∘s + b, Q, sx, z = DynamicQuantizeLinear(X∘t); with `rows` by rows."""
-        x, codes, scale, even, bias = (operand(node, i) for i in range(5))
+        """Y = sx·(Q − z)·W∘s + X_c·W_c + b, Q, sx, z = DynamicQuantizeLinear(X∘t); with `rows` by rows."""
+        x, codes, scale, even, bias, channels, kept = (operand(node, i) for i in range(7))
         assert x is not None and codes is not None and scale is not None
         evened = x if even is None else op.Mul(x, even)
         middle = node.attributes.get_int("rows", 0)
         if not middle:
             q, sx, z = op.DynamicQuantizeLinear(evened, _outputs=3)
             return (_integer_product(op, q, codes, sx, scale, z, bias),)
-        y = product_of_rows(op, evened, codes, scale, middle)
+        y = product_of_rows(op, evened, codes, scale, middle, node.attributes.get_int("digits", 1))
+        if channels is not None and kept is not None:
+            y = op.Add(y, op.MatMul(op.Gather(x, channels, axis=-1), kept))
         return (y if bias is None else op.Add(y, bias),)
 
 
-def product_of_rows(op: OpBuilder, x: ir.Value, codes: ir.Value, scale: ir.Value, middle: int = ZERO) -> ir.Value:
-    """ρ∘(Q(X/ρ)·W∘s), ρ the least scale of a row at which no code of it leaves [0, 255], that of 0 being `middle`."""
+def product_of_rows(
+    op: OpBuilder, x: ir.Value, codes: ir.Value, scale: ir.Value, middle: int = ZERO, digits: int = 1
+) -> ir.Value:
+    """ρ∘(Q(X/ρ)·W∘s), ρ the least scale of a row at which no code of it leaves [0, 255], that of 0 being `middle`.
+
+    With two digits, what Q leaves over, at most half a step, is quantized in steps of 1/254 of one.
+    """
     up, down = TOP - middle, middle
     largest, smallest = op.ReduceMax(x, [-1], keepdims=1), op.ReduceMin(x, [-1], keepdims=1)
     rho = op.Max(largest, op.Mul(smallest, -up / down), _TINY)  # X is read twice; ReduceMax(Abs(X)) would write it too
     step, zero = op.Constant(value_float=1 / up), op.Constant(value=ir.tensor(np.uint8(middle)))
-    q = op.QuantizeLinear(op.Div(x, rho), step, zero)
-    return op.Mul(_integer_product(op, q, codes, step, scale, zero), rho)
+    whole = op.Div(x, rho)
+    q = op.QuantizeLinear(whole, step, zero)
+    y = _integer_product(op, q, codes, step, scale, zero)
+    if digits > 1:
+        fine, half = op.Constant(value_float=1 / up / FINE), op.Constant(value=ir.tensor(np.uint8(ZERO)))
+        left = op.QuantizeLinear(op.Sub(whole, op.DequantizeLinear(q, step, zero)), fine, half)
+        y = op.Add(y, _integer_product(op, left, codes, fine, scale, half))
+    return op.Mul(y, rho)
 
 
 def _integer_product(
@@ -82,9 +100,9 @@ def quantized_product(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
 
     dX = ρ∘(Q(dY/ρ)·Vᵀ∘v), Vᵀ∘v ≈ Ŵᵀ, ρ the absolute maximum of each row of dY
 
-    Rows of dY differ by orders of magnitude, and one scale for all would lose the small ones. Ŵᵀ has 7-bit codes of
-    its own, because MatMulIntegerToFloat transposes nothing; these have a scale for each of its columns. With W's own
-    codes dY∘s would be quantized, and a single large s costs all other columns their digits.
+    Rows of dY differ by orders of magnitude, and one scale for all would lose the small ones. Ŵᵀ has codes of its own,
+    of `back` bits, because MatMulIntegerToFloat transposes nothing; these have a scale for each of its columns. With
+    W's own codes dY∘s would be quantized, and a single large s costs all other columns their digits.
     """
     x = operand(node, 0)
     assert x is not None
@@ -101,17 +119,24 @@ def backward_codes(op: OpBuilder, node: ir.Node) -> tuple[ir.Value, ir.Value]:
     assert codes is not None
     names, known = (f"{codes.name}.back", f"{codes.name}.back.scale"), op.builder.graph.initializers
     if names[0] not in known:
-        for name, array in zip(names, codes_of(real_weight(node).T, LARGEST[7], axis=1), strict=True):
+        largest = LARGEST[node.attributes.get_int("back", 7)]
+        for name, array in zip(names, codes_of(real_weight(node).T, largest, axis=1), strict=True):
             op.builder.initializer(ir.tensor(np.ascontiguousarray(array), name=name))
     return known[names[0]], known[names[1]]
 
 
 def real_weight(node: ir.Node) -> NDArray[np.float32]:
     """Ŵ `[in, out]`: the real numbers that the codes of a node stand for."""
-    codes, scale, even = (None if (x := operand(node, i)) is None else x.const_value for i in (1, 2, 3))
+    codes, scale, even, channels, kept = (
+        None if (x := operand(node, i)) is None else x.const_value for i in (1, 2, 3, 5, 6)
+    )
     assert codes is not None and scale is not None
     w = codes.numpy().astype(np.float32) * scale.numpy()
-    return w if even is None else w * even.numpy()[:, None]
+    if even is not None:
+        w *= even.numpy()[:, None]
+    if channels is not None and kept is not None:
+        w[channels.numpy()] = kept.numpy()
+    return w
 
 
 def codes_of(w: NDArray[np.float32], largest: int, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

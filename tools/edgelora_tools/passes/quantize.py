@@ -46,6 +46,8 @@ class Rung(StrEnum):
     TENSOR_8 = "int8"
     ROWS_7 = "int8 by rows, weights of 7 bits"
     ROWS_8 = "int8 by rows"
+    CHANNELS_8 = "int8 by rows, channels apart"
+    DIGITS_8 = "int8 by rows, two digits"
     OWN_BLOCKS_4 = "own int4 codes by blocks"
     OWN_WEIGHTS_4 = "own int4 codes alone"
     BLOCKS_4 = "int4 by blocks"
@@ -61,7 +63,17 @@ class Rung(StrEnum):
     @property
     def by_rows(self) -> bool:
         """Whether each row of the input has a scale of its own."""
-        return self in (Rung.ROWS_7, Rung.ROWS_8)
+        return self in (Rung.ROWS_7, Rung.ROWS_8, Rung.CHANNELS_8, Rung.DIGITS_8)
+
+    @property
+    def digits(self) -> int:
+        """How many codes a number of the input has."""
+        return 2 if self is Rung.DIGITS_8 else 1
+
+    @property
+    def bits_back(self) -> int:
+        """Of a weight's code in the backward pass: where the forward pass takes pains, 7 would be the larger error."""
+        return 8 if self in (Rung.CHANNELS_8, Rung.DIGITS_8) else 7
 
     @property
     def in_blocks(self) -> bool:
@@ -87,7 +99,8 @@ class Rung(StrEnum):
 @dataclass(frozen=True)
 class Choice:
     """A product's rung. In integers: what its input's channels are multiplied by first (`even` `[in]`), if anything,
-    and the code of 0 in a row. In blocks: the codes, if they are not the nearest."""
+    0 where a channel is multiplied in real numbers, and the code of 0 in a row. In blocks: the codes, if they are not
+    the nearest."""
 
     rung: Rung = Rung.ROWS_8
     even: NDArray[np.float32] | None = None
@@ -194,7 +207,10 @@ def _quantize_product(graph: ir.Graph, product: Product, choice: Choice) -> None
     else:
         kind, (codes, scale) = QUANTIZED_PRODUCT, product_codes(w, choice)
         weights = _initializers(graph, name, {"codes": codes, "scale": scale, "even": choice.even})
-        attributes, further = {"rows": choice.middle if choice.rung.by_rows else 0, "product": old.op_type}, []
+        channels = np.flatnonzero(choice.even == 0) if choice.even is not None else []
+        further = _initializers(graph, name, {"channels": channels, "kept": w[channels]}) if len(channels) else []
+        attributes = {"rows": choice.middle if choice.rung.by_rows else 0, "digits": choice.rung.digits}
+        attributes |= {"back": choice.rung.bits_back, "product": old.op_type}
     node = ir.node(kind.op_type, [old.inputs[0], *weights, bias, *further], attributes, domain=DOMAIN, name=old.name)
     node.metadata_props.update(old.metadata_props)
     y, new = last.outputs[0], node.outputs[0]
@@ -217,8 +233,11 @@ def _initializers(graph: ir.Graph, name: str, arrays: Mapping[str, NDArray | Non
 
 
 def product_codes(w: NDArray[np.float32], choice: Choice) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """(Wq, s) with W ≈ t∘Wq∘s."""
-    return codes_of(w if choice.even is None else w / choice.even[:, None], LARGEST[choice.rung.bits], axis=1)
+    """(Wq, s) with W ≈ t∘Wq∘s, but for the rows of channels of which t is 0."""
+    if choice.even is not None:
+        t = choice.even[:, None]
+        w = np.divide(w, t, out=np.zeros_like(w), where=t != 0)
+    return codes_of(w, LARGEST[choice.rung.bits], axis=1)
 
 
 def _register(graph: ir.Graph, name: str, array: NDArray) -> ir.Value:
