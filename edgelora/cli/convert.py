@@ -101,8 +101,8 @@ def add_verbs(verbs: Verbs) -> None:
         "--quantize",
         choices=["int8", "int4"],
         help="int8: compute products in integers, forward and backward (fastest); int4: weights of 4 bits, one copy "
-        "for both (smallest). Products that would turn a point's gradient by more than a cosine of 0.99 take weights "
-        "of 8 bits, or stay float32",
+        "for both (smallest). Products that would turn a point's gradient by more than a cosine of 0.99 (of a language "
+        "model, the points' on the mean) take finer codes, or stay float32",
     )
     parser.add_argument(
         "--calibration",
