@@ -121,9 +121,8 @@ def _integer_ladder(
 
     def measured(choice: Choice) -> Candidate:
         t = np.ones(rows.shape[1], np.float32) if choice.even is None else choice.even
-        seen, real = rounded(rows * t, choice), np.flatnonzero(t == 0)
-        made = (seen @ _made(w, choice) + rows[:, real] @ w[real] for w in matrices)
-        errors = [_relative(got, y) for got, y in zip(made, outputs, strict=True)]
+        seen = np.where(t == 0, rows, rounded(rows * t, choice))
+        errors = [_relative(seen @ _made(w, choice), y) for w, y in zip(matrices, outputs, strict=True)]
         return Candidate(choice, max(errors), max(errors))
 
     found: Ladder = []
@@ -153,9 +152,10 @@ def _block_ladder(rows: NDArray[np.float32], w: NDArray[np.float32], rungs: Sequ
 
 
 def _made(w: NDArray[np.float32], choice: Choice) -> NDArray[np.float32]:
-    """Wq∘s: what evened inputs are multiplied by."""
+    """Wq∘s: what evened inputs are multiplied by, and of channels apart W itself."""
     codes, scale = product_codes(w, choice)
-    return codes.astype(np.float32) * scale
+    made = codes.astype(np.float32) * scale
+    return made if choice.even is None else np.where(choice.even[:, None] == 0, w, made)
 
 
 def rounded(x: NDArray[np.float32], choice: Choice) -> NDArray[np.float32]:

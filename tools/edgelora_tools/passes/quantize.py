@@ -207,8 +207,8 @@ def _quantize_product(graph: ir.Graph, product: Product, choice: Choice) -> None
     else:
         kind, (codes, scale) = QUANTIZED_PRODUCT, product_codes(w, choice)
         weights = _initializers(graph, name, {"codes": codes, "scale": scale, "even": choice.even})
-        channels = np.flatnonzero(choice.even == 0) if choice.even is not None else []
-        further = _initializers(graph, name, {"channels": channels, "kept": w[channels]}) if len(channels) else []
+        apart = np.zeros(0, np.int64) if choice.even is None else np.flatnonzero(choice.even == 0).astype(np.int64)
+        further = _initializers(graph, name, {"channels": apart, "kept": w[apart]}) if len(apart) else []
         attributes = {"rows": choice.middle if choice.rung.by_rows else 0, "digits": choice.rung.digits}
         attributes |= {"back": choice.rung.bits_back, "product": old.op_type}
     node = ir.node(kind.op_type, [old.inputs[0], *weights, bias, *further], attributes, domain=DOMAIN, name=old.name)
