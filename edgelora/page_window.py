@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Generator, Sequence
 
 from edgelora.mapped_pages import Range, can_give_back, give_back
 from edgelora.memory import resident_files
 
 _POLL = 0.002  # seconds; what is read meanwhile, some megabytes, is resident beyond the window
+_RECENT = 8  # times that pages were let go, of which the least tells what else is resident of files
 
 
 class PageWindow:
@@ -26,7 +28,8 @@ class PageWindow:
         self._ranges, self._size = ranges, size
         self._passes = can_give_back() and sum(end - begin for begin, end in ranges) > size
         self._lock = threading.Lock()
-        self._runs, self._others = 0, 0
+        self._runs = 0
+        self._others = deque[int](maxlen=_RECENT)
         self._stop = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -46,8 +49,7 @@ class PageWindow:
         with self._lock:
             if self._watcher is None:
                 self._stop.clear()
-                give_back(self._ranges)
-                self._others = resident_files()  # libraries' code, and nothing of the weights, which nobody reads yet
+                self._let_go()  # nobody reads yet
                 watcher = threading.Thread(target=self._watch, name="edgelora-page-window", daemon=True)
                 watcher.start()  # which fails where the system has no more threads
                 self._watcher = watcher
@@ -64,7 +66,13 @@ class PageWindow:
     def _watch(self) -> None:
         """Let everything go whenever it is too much."""
         while not self._stop.wait(_POLL):
-            now = resident_files()
-            self._others = min(self._others, now)
-            if now > self._others + self._size:
-                give_back(self._ranges)
+            if resident_files() > min(self._others) + self._size:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """What remains are other files, libraries' code: it may grow, and the system may take it when memory is short.
+
+        What is read before it is counted, where this thread must wait for a core, is not: the least of several counts.
+        """
+        give_back(self._ranges)
+        self._others.append(resident_files())
