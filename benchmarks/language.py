@@ -75,7 +75,7 @@ class LanguageOptions:
     repeats: int = 2
     threads: int = 2
     ram: int = 660_000_000
-    small_ram: int = 396_000_000
+    small_ram: int = 340_000_000
     limit: int = 512
 
     def quick(self) -> LanguageOptions:
@@ -314,7 +314,7 @@ def markdown(body: Mapping[str, Any]) -> str:
     for kind, found in body["rounds"].items():
         if kind == "limit":
             rows = [[one["contender"], *_limited_row(one)] for one in found]
-            head = [f"within {options['limit']} MiB ({found[0]['kind']})", "completed", "peak, MiB"]
+            head = [f"within {options['limit']} MiB ({found[0]['kind']})", "completed", "step, ms", "peak, MiB"]
             blocks.append(table([*head, "the limit's own peak, MiB", "hits"], rows))
             continue
         rows = [[one["title"], *_row(one)] for one in found["cost"].values()]
@@ -343,5 +343,5 @@ def _limited_row(one: Mapping[str, Any]) -> list[str]:
     peak, hits = one["limit_peak_mb"], one.get("limit_hits")
     counted = ["—" if peak is None else f"{peak:.0f}", "—" if hits is None else f"{hits:,}"]
     if not one["completed"]:
-        return [f"no: {'killed' if one.get('limit_kills') else one['reason']}", "—", *counted]
-    return [f"{one['steps']} steps", f"{one['peak_memory_mb']:.0f}", *counted]
+        return [f"no: {'killed' if one.get('limit_kills') else one['reason']}", "—", "—", *counted]
+    return [f"{one['steps']} steps", f"{one['step_seconds'] * 1e3:.0f}", f"{one['peak_memory_mb']:.0f}", *counted]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from benchmarks.measure import BenchmarkError, Contender, Process
 
 GROUPS = Path("/sys/fs/cgroup/memory")
 MIB = 1 << 20
+PATIENCE = 900.0
 
 
 @dataclass(frozen=True)
@@ -83,23 +85,35 @@ def let_go(files: Iterable[Path]) -> None:
 
 
 def run_limited(
-    contender: Contender, job: Path, result: Path, threads: int, megabytes: int, files: Iterable[Path] = ()
+    contender: Contender,
+    job: Path,
+    result: Path,
+    threads: int,
+    megabytes: int,
+    files: Iterable[Path] = (),
+    patience: float = PATIENCE,
 ) -> dict[str, Any]:
     """Run it alone under the limit: whether it completed, by which limit, and the peaks.
 
-    The `files` are those whose pages it must read itself.
+    The `files` are those whose pages it must read itself. One that does little else than to read them again is ended
+    after `patience` seconds.
     """
     with memory_limit(megabytes * MIB) as limit:
         let_go(files)
         process = Process(contender, job, result, threads, keep_errors=True, on_start=limit.enter)
         body: dict[str, Any] = {"contender": contender.title, "limit_mb": megabytes, "kind": limit.kind}
+        late = threading.Timer(patience, process.end)
+        late.start()
         try:
             while process.finish_turn():
                 process.give_turn()
             run = process.read().result
             body |= {"completed": True, "steps": len(run["losses"]), "peak_memory_mb": run["peak_memory_mb"]}
+            body["step_seconds"] = sorted(run["step_seconds"])[len(run["losses"]) // 2]
         except (BenchmarkError, OSError) as error:
-            body |= {"completed": False, "reason": str(error)}
+            reason = str(error) if late.is_alive() else f"not done within {patience:g} seconds"
+            body |= {"completed": False, "reason": reason}
         finally:
+            late.cancel()
             process.close()
         return {"limit_peak_mb": None} | body | limit.counters()

@@ -136,10 +136,14 @@ class Process:
             gradients = {name: arrays[name] for name in arrays.files}
         return Run(json.loads((self.result / RESULT_FILE).read_text(encoding="utf-8")), gradients)
 
-    def close(self) -> None:
-        """End the process if it still runs."""
+    def end(self) -> None:
+        """Kill the process if it still runs; whoever waits for its turn is told that it failed."""
         if self._process.poll() is None:
             self._process.kill()
+
+    def close(self) -> None:
+        """End the process, and let go of what was opened for it."""
+        self.end()
         with contextlib.suppress(BrokenPipeError):
             self._process.communicate()
         if self._errors is not None:

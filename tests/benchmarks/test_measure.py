@@ -76,6 +76,15 @@ def test_a_limit_that_is_too_small_is_reported(tmp_path: Path) -> None:
     assert "X failed" in limited["reason"]
 
 
+def test_one_that_only_waits_is_ended(tmp_path: Path) -> None:
+    waiting = Contender("x", "X", "benchmarks.worker_peft", python=str(tmp_path / "sleeps"))
+    Path(waiting.python or "").write_text("#!/bin/sh\nexec sleep 60\n")
+    Path(waiting.python or "").chmod(0o755)
+    limited = run_limited(waiting, tmp_path, tmp_path / "result", 1, 64, patience=0.5)
+    assert limited["completed"] is False
+    assert limited["reason"] == "not done within 0.5 seconds"
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_pages_of_files_count_where_the_cache_let_them_go(again: bool, tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
