@@ -7,7 +7,7 @@ gradients are known: these decide (quantization.py), and the differences are sho
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,11 +26,13 @@ from edgelora.graph_checks import (
     check_recomputed,
 )
 from edgelora.language_checks import check_decode
-from edgelora.manifest import Manifest
+from edgelora.manifest import InsertionPoint, Manifest
 from edgelora.parity import parity_error, parity_samples, parity_tolerance
 from edgelora.probes import Feeds
 from edgelora.quantization import QuantizedVerdict, check_quantization
 from edgelora.session import ENGINE_VERSION
+
+_LARGE = 1 << 15  # numbers of a sample, as pictures and sounds have
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,9 @@ def check(
     quantized = check_quantization(bundle)
     decided = {verdict.id: verdict.passed for verdict in quantized}
     points: list[PointVerdict] = []
-    for point in manifest.trainable:
+    for point, on in inputs_of_points(manifest.trainable, inputs, samples[0][0]):
         progress(point.id)
-        verdict = check_point(bundle, point, inputs, rng)
+        verdict = check_point(bundle, point, on, rng)
         points.append(replace(verdict, passed=decided.get(point.id, verdict.passed)))
     if manifest.head is not None:
         points.append(check_head(bundle, inputs, rng))
@@ -104,6 +106,21 @@ def check(
         graphs += check_prefix(bundle, prefix, inputs, rng)
     passed = parity <= parity_tolerance(manifest) and all(v.passed for v in (*points, *graphs, *quantized))
     return Verdict(passed, parity, len(samples), tuple(points), tuple(graphs), ENGINE_VERSION, quantized)
+
+
+def inputs_of_points(
+    points: Sequence[InsertionPoint], batch: Feeds, alone: Feeds
+) -> Iterator[tuple[InsertionPoint, Feeds]]:
+    """Each point with what its gradient is checked on: the batch; of large samples only the first point of a kind.
+
+    What sums over a batch is a kind's own, and others' gradients cost less of one sample, `alone`.
+    """
+    large = sum(x.size for x in alone.values()) >= _LARGE
+    seen = set[tuple[str, int, bool, bool]]()
+    for point in points:
+        kind = (point.op, len(point.kernel), max(point.kernel, default=1) == 1, point.groups == 1)
+        yield point, alone if large and kind in seen else batch
+        seen.add(kind)
 
 
 def store_verdict(bundle: Bundle, verdict: Verdict) -> Manifest:

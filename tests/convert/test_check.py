@@ -12,9 +12,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from edgelora.bundle import Bundle
-from edgelora.check import check
+from edgelora.check import check, inputs_of_points
 from edgelora.cli.main import main
-from edgelora.manifest import Manifest
+from edgelora.manifest import InsertionPoint, Manifest
 from edgelora.parity import parity_samples
 from edgelora.reference_losses import REFERENCES
 from tests.convert import networks
@@ -289,3 +289,16 @@ def test_a_wrong_gradient_fails_among_kinks(factor, tmp_path):
     edit(bundle.path, "train-cotangent.onnx", insert_after("grad.layer.1.lora_B", "Mul", factor))
     wrong = [p.id for p in check(Bundle.open(bundle.path)).points if not p.passed]
     assert wrong == ["layer.1"]
+
+
+@pytest.mark.parametrize("side", [16, 128])
+def test_large_samples_are_checked_in_a_batch_once_a_kind(side):
+    """Of pictures, a kind of point is seen in a batch once; of small inputs every point is."""
+    kernels = [((3, 3), 1), ((1, 1), 1), ((5, 5), 1), ((1, 1), 1), ((3, 3), 8)]
+    points = [InsertionPoint(f"c{i}", "Conv", 8, 8, kernel=k, groups=g) for i, (k, g) in enumerate(kernels)]
+    points.append(InsertionPoint("last", "MatMul", 8, 8))
+    batch, alone = ({"x": np.zeros((rows, 3, side, side), np.float32)} for rows in (3, 1))
+    found = {point.id: len(on["x"]) for point, on in inputs_of_points(points, batch, alone)}
+    small = dict.fromkeys(found, 3)
+    assert list(found) == [point.id for point in points]
+    assert found == (small if side == 16 else small | {"c2": 1, "c3": 1})
