@@ -173,6 +173,14 @@ def test_memory_is_foretold(language_bundle: Path) -> None:
             assert 0.999 * most <= foretold < 1.02 * most, (file, sizes)
 
 
+def test_a_head_that_is_cut_into_blocks_is_read_whole_and_never_packed(language_bundle: Path) -> None:
+    manifest = Bundle.open(language_bundle).manifest
+    forward, train = (manifest.memory[file] for file in ("forward.onnx", "train-cross-entropy.onnx"))
+    weights = [x.const_value for x in ir.load(language_bundle / "forward.onnx").graph.initializers.values()]
+    head = max(w.nbytes for w in weights if w is not None)  # or the table of embeddings, which is as large
+    assert train.read_always - forward.read_always == head
+
+
 def test_a_few_runs_tell_the_memory_of_all_sizes(language_bundle: Path) -> None:
     """As many as other models are run at tell the same."""
     path = language_bundle / "train-cross-entropy.onnx"

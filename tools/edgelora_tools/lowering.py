@@ -48,8 +48,18 @@ def lower_nodes(graph: ir.Graph, op: OpBuilder, meanings: Mapping[str, Lowered])
                 new.name = old.name
             old.replace_all_uses_with(new, replace_graph_outputs=True)
         graph.remove(node, safe=True)
+        _forget_bodies(node)
     for node in graph:
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:
                 body = attribute.as_graph()
                 lower_nodes(body, GraphBuilder(body, parent=op.builder).op, meanings)
+
+
+def _forget_bodies(node: ir.Node) -> None:
+    """What stands outside of the bodies of a node that is gone is no longer read by them."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph().all_nodes():
+                for position in range(len(inner.inputs)):
+                    inner.replace_input_with(position, None)
