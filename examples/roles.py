@@ -5,6 +5,7 @@
 `input.txt` is tiny Shakespeare (public domain), in which every turn stands under the name of who speaks. A role learns
 from what was said before its turns, and its turns; the last fifth of them is held out. Its name is in neither: who
 speaks is for the adapter to know. Bits per byte of the held-out turns tell how well they are foretold; less is better.
+How far the own adapter is from the best of the others is told with its standard error, since turns are few.
 
 Needs edgelora[torch,gguf,text] to make the bundle, and matplotlib.
 """
@@ -13,10 +14,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 import edgelora as el
 from edgelora.language.samples import Answer
@@ -27,6 +32,7 @@ ROLES = ("ROMEO", "PETRUCHIO", "GLOUCESTER", "KING RICHARD II")
 HELD_OUT = 5  # one in so many turns
 QUESTION = "What brings you here tonight? Speak, and tell me what you would have of me."
 BASE = "base"
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -75,11 +81,33 @@ def make_bundle(path: Path, base: Path | None) -> Path:
     return path
 
 
-def bits_per_byte(model: el.Model, adapter: str | None, samples: Sequence[Answer]) -> float:
-    """Of these turns, with the adapter, or with a new one, which changes nothing."""
+def costs(model: el.Model, adapter: str | None, samples: Sequence[Answer]) -> Floats:
+    """Bits and bytes of each of these turns, `[turns, 2]`, with the adapter, or with a new one, which is none."""
     chosen = el.new_adapter(model.bundle.manifest, el.LoraConfig()) if adapter is None else model.store.load(adapter)
-    found = el.evaluate(model.bundle, chosen, objective_for(model, samples, None, el.TrainingConfig()), batch_size=4)
-    return found["bits_per_byte"]
+    found: list[tuple[float, float]] = []
+    for one in samples:
+        turn = objective_for(model, [one], None, el.TrainingConfig())
+        told = el.evaluate(model.bundle, chosen, turn)
+        bits = told["loss"] * turn.weight(np.arange(len(turn))) / math.log(2)
+        found.append((bits, bits / told["bits_per_byte"]))
+    return np.array(found)
+
+
+def bits_per_byte(turns: Floats) -> float:
+    """Of these turns together."""
+    bits, size = turns.sum(0)
+    return float(bits / size)
+
+
+def difference(own: Floats, other: Floats) -> tuple[float, float]:
+    """Bits per byte of one adapter beyond those of another on the same turns, and the standard error of that.
+
+    It is a ratio of sums over turns, whose error is that of its linearization (Cochran, Sampling Techniques).
+    """
+    beyond = bits_per_byte(own) - bits_per_byte(other)
+    size = own[:, 1]
+    apart = own[:, 0] - other[:, 0] - beyond * size
+    return beyond, float(np.sqrt(len(size) / (len(size) - 1) * (apart**2).sum()) / size.sum())
 
 
 def plot(path: Path, table: Sequence[Sequence[float]], roles: Sequence[str]) -> None:
@@ -130,21 +158,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         samples = answers(plays, role, chats)
         kept = len(samples) - len(samples) // HELD_OUT
         held_out[role] = samples[kept:]
-        if not held_out[role]:
+        if len(held_out[role]) < 2:
             parser.error(f"{role} has {len(samples)} turns in {options.plays}: too few to learn from")
         report = el.train(model, name_of(role), samples[:kept], lora=el.LoraConfig(r=8, lora_alpha=16), config=config)
         print(f"{role}: {kept} turns learned, {report.steps} steps, loss {report.history[-1]['train_loss']:.3f}")
-    table = [
-        [bits_per_byte(model, who and name_of(who), held_out[role]) for role in options.roles]
-        for who in (None, *options.roles)
+    found = [
+        [costs(model, who and name_of(who), held_out[role]) for role in options.roles] for who in (None, *options.roles)
     ]
+    table = [[bits_per_byte(turns) for turns in row] for row in found]
     width = max(map(len, (BASE, *options.roles))) + 2
     print("\nbits per byte of held-out turns; rows are whose adapter, columns who speaks")
     print(" " * width + "".join(f"{role:>{width}}" for role in options.roles))
     for who, row in zip((BASE, *options.roles), table, strict=True):
         print(f"{who:<{width}}" + "".join(f"{value:{width}.3f}" for value in row))
     wins = sum(row[j] == min(one[j] for one in table) for j, row in enumerate(table[1:]))
-    print(f"own adapter is the best for {wins} of {len(options.roles)} roles\n")
+    print(f"own adapter is the best for {wins} of {len(options.roles)} roles")
+    for j, role in enumerate(options.roles):
+        others = [i for i in range(len(options.roles)) if i != j]
+        best = min(others, key=lambda i: table[1 + i][j], default=None)
+        if best is not None:
+            beyond, error = difference(found[1 + j][j], found[1 + best][j])
+            print(f"{role}: {beyond:+.3f} ± {error:.3f} to the best other adapter, {options.roles[best]}'s")
+    print()
     plot(options.folder / "roles.png", table, options.roles)
     drawn = GenerationConfig(max_new_tokens=48, do_sample=True, temperature=0.7, top_p=0.9, seed=1)
     speakers = (None, *map(name_of, options.roles[:2]))
