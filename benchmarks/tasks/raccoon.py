@@ -27,7 +27,8 @@ from edgelora_tools.recipes import network
 from edgelora_tools.sources.torch_export import module_source
 
 HEAD = "detector"
-RANK, BATCH, RATE = 8, 16, 4e-3
+RANK, BATCH = 8, 16
+RATES = {HEAD_ALONE: 1e-2, LORA: 8e-3}  # each the best of those tried on 40 of the training photographs
 TARGETS = ".*(SPP|detect_head).*"  # behind the backbone
 METRICS = ("AP50", "AP")
 AUGMENT = ("flip", "crop", "color")
@@ -47,9 +48,10 @@ class Raccoon:
         side, count, epochs = self.sizes(quick)
         return (
             f"{count or 160} photographs of one new class, {side} × {side}, a new head on the maps before the "
-            f"detector's outputs, LoRA r={RANK} at the dense convolutions behind the backbone, AdamW {RATE:g} falling "
-            f"linearly, batch {BATCH}, {epochs} epochs, {', '.join(AUGMENT)} varied; AP as COCO has it on "
-            f"{count or 40} other photographs. PEFT's side takes the same pictures and the same gradient of the loss."
+            f"detector's outputs, LoRA r={RANK} at the dense convolutions behind the backbone, AdamW falling linearly "
+            f"from {RATES[LORA]:g}, for the head alone from {RATES[HEAD_ALONE]:g}, batch {BATCH}, {epochs} epochs, "
+            f"{', '.join(AUGMENT)} varied; AP as COCO has it on {count or 40} other photographs. "
+            "PEFT's side takes the same pictures and the same gradient of the loss."
         )
 
     def run(self, folder: Path, quick: bool, seeds: Sequence[int], progress: Progress) -> Iterator[Outcome]:
@@ -64,11 +66,9 @@ class Raccoon:
         model = Model.open(folder / "base.edgelora")
         lora = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS)
         for seed in seeds:
-            config = TrainingConfig(
-                num_train_epochs=epochs, batch_size=BATCH, learning_rate=RATE, augment=AUGMENT, seed=seed
-            )
             for side_name, asked in ((HEAD_ALONE, LoraConfig(r=RANK, target_modules=())), (LORA, lora)):
                 progress(side_name)
+                config = _config(side_name, epochs, seed)
                 begun = time.monotonic()
                 train(model, "learner", train_data, lora=asked, config=config, restart=True)
                 seconds = time.monotonic() - begun
@@ -77,9 +77,16 @@ class Raccoon:
                 metrics = evaluate(model.bundle, adapter, held_out, BATCH)
                 yield Outcome(side_name, seed, {name: metrics[name] for name in METRICS}, seconds)
             progress("PEFT")
+            config = _config(LORA, epochs, seed)
             start = starting_adapter(model.bundle.manifest, None, lora, ("raccoon",), train_data, seed, model.bundle)
             module, _, _ = network("fastestdet").maps(data, side)
             yield _by_peft(module, start, model, (train_data, test_data), config, folder / f"start-{seed}")
+
+
+def _config(side: str, epochs: int, seed: int) -> TrainingConfig:
+    return TrainingConfig(
+        num_train_epochs=epochs, batch_size=BATCH, learning_rate=RATES[side], augment=AUGMENT, seed=seed
+    )
 
 
 def _by_peft(
