@@ -26,7 +26,7 @@ from edgelora_tools.composites.quantized import features, is_quantized
 from edgelora_tools.composites.quantized_product import real_weight
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.graphs import LOWERED
-from edgelora_tools.ladders import rounded
+from edgelora_tools.ladders import ladders, rounded
 from edgelora_tools.lowering import DOMAIN, lower_nodes
 from edgelora_tools.passes.quantize import Choice, Rung, quantize
 from edgelora_tools.runner import open_session
@@ -211,6 +211,21 @@ def test_a_second_digit_holds_what_the_first_leaves_over() -> None:
         assert relative(run(model, x, dy)[0], x @ weight) < 1e-3
     model, weight = differentiated(product(w, ("rows", 64)), Choice(Rung.ROWS_8))
     assert relative(run(model, x, dy)[0], x @ weight) > 1e-2
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_a_second_digit_must_pay(always: bool) -> None:
+    """Not where the large channels are always the same: these are apart."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((256, 64)).astype(np.float32)
+    if always:
+        x[:, 5] *= 100
+    else:
+        x[rng.random(x.shape) < 0.03] *= 30
+    rungs = (Rung.ROWS_8, Rung.CHANNELS_8, Rung.DIGITS_8)
+    (ladder,) = ladders(product(rng.standard_normal((64, 24)), ("rows", 64)), {"x": x}, {}, rungs).values()
+    assert ladder[-1].choice.rung is (Rung.CHANNELS_8 if always else Rung.DIGITS_8)
+    assert ladder[-1].error < 0.7 * ladder[0].error
 
 
 @given(st.integers(0, 99), st.sampled_from([rung for rung in Rung if rung.by_rows]), st.sampled_from([128, 32]))

@@ -44,6 +44,7 @@ RUNGS: dict[str, tuple[Rung, ...]] = {
 _ROWS = 512  # of a sample, that errors are measured on
 _FEW_NEGATIVE = 32  # the code of 0 in rows that are nearly all positive
 _GAIN = 0.8  # evened channels cost a pass over memory: they must bring this
+_TWICE = 0.7  # a second digit costs another product: this
 _APART = 16  # channels in real numbers: a product with so few inputs takes hardly longer than one with fewer
 
 
@@ -133,7 +134,9 @@ def _integer_ladder(
         middles = dict.fromkeys((ZERO, middle)) if rung.by_rows else (ZERO,)
         best = min((measured(Choice(rung, None, m)) for m in middles), key=lambda c: c.error)
         evened = measured(Choice(rung, even, ZERO))
-        found.append(evened if evened.error < _GAIN * best.error else best)
+        best = evened if evened.error < _GAIN * best.error else best
+        pays = rung.digits == 1 or not found or best.error < _TWICE * found[-1].error
+        found.append(best if pays else found[-1])
     return found
 
 
