@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import onnx
 import pytest
@@ -55,6 +57,34 @@ def test_blocks_of_one_number_are_codes() -> None:
     made = own_codes(w)
     assert made is not None
     np.testing.assert_allclose(made.real(96), w, atol=1e-6)
+
+
+KINDS = ("zeros", "constant", "pruned", "least", "largest", "binary", "outliers", "far", "infinite")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_not_made_of_codes_and_looks_so_is_stood_for_as_well(kind: str) -> None:
+    rng, shape = np.random.default_rng(0), (64, 8)
+    signs = np.sign(rng.standard_normal(shape))
+    w = {
+        "zeros": np.zeros(shape),
+        "constant": np.full(shape, 0.3),
+        "pruned": np.where(np.arange(64)[:, None] % 32 == 5, rng.standard_normal(shape), 0),
+        "least": rng.integers(0, 4, shape) * 1.4e-45,  # steps between them may be no number
+        "largest": signs * 3e38,
+        "binary": signs,
+        "outliers": np.where(np.arange(64)[:, None] % 32 == 0, 1, 1e-8 * rng.standard_normal(shape)),
+        "far": 100 + 1e-5 * rng.standard_normal(shape),
+        "infinite": np.where(np.arange(64)[:, None] == 0, np.inf, 0),
+    }[kind].astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = own_codes(w)
+    assert (made is None) == (kind in ("largest", "infinite"))
+    if made is not None:
+        largest = np.abs(w).T.reshape(-1, BLOCK).max(1)
+        errors = np.abs(made.real(len(w)) - w).T.reshape(-1, BLOCK).max(1)
+        assert (errors <= 5e-7 * largest).all()
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16, "bfloat16", "8 bits", "one number"])

@@ -1,8 +1,9 @@
 """Codes of 4 bits that a matrix was made of, told by its numbers alone.
 
 A file of codes (GGUF's Q4_0, Q4_1 and Q4_K; what AWQ and GPTQ store) is read as real numbers, whose rows may have been
-put into another order since. A block of them lies on at most 16 places that are equally far apart, which no other
-numbers do: from these the codes are had again as they were, and nothing is rounded a second time.
+put into another order since. A block of them lies on at most 16 places that are equally far apart, as trained numbers
+do not: from these the codes are had again as they were, and nothing is rounded a second time. Blocks that lie so by
+themselves, of one number or with all but one pruned away, have codes that stand for them as exactly.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ _EXACT = 4e-7  # of a block's largest number: what float32 rounds when a code is
 _TRIED = 64  # blocks, before all of a matrix is looked at
 
 
+@np.errstate(all="ignore")  # where a step is no number of float32, it fits nothing
 def own_codes(w: NDArray[np.float32]) -> Blocks | None:
     """The codes that W `[in, out]` was made of, in blocks of 32 inputs of an output; None if it was not.
 
-    A block's lowest number is code 0 moved by its zero point: Ŵᵀ = s∘(Q − z) + o, o at most half a step.
+    A block's lowest number is code 0 moved by its zero point: Ŵᵀ = s∘(Q − z) + o, o at most half a step where 0 lies
+    among the block's numbers.
     """
     inputs, outputs = w.shape
     if inputs % BLOCK or not w.size:
