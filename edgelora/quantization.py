@@ -64,7 +64,7 @@ def check_quantization(bundle: Bundle) -> tuple[QuantizedVerdict, ...]:
 def near_enough(cosines: Sequence[float], language: bool, margin: float = 0.0) -> list[bool]:
     """Whether each point is: at 0.99. Of a language model, whose points are many, at 0.95 where their mean is 0.99.
 
-    The least of many cosines is that of a point with next to no gradient (docs/decisions/0041).
+    The mean counts every point alike, however small its gradient: AdamW steps as far there (docs/decisions/0041).
     """
     deep = language and bool(cosines) and float(np.mean(cosines)) >= LEAST_COSINE + margin
     return [one >= (LEAST_OF_MANY if deep else LEAST_COSINE) + margin for one in cosines]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def run_info(options: argparse.Namespace) -> None:
         )
         cosines = [q["cosine"] for q in verification.get("quantized", ())]
         if cosines:
-            lines.append(f"               least cosine with float32 gradients {min(cosines):.4f}")
+            lines.append(" " * 15 + cosines_text(cosines))
     emit(options, summary(manifest, bundle.path), "\n".join(lines))
 
 
@@ -157,6 +158,12 @@ def quantized_text(manifest: Manifest) -> list[str]:
     lines = ["products: " + "; ".join(f"{count} {how}" for how, count in counts.items())]
     more = f" and {len(real) - _MOST_NAMES} more" if len(real) > _MOST_NAMES else ""
     return [*lines, *([f"  float32: {', '.join(real[:_MOST_NAMES])}{more}"] if real else [])]
+
+
+def cosines_text(cosines: Sequence[float]) -> str:
+    """How near the gradients of a quantized base are to float32's: by the mean and the least a check decides."""
+    mean = sum(cosines) / len(cosines)
+    return f"cosines with float32 gradients {mean:.4f} on the mean of {len(cosines)} points, least {min(cosines):.4f}"
 
 
 def summary(manifest: Manifest, path: Path) -> dict[str, Any]:

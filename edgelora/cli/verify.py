@@ -21,7 +21,7 @@ from edgelora.cli.common import (
     settings_of,
     table,
 )
-from edgelora.cli.describe import quantized_text
+from edgelora.cli.describe import cosines_text, quantized_text
 from edgelora.errors import DataError
 
 CHECK_FAILED = 1
@@ -94,6 +94,6 @@ def verdict_text(verdict: Verdict) -> str:
         return f"{said}samples, largest gradient error {worst:.1e} over {len(verdict.points)} points"
     least = min(verdict.quantized, key=lambda q: q.cosine)
     return (
-        f"{said}samples, least cosine with float32 gradients {least.cosine:.4f} over {len(verdict.quantized)} points "
-        f"({least.id}); differences, coarse for rounded outputs, within {worst:.1e}"
+        f"{said}samples, {cosines_text([q.cosine for q in verdict.quantized])} ({least.id}); differences, coarse for "
+        f"rounded outputs, within {worst:.1e}"
     )

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from torch import nn
 
+from edgelora.bundle import Bundle
 from edgelora.byte_products import keep_exact
 from edgelora.check import check
+from edgelora.cli.main import main
 from edgelora.manifest import Manifest
 from edgelora_tools.backward import differentiate
 from edgelora_tools.builder import GraphBuilder
@@ -346,6 +348,17 @@ def test_check_holds_the_gradients_against_float32(both) -> None:
     assert {q.id for q in verdict.quantized} == {p.id for p in quantized.manifest.trainable}
     assert all(q.passed and q.cosine >= 0.99 for q in verdict.quantized)
     assert verdict.parity < 0.1
+
+
+def test_what_the_gradients_reach_is_shown(both, capsys) -> None:
+    """The mean too, by which a language model's points are judged."""
+    path = str(both[1].path)
+    assert main(["check", path]) == 0
+    cosines = [q["cosine"] for q in (Bundle.open(both[1].path).manifest.verification or {})["quantized"]]
+    said = f"{np.mean(cosines):.4f} on the mean of {len(cosines)} points, least {min(cosines):.4f}"
+    assert said in capsys.readouterr().out
+    assert main(["info", path]) == 0
+    assert said in capsys.readouterr().out
 
 
 def test_outliers_take_channels_of_their_own_and_many_weights_of_8_bits(tmp_path) -> None:
