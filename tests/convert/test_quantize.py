@@ -230,6 +230,18 @@ def test_a_second_digit_must_pay(always: bool) -> None:
     assert ladder[-1].error < 0.7 * ladder[0].error
 
 
+@pytest.mark.parametrize("positive", [True, False])
+def test_channels_apart_err_no_more_than_rows(positive: bool) -> None:
+    """Rows that are nearly all positive keep most codes for that; where none is large, nothing is gained."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (256, 64)).astype(np.float32)
+    x = np.where(x > 0, x, x / 20) if positive else np.sign(x)
+    rungs = (Rung.ROWS_8, Rung.CHANNELS_8, Rung.DIGITS_8)
+    (ladder,) = ladders(product(rng.standard_normal((64, 24)), ("rows", 64)), {"x": x}, {}, rungs).values()
+    errors = [candidate.error for candidate in ladder]
+    assert errors == sorted(errors, reverse=True)
+
+
 @given(st.integers(0, 99), st.sampled_from([rung for rung in Rung if rung.by_rows]), st.sampled_from([128, 32]))
 @settings(max_examples=12, deadline=None)
 def test_what_is_measured_is_what_is_computed(seed: int, rung: Rung, middle: int) -> None:

@@ -44,7 +44,7 @@ RUNGS: dict[str, tuple[Rung, ...]] = {
 _ROWS = 512  # of a sample, that errors are measured on
 _FEW_NEGATIVE = 32  # the code of 0 in rows that are nearly all positive
 _GAIN = 0.8  # evened channels cost a pass over memory: they must bring this
-_TWICE = 0.7  # a second digit costs another product: this
+_WORTH = {Rung.CHANNELS_8: 1.0, Rung.DIGITS_8: 0.7}  # of the error before; a second digit costs another product
 _APART = 16  # channels in real numbers: a product with so few inputs takes hardly longer than one with fewer
 
 
@@ -128,14 +128,13 @@ def _integer_ladder(
 
     found: Ladder = []
     for rung in rungs:
-        if rung is Rung.CHANNELS_8:
-            found.append(min((measured(Choice(rung, t)) for t in (apart, apart * even)), key=lambda c: c.error))
-            continue
         middles = dict.fromkeys((ZERO, middle)) if rung.by_rows else (ZERO,)
-        best = min((measured(Choice(rung, None, m)) for m in middles), key=lambda c: c.error)
-        evened = measured(Choice(rung, even, ZERO))
-        best = evened if evened.error < _GAIN * best.error else best
-        pays = rung.digits == 1 or not found or best.error < _TWICE * found[-1].error
+        scales = (apart, apart * even) if rung is Rung.CHANNELS_8 else (None,)
+        best = min((measured(Choice(rung, t, m)) for t in scales for m in middles), key=lambda c: c.error)
+        if rung is not Rung.CHANNELS_8:
+            evened = measured(Choice(rung, even, ZERO))
+            best = evened if evened.error < _GAIN * best.error else best
+        pays = rung not in _WORTH or not found or best.error < _WORTH[rung] * found[-1].error
         found.append(best if pays else found[-1])
     return found
 
