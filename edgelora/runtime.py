@@ -166,7 +166,8 @@ class Model:
     ) -> dict[str, Array]:
         """The forward graph's outputs for all rows, in batches; `adapters` names one per row.
 
-        Where heads of different widths meet in one call, the logits of a narrower one end in −inf.
+        Where heads of different widths meet in one call, the logits of a narrower one end in −inf. Without a head, what
+        stands at the places of padding is finite and means nothing.
 
         Raises:
             DataError: the inputs do not fit.
@@ -200,7 +201,8 @@ class Model:
                 active = {key: self._with_head(self.keyed(key, given), key) for key in batch.keys}
                 labels |= {key: one.labels for key, one in active.items()}
                 parts += self._run(made, batch, active)
-        return (parts[0][1] if len(parts) == 1 else _scatter(rows, parts)), [labels[key] for key in keys]
+        rest = 0.0 if self.bundle.manifest.head is None else -np.inf
+        return (parts[0][1] if len(parts) == 1 else _scatter(rows, parts, rest)), [labels[key] for key in keys]
 
     def keys(self, named: Sequence[AdapterLike]) -> tuple[list[Hashable], dict[Hashable, ActiveAdapter]]:
         """For each row what identifies its adapter, and those that are not in the store.
@@ -397,13 +399,16 @@ def default_store(bundle: Path) -> Path:
     return bundle.with_name(f"{bundle.name.removesuffix('.edgelora')}.adapters")
 
 
-def _scatter(rows: int, parts: Sequence[tuple[NDArray[np.int64], dict[str, Array]]]) -> dict[str, Array]:
-    """Results of groups of rows in the order of the rows; heads may differ in width: the rest is −inf."""
+def _scatter(rows: int, parts: Sequence[tuple[NDArray[np.int64], dict[str, Array]]], rest: float) -> dict[str, Array]:
+    """Results of groups of rows in the order of the rows; heads or texts may be of different sizes: the rest is `rest`.
+
+    What is not real has 0 there.
+    """
     joined: dict[str, Array] = {}
     for name in parts[0][1]:
         shape = [max(p[name].shape[axis] for _, p in parts) for axis in range(1, parts[0][1][name].ndim)]
         dtype = parts[0][1][name].dtype
-        whole = np.full((rows, *shape), -np.inf if np.issubdtype(dtype, np.floating) else 0, dtype)
+        whole = np.full((rows, *shape), rest if np.issubdtype(dtype, np.floating) else 0, dtype)
         for where, part in parts:
             array = part[name]
             whole[(where, *(slice(0, s) for s in array.shape[1:]))] = array

@@ -254,6 +254,7 @@ def test_one_run_reads_rows_of_like_length_and_no_more_positions_than_are_to_be(
     runs = [given["input_ids"].shape for given in read[1:]]
     assert sum(rows for rows, _ in runs) == len(texts)
     assert all(rows * width <= 512 for rows, width in runs) and len(runs) == 6
+    assert np.isfinite(together).all()
     for row in (0, 1, 2, 25):
         alone = model.outputs(texts[row : row + 1])["logits"][0]
         np.testing.assert_allclose(together[row, : len(alone)], alone, rtol=0, atol=1e-5)
