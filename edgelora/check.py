@@ -26,7 +26,7 @@ from edgelora.graph_checks import (
     check_recomputed,
 )
 from edgelora.language_checks import check_decode
-from edgelora.manifest import InsertionPoint, Manifest
+from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest
 from edgelora.parity import parity_error, parity_samples, parity_tolerance
 from edgelora.probes import Feeds
 from edgelora.quantization import QuantizedVerdict, check_quantization
@@ -92,11 +92,13 @@ def check(
             graphs.append(check_recomputed(bundle, record, record.recomputed.file, inputs, rng))
         if record.halves is not None:
             progress(record.halves.backward)
-            graphs.append(check_halves(bundle, record, record.halves, inputs, rng))
+            graphs.append(check_halves(bundle, record, record.halves, inputs, rng, LORA_GRAPHS))
     for name, found in manifest.methods.items():
         for record in found.training:
             progress(record.file)
             graphs.append(check_method(bundle, record, name, inputs, rng))
+            if record.halves is not None:
+                graphs.append(check_halves(bundle, record, record.halves, inputs, rng, name))
     if manifest.mixed is not None:
         progress(manifest.mixed)
         graphs.append(check_mixed(bundle, manifest.mixed, inputs, rng))

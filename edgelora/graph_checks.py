@@ -165,12 +165,15 @@ def check_prefix(bundle: Bundle, prefix: Prefix, inputs: Feeds, rng: np.random.G
     values |= {name: absent[name] for p in outside for name in (p.input_a, p.input_b)}
     kept = bundle.graph(prefix.file).run(inputs)
     made = bundle.forward.run({**inputs, **values})
-    pairs = [(prefix.forward, made, {**inputs, **values})]
+    verdicts = [_same(bundle, prefix.forward, made, {**inputs, **values, **kept})]
     for record in prefix.training:
         whole = bundle.training(record.loss, record.dropout)
         feeds = {**inputs, **values, **loss_feeds(bundle.manifest, whole, inputs, made, rng)}
-        pairs.append((record.file, bundle.graph(whole.file).run(feeds), feeds))
-    return [_same(bundle, file, expected, {**feeds, **kept}) for file, expected, feeds in pairs]
+        expected = bundle.graph(whole.file).run(feeds)
+        verdicts.append(_same(bundle, record.file, expected, {**feeds, **kept}))
+        if record.halves is not None:
+            verdicts.append(_in_two(bundle, record.halves, {**expected, **made}, {**feeds, **kept}))
+    return verdicts
 
 
 def check_recomputed(
@@ -187,16 +190,25 @@ def check_recomputed(
 
 
 def check_halves(
-    bundle: Bundle, record: TrainingGraph, halves: Halves, inputs: Feeds, rng: np.random.Generator
+    bundle: Bundle, record: TrainingGraph, halves: Halves, inputs: Feeds, rng: np.random.Generator, graphs: str
 ) -> GraphVerdict:
-    """Both halves, one after the other, against the inference graph and the whole training graph."""
-    values = whole_adapter(bundle, inputs, rng)
-    made = bundle.forward.run({**inputs, **values})
+    """Both halves, one after the other, against the inference graph and the whole training graph of a set of graphs."""
+    if graphs == LORA_GRAPHS:
+        values = whole_adapter(bundle, inputs, rng)
+    else:
+        absent = absent_adapter(bundle.manifest, graphs, bundle)
+        values = {**method_adapter(bundle, graphs, absent, rng), **random_head(bundle.manifest, rng)}
+    made = bundle.forward_in(graphs).run({**inputs, **values})
     feeds: Feeds = {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, made, rng)}
+    return _in_two(bundle, halves, {**bundle.graph(record.file).run(feeds), **made}, feeds)
+
+
+def _in_two(bundle: Bundle, halves: Halves, expected: Feeds, feeds: Feeds) -> GraphVerdict:
+    """Whether both halves return what is expected, the outputs of inference among it."""
     first = bundle.graph(halves.forward).run(feeds)
     second = bundle.graph(halves.backward).run({**feeds, **{name: first[name] for name in halves.kept}})
-    got = {**second, **{name: first[name] for name in made}}
-    return _agreement(bundle, halves.backward, got, {**bundle.graph(record.file).run(feeds), **made})
+    got = {**second, **{name: y for name, y in first.items() if name in expected}}
+    return _agreement(bundle, halves.backward, got, expected)
 
 
 def _same(bundle: Bundle, file: str, expected: Feeds, feeds: Feeds) -> GraphVerdict:

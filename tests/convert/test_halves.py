@@ -18,7 +18,7 @@ from edgelora.bundle import Bundle
 from edgelora.check import check
 from edgelora.config import LoraConfig
 from edgelora.graph_checks import check_halves
-from edgelora.manifest import Halves, Manifest, TrainingGraph
+from edgelora.manifest import LORA_GRAPHS, Halves, Manifest, TrainingGraph
 from edgelora.objectives import OwnLoss
 from edgelora.trainer import Trainer
 from edgelora.training_config import TrainingConfig
@@ -61,7 +61,7 @@ def convolutional(folder: Path) -> Bundle:
 
 
 def transformer(folder: Path) -> Bundle:
-    return to_bundle(networks.transformer(17, layers=2, pooler=False), folder, train_last=(1,))
+    return to_bundle(networks.transformer(17, layers=2, pooler=False), folder, train_last=(1,), methods=("ia3",))
 
 
 BUILDERS = {"convolutional": convolutional, "transformer": transformer}
@@ -106,13 +106,15 @@ def test_check_compares_the_halves(bundle_of: Callable[[str], Bundle], kind: str
     record, halves = halves_of(bundle)
     verdict = check(bundle)
     assert verdict.passed, verdict
-    assert halves.backward in {graph.file for graph in verdict.graphs}
+    sets = [bundle.manifest, *bundle.manifest.prefixes, *bundle.manifest.methods.values()]
+    files = {one.halves.backward for found in sets for one in found.training if one.halves is not None}
+    assert len(files) == len(sets) and files <= {graph.file for graph in verdict.graphs}
     rng = np.random.default_rng(0)
     inputs = inputs_of(bundle.manifest, 4, rng)
-    assert check_halves(bundle, record, halves, inputs, rng).error < 1e-5
+    assert check_halves(bundle, record, halves, inputs, rng, LORA_GRAPHS).error < 1e-5
     wrong = replace(halves, forward=bundle.manifest.forward, kept=())
     with pytest.raises(Exception, match="cannot run it"):
-        check_halves(bundle, record, wrong, inputs, rng)
+        check_halves(bundle, record, wrong, inputs, rng, LORA_GRAPHS)
 
 
 def inputs_of(manifest: Manifest, rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
