@@ -69,7 +69,7 @@ def token_cross_entropy(op: OpBuilder, task: TaskOutput) -> ir.Value:
 
 
 def token_losses(op: OpBuilder, task: TaskOutput, at: Places, labels: ir.Value) -> ir.Value:
-    """−log softmax(z)[label] `[rows]` at these places, from the logits of a block of tokens at a time.
+    """−log softmax(z)[label] `[rows]` at these places, from the logits of a block of the vocabulary at a time.
 
     Not so where an adapter stands between the last hidden state and the logits: its gradient is of all rows.
     """
