@@ -28,9 +28,11 @@ from edgelora_tools.composites.quantized import features, is_quantized
 from edgelora_tools.composites.quantized_product import real_weight
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.graphs import LOWERED
-from edgelora_tools.ladders import ladders, rounded
+from edgelora_tools.ladders import RUNGS, ladders, rounded
 from edgelora_tools.lowering import DOMAIN, lower_nodes
+from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.quantize import Choice, Rung, quantize
+from edgelora_tools.passes.tidy import tidy
 from edgelora_tools.runner import open_session
 from edgelora_tools.sources.torch_export import module_source
 from tests.convert import networks
@@ -240,6 +242,43 @@ def test_channels_apart_err_no_more_than_rows(positive: bool) -> None:
     (ladder,) = ladders(product(rng.standard_normal((64, 24)), ("rows", 64)), {"x": x}, {}, rungs).values()
     errors = [candidate.error for candidate in ladder]
     assert errors == sorted(errors, reverse=True)
+
+
+def two_uses(turned: bool, outputs: int = 64) -> tuple[ir.Model, np.ndarray]:
+    """(a·w and b·w, or with w turned the second time; w)."""
+    w, other = np.random.default_rng(0).standard_normal((64, outputs)).astype(np.float32), outputs if turned else 64
+    sizes = {"a": 64, "b": other, "y": outputs, "z": 64 if turned else outputs}
+    values = {name: helper.make_tensor_value_info(name, FLOAT, ["rows", size]) for name, size in sizes.items()}
+    nodes = [helper.make_node("MatMul", ["a", "w"], ["y"]), helper.make_node("Gemm", ["b", "w"], ["z"], transB=turned)]
+    ends = [values["a"], values["b"]], [values["y"], values["z"]]
+    graph = helper.make_graph(nodes, "two", *ends, [numpy_helper.from_array(w, "w")])
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)), w
+
+
+def test_a_matrix_of_several_inputs_is_measured_on_all_of_them() -> None:
+    """What one way does to each input, and not each way to its own: their large channels are others."""
+    rng = np.random.default_rng(0)
+    model, w = two_uses(turned=False)
+    feeds = {name: rng.standard_normal((256, 64)).astype(np.float32) for name in "ab"}
+    feeds["a"][:, :8] *= 200
+    feeds["b"][:, 40:48] *= 100
+    for candidate in ladders(model, feeds, {}, RUNGS["int8"])["w"]:
+        made, _ = two_uses(turned=False)
+        quantize(made, {"w": candidate.choice})
+        lower_nodes(made.graph, GraphBuilder(free_names(made.graph)).op, LOWERED)
+        with open_session(tidy(made)) as session:
+            outputs = session.run(["y", "z"], feeds)
+        worst = max(relative(np.asarray(y), x @ w) for y, x in zip(outputs, feeds.values(), strict=True))
+        assert worst == pytest.approx(candidate.error, rel=0.05, abs=1e-6), candidate.choice.rung
+
+
+@pytest.mark.parametrize("outputs", [64, 48])
+@pytest.mark.parametrize("precision", RUNGS)
+def test_a_matrix_that_is_also_turned_stays_real(outputs: int, precision: str) -> None:
+    """Its channels are inputs here and outputs there: no codes and scales are those of both."""
+    model, _ = two_uses(True, outputs)
+    feeds = {"a": np.ones((3, 64), np.float32), "b": np.ones((3, outputs), np.float32)}
+    assert ladders(model, feeds, {}, RUNGS[precision]) == {"w": []}
 
 
 @given(st.integers(0, 99), st.sampled_from([rung for rung in Rung if rung.by_rows]), st.sampled_from([128, 32]))

@@ -58,6 +58,8 @@ class Candidate:
 
 
 Ladder = list[Candidate]
+Use = tuple[NDArray[np.float32], NDArray[np.float32], Ladder]
+"""Rows of one input of a weight, the matrix, and what is best for them."""
 
 
 def ladders(
@@ -67,15 +69,20 @@ def ladders(
     rungs: Sequence[Rung],
     kept: Collection[str] = (),
 ) -> dict[str, Ladder]:
-    """For each weight but those `kept` real, its candidates, on the inputs of all its products."""
+    """For each weight but those `kept` real, its candidates, on the inputs of all its products.
+
+    There are none for a matrix that is also turned: what are inputs to one product are outputs of the other.
+    """
     by_input: dict[str, list[Product]] = {}
-    for product in products(base):
-        if product.weight.name in kept:
+    every = [product for product in products(base) if product.weight.name not in kept]
+    ways = {weight: {p.turned for p in every if p.weight is weight} for weight in {p.weight for p in every}}
+    for product in every:
+        if len(ways[product.weight]) > 1:
             continue
         x = product.node.inputs[0]
         assert x is not None
         by_input.setdefault(str(x.name), []).append(product)
-    found: dict[str, Ladder] = {}
+    found: dict[str, list[Use]] = {}
     for name, x in activations(base, list(by_input), sample, meanings).items():
         rows = x.reshape(-1, x.shape[-1])
         rows = rows[:: max(1, len(rows) // _ROWS)].astype(np.float32)
@@ -83,8 +90,9 @@ def ladders(
         shared = _integer_ladder(rows, list(group.values()), [r for r in rungs if not r.in_blocks])
         for weight, w in group.items():
             ladder = shared + _block_ladder(rows, w, [r for r in rungs if r.in_blocks])
-            found[weight] = _worse(found.get(weight), ladder)
-    return found
+            found.setdefault(weight, []).append((rows, w, ladder))
+    both = {str(weight.name): Ladder() for weight, turned in ways.items() if len(turned) > 1}
+    return both | {weight: _of_all(uses) for weight, uses in found.items()}
 
 
 def weighed(ladder: Ladder, damage: float) -> Ladder:
@@ -93,9 +101,26 @@ def weighed(ladder: Ladder, damage: float) -> Ladder:
     return [replace(c, turn=damage * (c.error / first) ** 2) for c in ladder]
 
 
-def _worse(known: Ladder | None, found: Ladder) -> Ladder:
-    """Of a weight that several inputs meet, the larger error at every rung."""
-    return found if known is None else [max(pair, key=lambda c: c.error) for pair in zip(known, found, strict=True)]
+def _of_all(uses: Sequence[Use]) -> Ladder:
+    """Of a weight that several inputs meet, at every rung that of their choices whose largest error is the least."""
+    if len(uses) == 1:
+        return uses[0][2]
+    ladder = Ladder()
+    for candidates in zip(*(of_one for *_, of_one in uses), strict=True):
+        errors = [max(_error(rows, w, c.choice) for rows, w, _ in uses) for c in candidates]
+        best = int(np.argmin(errors))
+        choice = candidates[best].choice
+        ladder.append(Candidate(choice, errors[best], 0.0 if choice.rung.own else errors[best]))
+    return ladder
+
+
+def _error(rows: NDArray[np.float32], w: NDArray[np.float32], choice: Choice) -> float:
+    """Of a product's output."""
+    if choice.blocks is None:
+        seen, made = _seen(rows, choice), _made(w, choice)
+    else:
+        seen, made = rounded_in_blocks(rows) if choice.rung.rounds else rows, choice.blocks.real(len(w))
+    return _relative(seen @ made, rows @ w)
 
 
 def _few(rows: NDArray[np.float32]) -> float:
@@ -121,8 +146,7 @@ def _integer_ladder(
     outputs = [rows @ w for w in matrices]
 
     def measured(choice: Choice) -> Candidate:
-        t = np.ones(rows.shape[1], np.float32) if choice.even is None else choice.even
-        seen = np.where(t == 0, rows, rounded(rows * t, choice))
+        seen = _seen(rows, choice)
         errors = [_relative(seen @ _made(w, choice), y) for w, y in zip(matrices, outputs, strict=True)]
         return Candidate(choice, max(errors), max(errors))
 
@@ -151,6 +175,13 @@ def _block_ladder(rows: NDArray[np.float32], w: NDArray[np.float32], rungs: Sequ
         error = _relative(seen @ made[rung.bits].real(len(w)), y)
         found.append(Candidate(Choice(rung, blocks=made[rung.bits]), error, 0.0 if rung.own else error))
     return found
+
+
+def _seen(rows: NDArray[np.float32], choice: Choice) -> NDArray[np.float32]:
+    """What `_made` is multiplied by."""
+    if choice.even is None:
+        return rounded(rows, choice)
+    return np.where(choice.even == 0, rows, rounded(rows * choice.even, choice))
 
 
 def _made(w: NDArray[np.float32], choice: Choice) -> NDArray[np.float32]:
