@@ -45,6 +45,15 @@ def test_rows_that_are_one_with_positions_have_none(tmp_path):
     assert to_bundle(linear(["batch", "sequence", 6], flatten=True), tmp_path).manifest.mixed is None
 
 
+def test_rows_that_are_the_positions_of_one_have_none(tmp_path):
+    net = Net(21)
+    x = net("Reshape", "x", net.const([1, -1, 6], np.int64))
+    y = net("Tanh", net("MatMul", x, net.weight("layer.weight", 6, 5)))
+    net.output(net("Reshape", y, net.const([-1, 5], np.int64)), "out")
+    model = net.model([("x", FLOAT, ["batch", 6])], [("out", FLOAT, None)], check=False)
+    assert to_bundle(model, tmp_path).manifest.mixed is None
+
+
 def test_a_convolution_has_none(tmp_path):
     net = Net(21)
     net.output(net("Conv", "x", net.weight("layer.weight", 4, 3, 3, 3)), "out")

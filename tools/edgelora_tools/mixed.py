@@ -73,7 +73,7 @@ def _of_batch(x: ir.Value | None, batch: str) -> ir.Value | None:
     """`x`, or the tokens `[batch, positions, features]` that it is a view of."""
     node = None if x is None or x.shape is None or dims(x)[0] == batch else x.producer()
     source = None if node is None else viewed(node)
-    return x if source is None or dims(source)[0] != batch else source
+    return x if source is None or rank(source) != 3 or dims(source)[0] != batch else source
 
 
 def _stack_delta(op: OpBuilder, node: ir.Node, x: ir.Value, index: ir.Value) -> None:
