@@ -457,7 +457,7 @@ def test_torch_is_not_needed(tmp_path):
     done = run_python(script, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "check passed" in done.stdout
-    assert not done.stderr
+    assert "normal form" in done.stderr and "arning" not in done.stderr  # its stages, and nothing else
 
 
 def test_conversion_leaves_the_source_alone(tmp_path):
