@@ -118,12 +118,25 @@ def test_a_vision_transformer_from_its_directory(tmp_path: Path):
     assert model.encode([np.zeros((30, 20, 3), np.uint8)])["pixel_values"].shape == (1, 3, 16, 16)
 
 
+class Mixing(torch.nn.Module):
+    """A product over 16 channels: convolutions alone have nothing to quantize."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = torch.nn.Linear(16, 16)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.mix(image.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 def test_integers_are_calibrated_on_pictures(tmp_path: Path):
     empty, folder = tmp_path / "empty", pictures.write_folder(tmp_path / "data", 6)
     empty.mkdir()
+    network = pictures.network()
+    network.layers.append(Mixing())
     with pytest.raises(DataError, match="holds no pictures"):
-        pictures.write_bundle(pictures.network(), tmp_path / "a.edgelora", quantize="int8", calibration=empty)
-    path = pictures.write_bundle(pictures.network(), tmp_path / "b.edgelora", quantize="int8", calibration=folder)
+        pictures.write_bundle(network, tmp_path / "a.edgelora", quantize="int8", calibration=empty)
+    path = pictures.write_bundle(network, tmp_path / "b.edgelora", quantize="int8", calibration=folder)
     assert Model.open(path).bundle.manifest.source["precision"] == "int8"
 
 
