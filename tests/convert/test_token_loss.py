@@ -24,7 +24,7 @@ from edgelora_tools.vocabulary import vocabulary_head
 
 WIDTH, VOCABULARY = 6, 11
 SOME, ALL = 4, VOCABULARY  # tokens of a block: three blocks, the last of which is smaller, or one
-CAP, SCALE = 3.0, 0.25
+CAP, SCALE, COMMON = 3.0, 0.25, 50.0
 RNG = np.random.default_rng(0)
 WEIGHT, BIAS = RNG.standard_normal((VOCABULARY, WIDTH)), RNG.standard_normal(VOCABULARY)
 
@@ -50,12 +50,13 @@ def heads(dtype):
         "bias added": lambda op, h: op.Add(op.MatMul(h, constant(op, WEIGHT.T)), constant(op, BIAS)),
         "capped": capped,
         "scaled": lambda op, h: op.Mul(tied(op, h), constant(op, SCALE)),
+        "alike": lambda op, h: op.Gemm(h, constant(op, WEIGHT + COMMON), transB=1),
         "divided": lambda op, h: op.Div(tied(op, h), constant(op, 1 / SCALE)),
     }
 
 
 def torch_logits(kind, h):
-    z = h @ torch.tensor(WEIGHT).T.to(h)
+    z = h @ torch.tensor(WEIGHT + COMMON * (kind == "alike")).T.to(h)
     if kind.startswith("bias"):
         z = z + torch.tensor(BIAS).to(h)
     return torch.tanh(z / CAP) * CAP if kind == "capped" else z * SCALE if kind in ("scaled", "divided") else z
@@ -148,6 +149,16 @@ def test_far_apart_logits_are_exact():
     assert wanted[0].max() > 200
     np.testing.assert_allclose(losses, wanted[0], rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(gradient, wanted[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("most", [1, SOME])
+def test_what_tokens_have_in_common_leaves_no_rounding(most):
+    """Their vectors differ by a fiftieth of themselves: shares of blocks that add up to one but for rounding show."""
+    feeds = feeds_for(65, np.float32)
+    feeds["h"] = np.abs(feeds["h"]) / 2
+    with open_session(graph("alike", np.float32, most)) as session:
+        (gradient,) = run(session, ["gradient"], feeds)
+    np.testing.assert_allclose(gradient, by_torch("alike", feeds)[1], atol=1e-4)
 
 
 @pytest.mark.parametrize("most", [1, ALL])

@@ -56,13 +56,14 @@ def token_loss_rule(op: OpBuilder, node: ir.Node, dn: ir.Value, dslopes: None = 
 class TokenLoss:
     """TokenLoss(H `[rows, width]`, Y int64 `[rows]`) with body `head`; n `[rows]` and G `[rows, width]`.
 
-    Of blocks b of the vocabulary, with l_b = log Σ exp(z_b), p_b = softmax(z_b) and l = log Σ_b exp(l_b):
+    Of blocks b of the vocabulary, with m = max z, p_b = softmax(z_b) and s_b = Σ exp(z_b − m):
 
-    n = l − z_y
-    G = Σ_b exp(l_b − l)·f_b'(h)ᵀ·p_b − f_y'(h)
+    n = m + log s − z_y,  s = Σ_b s_b
+    G = Σ_b s_b·f_b'(h)ᵀ·p_b / s − f_y'(h)
 
-    l, z_y and the sum are kept up as the blocks come (Milakov and Gimelshein, arXiv:1805.02867). A block has `most`
-    columns at the most.
+    m, z_y and both sums are kept up as the blocks come (Milakov and Gimelshein, arXiv:1805.02867), the sums by the same
+    factors, so that shares of blocks add up to one: what tokens' vectors have in common, most of them, cancels in G.
+    A block has `most` columns at the most.
     """
 
     most: int = 1024  # docs/decisions/0043 has the table
@@ -80,7 +81,7 @@ class TokenLoss:
         size = -(-head.columns // blocks)
         one_each = op.Concat(op.Shape(h, start=0, end=1), op.Constant(value_ints=[1]), axis=0)
         least = float(np.finfo(h.dtype.numpy()).min)
-        begun = [shaped(filled(op, value, one_each, h), [dims(h)[0], 1], h) for value in (least, 0.0)]
+        begun = [shaped(filled(op, value, one_each, h), [dims(h)[0], 1], h) for value in (least, 0.0, 0.0)]
         if learns:
             begun.append(annotate(filled(op, 0.0, op.Shape(h), h), h))
         inner = new_body(op, "vocabulary")
@@ -95,9 +96,9 @@ class TokenLoss:
         body = close_body(inner, [condition, *made])
         remove_dead_nodes(body)
         count, always = op.Constant(value=ir.tensor(blocks)), op.Constant(value=ir.tensor(True))
-        total, own, *slopes = op.Loop(count, always, *begun, body=body, _outputs=len(begun))
-        losses = op.Squeeze(op.Sub(total, own), [-1])
-        return [losses, op.Sub(slopes[0], head.slope_at(op, h, labels)) if learns else h]
+        top, total, own, *slopes = op.Loop(count, always, *begun, body=body, _outputs=len(begun))
+        losses = op.Squeeze(op.Add(op.Sub(top, own), op.Log(total)), [-1])
+        return [losses, op.Sub(op.Div(slopes[0], total), head.slope_at(op, h, labels)) if learns else h]
 
 
 def _further(
@@ -108,23 +109,23 @@ def _further(
     span: tuple[ir.Value, ir.Value],
     kept: Sequence[ir.Value],
 ) -> list[ir.Value]:
-    """l and z_y `[rows, 1]`, and the sum of G where it is asked for, from those before the block of tokens `span`."""
-    before, own, *slopes = kept
+    """m, s and z_y `[rows, 1]`, and the sum of G where it is asked for, from those before the tokens `span`."""
+    before, sum_before, own, *slopes = kept
     first, behind = span
     nodes, z = head.logits(op, h, op.Unsqueeze(first, [0]), op.Unsqueeze(behind, [0]))
     at = op.Sub(label, first)
     nearest = op.Max(op.Min(at, op.Sub(op.Sub(behind, first), 1)), 0)
     chosen = op.Mul(op.GatherElements(z, nearest, axis=-1), indicator(op, op.Equal(at, nearest), z))
     p = annotate(op.Softmax(z, axis=-1), z)
-    top, likeliest = (op.ReduceMax(x, [-1], keepdims=1) for x in (z, p))
-    here = op.Sub(top, op.Log(likeliest))  # log Σ exp(z): p serves both
-    total = annotate(op.ReduceLogSumExp(op.Concat(before, here, axis=-1), [-1], keepdims=1), before)
-    made = [total, annotate(op.Add(own, chosen), own)]
+    here, likeliest = (op.ReduceMax(x, [-1], keepdims=1) for x in (z, p))
+    top = annotate(op.Max(before, here), before)
+    fade = op.Exp(op.Sub(before, top))
+    share = op.Div(op.Exp(op.Sub(here, top)), likeliest)  # Σ exp(z − here) is 1/max p: p serves both
+    made = [top, annotate(op.Add(op.Mul(sum_before, fade), share), before), annotate(op.Add(own, chosen), own)]
     if not slopes:
         return made
-    parts = ((slopes[0], before), (head.pulled(op, nodes, z, p, h), here))
-    shares = [op.Mul(slope, op.Exp(op.Sub(logarithm, total))) for slope, logarithm in parts]
-    return [*made, annotate(op.Add(*shares), h)]
+    slope = op.Add(op.Mul(slopes[0], fade), op.Mul(head.pulled(op, nodes, z, p, h), share))
+    return [*made, annotate(slope, h)]
 
 
 class _Head:
