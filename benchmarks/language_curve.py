@@ -2,6 +2,9 @@
 
 MODEL is the Hugging Face directory that BUNDLE was made from, TEXT a file that both read in the same order. Both begin
 with one adapter, and take turns in one process: gradients of the first step, the loss of every step, processor time.
+
+PEFT can compute in float64 (`--dtype float64`), which tells whose float32 is nearer: torch's loss of a vocabulary of
+49,152 is 2.4e-6 too low, and some of its gradients 4e-4 off.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     sides = {
         "EdgeLoRA": edgelora_steps(bundle, adapter, options.learning_rate),
-        "PEFT": peft_steps(options.model, adapter, options.attention, options.learning_rate),
+        "PEFT": peft_steps(options, adapter),
     }
     losses: dict[str, list[float]] = {name: [] for name in sides}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -70,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tokens", type=int, default=256)
     made.add_argument("--targets", nargs="+", default=["q_proj", "v_proj"])
     made.add_argument("--attention", default="sdpa", choices=["sdpa", "eager"])
+    made.add_argument("--dtype", default="float32", choices=["float32", "float64"], help="of PEFT; ours is float32")
     made.add_argument("--learning-rate", type=float, default=1e-3)
     made.add_argument("--threads", type=int, default=1)
     return made
@@ -108,22 +112,22 @@ def edgelora_steps(bundle: Bundle, adapter: Adapter, learning_rate: float) -> St
     return step
 
 
-def peft_steps(model: Path, adapter: Adapter, attention: str, learning_rate: float) -> Step:
+def peft_steps(options: argparse.Namespace, adapter: Adapter) -> Step:
     """The same by PEFT, which reads the adapter from its files."""
     causal: Any = transformers.AutoModelForCausalLM.from_pretrained(
-        model, dtype=torch.float32, attn_implementation=attention
+        options.model, dtype=getattr(torch, options.dtype), attn_implementation=options.attention
     )
     causal.config.use_cache = False
     with tempfile.TemporaryDirectory() as folder:
         write_adapter(adapter, Path(folder))
         wrapped: Any = peft.PeftModel.from_pretrained(causal, folder, is_trainable=True)
-    wrapped.eval()
+    wrapped.to(causal.dtype).eval()
     named = {
         name.removeprefix("base_model.model.").replace(".default.weight", ""): parameter
         for name, parameter in wrapped.named_parameters()
         if parameter.requires_grad
     }
-    optimizer = torch.optim.AdamW(named.values(), lr=learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(named.values(), lr=options.learning_rate, weight_decay=0.0)
 
     def step(batch: Batch) -> tuple[float, dict[str, np.ndarray]]:
         ids, after = map(torch.from_numpy, batch)
