@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given
@@ -57,7 +58,24 @@ def encoder(folder: Path) -> Bundle:
     return to_bundle(model, folder, "encoder", task="sequence-classification", **LARGE)
 
 
-BUILDERS = {"perceptron": perceptron, "encoder": encoder, "decoder": decoder}
+def pooled(folder: Path) -> Bundle:
+    """Convolutions with pools behind some of them, as far apart as makes all parts hold about the same."""
+    net, x = Net(17), "x"
+    for part, count in enumerate((1, 4, 4)):
+        for at in range(count):
+            x = convolution(net, x, f"{part}.{at}", 3 if x == "x" else 16)
+        x = net("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    sizes = ("batch", 3, 32, 32), ("batch", 16, 4, 4)
+    model = net.model([("x", networks.FLOAT, sizes[0])], [(net.rename(x, "y"), networks.FLOAT, sizes[1])])
+    return to_bundle(model, folder, "pooled", target_modules=("0.0", "1.1", "2.1"), batch_size=1024)
+
+
+def convolution(net: Net, x: str, name: str, channels: int) -> str:
+    weight = net.weight(f"{name}.weight", 16, channels, 3, 3, scale=0.1)
+    return net("Relu", net("Conv", x, weight, kernel_shape=[3, 3], pads=[1, 1, 1, 1], name=f"/{name}/Conv"))
+
+
+BUILDERS = {"perceptron": perceptron, "encoder": encoder, "decoder": decoder, "pooled": pooled}
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +141,19 @@ def test_every_gradient_is_the_plain_graphs_to_the_bit(bundle_of: Callable[[str]
     for record, again in found:
         assert_same(bundle, record, again, [(1, 1), (3, 5), (4, 16)])
         assert 1 < again.work < 1.6
+
+
+def test_a_maximum_is_compared_with_what_it_is_of(bundle_of: Callable[[str], Bundle]):
+    """Not with what is rounded otherwise, the second time: no element would be the maximum, and gradients NaN."""
+    for _, again in pairs(bundle_of("pooled")):
+        graph = onnx.load(bundle_of("pooled").path / again.file, load_external_data=False).graph
+        made = {y: node for node in graph.node for y in node.output}
+        compared = [node for node in graph.node if node.op_type == "Equal"]
+        assert len(compared) > 1
+        for node in compared:
+            x, spread = node.input
+            pool = made[made[spread].input[0]]
+            assert pool.op_type == "MaxPool" and pool.input[0] == x, again.file
 
 
 @pytest.mark.parametrize("model", ["perceptron", "encoder"])

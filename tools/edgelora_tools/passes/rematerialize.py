@@ -4,6 +4,8 @@ The forward pass is cut into segments where little crosses from one to the next:
 crosses is kept, and so are small values and the last segment, whose backward pass comes first. Each other segment is
 computed once more from what was kept, behind a gate that opens with the cotangent of its outputs: no runtime can do it
 earlier, or merge it with the first time (Chen et al., arXiv:1604.06174). Masks are inputs: the gradients are the same.
+But a runtime may round the second time otherwise: what is compared for equality, as a maximum with what it is of, is
+computed again even where it is kept.
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ class _Forward:
         for at, node in enumerate(self.nodes):
             self.last_use.update((x, at) for x in values_read(node) if x in self.place)
         self.read = {x for node in self.backward for x in values_read(node) if x in self.place}
-        self.constant = set[ir.Value]()
+        self.comparing = self._comparing()
+        self.constant, self.once = set[ir.Value](), set[ir.Value]()
         self.pinned = self._pinned(max((self.sizes.bytes(x) for x in self.read), default=0) // _SMALL)
         self.saved = self._saved()
 
@@ -86,9 +89,20 @@ class _Forward:
                 self.constant.update(node.outputs)
             tensors = all(isinstance(x.type, ir.TensorType | None) for x in (*values_read(node), *node.outputs))
             if captured(node) or node.op_type in _RANDOM or not tensors:
-                pinned.update(node.outputs)
+                self.once.update(node.outputs)
             pinned.update(y for y in node.outputs if self.sizes.bytes(y) <= small)
-        return self.constant | pinned | {x for node in self.backward for x in captured(node) if x in self.place}
+        self.once |= self.constant
+        return self.once | pinned | {x for node in self.backward for x in captured(node) if x in self.place}
+
+    def _comparing(self) -> set[ir.Node]:
+        """The nodes of the backward pass that compare for equality, and those that only spread what is compared."""
+        found = set[ir.Node]()
+        for node in reversed(self.backward):
+            readers = {reader for y in node.outputs for reader, _ in y.uses()}
+            spreads = bool(readers) and readers <= found and node not in self.dependent
+            if node.op_type == "Equal" or spreads:
+                found.add(node)
+        return found
 
     def still(self, value: ir.Value) -> bool:
         """Whether it is a constant or a shape, or made of these alone: nothing that a gate can hold back."""
@@ -163,7 +177,7 @@ class _Backward:
                 done = [y for y, first in gradients.items() if first > segment]
                 gradients = {y: first for y, first in gradients.items() if first <= segment}
                 gate = _Gate(self.op, opens, done)
-                work += self._compute_again(segment, gate)
+                work += self._compute_again(segment, segments, gate)
                 self._wait(members, gate)
         return work
 
@@ -208,11 +222,14 @@ class _Backward:
             (x for node in members for x in values_read(node) if x in order), key=order.__getitem__, default=None
         )
 
-    def _compute_again(self, segment: int, gate: _Gate) -> int:
+    def _compute_again(self, segment: int, segments: Mapping[ir.Node, int], gate: _Gate) -> int:
         """Let the backward pass read copies of the segment's values; returns the operations that they cost."""
         begin = self.cuts[segment - 1] + 1 if segment else 0
         nodes = self.forward.nodes[begin : self.cuts[segment] + 1]
         needed = {y for node in nodes for y in node.outputs if y in self.forward.read and self._segment(y) == segment}
+        compared = {x for node in self.forward.comparing if segments[node] == segment for x in values_read(node)}
+        compared -= self.forward.once
+        needed |= {y for node in nodes for y in node.outputs if y in compared}
         for node in reversed(nodes):
             if any(y in needed for y in node.outputs):
                 needed.update(x for x in node.inputs if x is not None and self._segment(x) == segment)
@@ -222,7 +239,7 @@ class _Backward:
             copies.update(zip(node.outputs, self._copy(node, copies, gate).outputs, strict=True))
         for node in self.forward.backward:
             for at, x in enumerate(node.inputs):
-                if x is not None and x in copies:
+                if x in copies and (self._segment(x) == segment or node in self.forward.comparing):
                     node.replace_input_with(at, copies[x])
         return sum(self.forward.sizes.operations(node) for node in copied)
 
