@@ -7,7 +7,7 @@ mixed batches is held against the inference graph, row by row.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from edgelora.active import ActiveAdapter
 from edgelora.adapter import absent_adapter
 from edgelora.bundle import Bundle
 from edgelora.gradient_checks import PointVerdict, against_differences, loss_slope_error, rounds_activations
+from edgelora.kinks import least_shares
 from edgelora.manifest import ATTENTION_OP, EMBEDDING_OP, LORA_GRAPHS, Halves, Prefix, TrainingGraph
 from edgelora.mixing import AdapterStack
 from edgelora.probes import CHANGE, OUTPUTS, RANK, Feeds, loss_feeds, random_head, random_pair, whole_adapter
@@ -45,25 +46,37 @@ class GraphVerdict:
 
 def check_graph(bundle: Bundle, record: TrainingGraph, inputs: Feeds, rng: np.random.Generator) -> GraphVerdict:
     """A loss graph, or one with dropout, with an adapter at every point."""
-    values = whole_adapter(bundle, inputs, rng)
-    made = bundle.forward.run({**inputs, **values})
-    feeds: Feeds = {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, made, rng)}
-    got, (expected, noise) = bundle.graph(record.file).run(feeds), _expected(bundle, record, feeds, made)
     same, slope = (ROUNDED_TOLERANCE,) * 2 if rounds_activations(bundle) else (SAME_TOLERANCE, GRADIENT_TOLERANCE)
-    shares: dict[str, float] = {}  # errors as shares of what is tolerated
-    least = _rounding(expected)
-    for name in sorted(expected):
-        floor = max(least, noise.get(name, 0.0))
-        shares[name] = _gap(got[name], expected[name], floor) / same if name in got else LARGEST
-    if "loss" in got and (record.dropout or not expected):
-        for spec in record.inputs:
-            if spec.dtype == "uint8":
-                feeds[spec.name] = (rng.random(feeds[spec.name].shape) < 0.7).astype(np.uint8)
-        moved = [name for name in values if f"grad.{name}" in got]
+
+    def place() -> tuple[Feeds, Feeds]:
+        values = whole_adapter(bundle, inputs, rng)
+        made = bundle.forward.run({**inputs, **values})
+        return {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, made, rng)}, made
+
+    def shares_of(feeds: Feeds, made: Feeds) -> dict[str, float]:
+        got, (expected, noise) = bundle.graph(record.file).run(feeds), _expected(bundle, record, feeds, made)
+        least, shares = _rounding(expected), dict[str, float]()
+        for name in sorted(expected):
+            floor = max(least, noise.get(name, 0.0))
+            shares[name] = _gap(got[name], expected[name], floor) / same if name in got else LARGEST
+        return shares
+
+    feeds, made = place()
+    shares = least_shares(shares_of(feeds, made), lambda: shares_of(*place()))
+    graph = bundle.graph(record.file)
+    if "loss" in graph.outputs and (record.dropout or not shares):
+        feeds |= _masks(record, feeds, rng)
+        moved = [name for name in feeds if f"grad.{name}" in graph.outputs]
         shares[_ALONG] = loss_slope_error(bundle, record, feeds, moved, rng) / slope
     where = max(shares, key=lambda name: shares[name])
     tolerance = slope if where == _ALONG else same
     return GraphVerdict(record.file, bounded(shares[where] * tolerance), where, shares[where] <= 1)
+
+
+def _masks(record: TrainingGraph, feeds: Feeds, rng: np.random.Generator) -> Feeds:
+    """A random mask for each that a graph with dropout takes."""
+    masks = [spec.name for spec in record.inputs if spec.dtype == "uint8"]
+    return {name: (rng.random(feeds[name].shape) < 0.7).astype(np.uint8) for name in masks}
 
 
 def check_method(
@@ -165,14 +178,16 @@ def check_prefix(bundle: Bundle, prefix: Prefix, inputs: Feeds, rng: np.random.G
     values |= {name: absent[name] for p in outside for name in (p.input_a, p.input_b)}
     kept = bundle.graph(prefix.file).run(inputs)
     made = bundle.forward.run({**inputs, **values})
-    verdicts = [_same(bundle, prefix.forward, made, {**inputs, **values, **kept})]
+    given = {**inputs, **values, **kept}
+    verdicts = [_same(bundle, prefix.forward, bundle.graph(prefix.forward).run(given), made)]
     for record in prefix.training:
         whole = bundle.training(record.loss, record.dropout)
-        feeds = {**inputs, **values, **loss_feeds(bundle.manifest, whole, inputs, made, rng)}
+        feeds = {**given, **loss_feeds(bundle.manifest, whole, inputs, made, rng)}
         expected = bundle.graph(whole.file).run(feeds)
-        verdicts.append(_same(bundle, record.file, expected, {**feeds, **kept}))
-        if record.halves is not None:
-            verdicts.append(_in_two(bundle, record.halves, {**expected, **made}, {**feeds, **kept}))
+        verdicts.append(_same(bundle, record.file, bundle.graph(record.file).run(feeds), expected))
+        if (halves := record.halves) is not None:
+            both = {**expected, **made}
+            verdicts.append(_same(bundle, halves.backward, _in_two(bundle, halves, both, feeds), both))
     return verdicts
 
 
@@ -180,48 +195,60 @@ def check_recomputed(
     bundle: Bundle, record: TrainingGraph, file: str, inputs: Feeds, rng: np.random.Generator
 ) -> GraphVerdict:
     """A graph that recomputes against the plain one, under random masks."""
-    values = whole_adapter(bundle, inputs, rng)
-    made = bundle.forward.run({**inputs, **values})
-    feeds: Feeds = {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, made, rng)}
-    for spec in record.inputs:
-        if spec.dtype == "uint8":
-            feeds[spec.name] = (rng.random(feeds[spec.name].shape) < 0.7).astype(np.uint8)
-    return _same(bundle, file, bundle.graph(record.file).run(feeds), feeds)
+
+    def both() -> tuple[Feeds, Feeds]:
+        values = whole_adapter(bundle, inputs, rng)
+        made = bundle.forward.run({**inputs, **values})
+        feeds: Feeds = {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, made, rng)}
+        feeds |= _masks(record, feeds, rng)
+        return bundle.graph(file).run(feeds), bundle.graph(record.file).run(feeds)
+
+    return _agreement(bundle, file, both)
 
 
 def check_halves(
     bundle: Bundle, record: TrainingGraph, halves: Halves, inputs: Feeds, rng: np.random.Generator, graphs: str
 ) -> GraphVerdict:
     """Both halves, one after the other, against the inference graph and the whole training graph of a set of graphs."""
-    if graphs == LORA_GRAPHS:
-        values = whole_adapter(bundle, inputs, rng)
-    else:
-        absent = absent_adapter(bundle.manifest, graphs, bundle)
-        values = {**method_adapter(bundle, graphs, absent, rng), **random_head(bundle.manifest, rng)}
-    made = bundle.forward_in(graphs).run({**inputs, **values})
-    feeds: Feeds = {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, made, rng)}
-    return _in_two(bundle, halves, {**bundle.graph(record.file).run(feeds), **made}, feeds)
+
+    def both() -> tuple[Feeds, Feeds]:
+        if graphs == LORA_GRAPHS:
+            values = whole_adapter(bundle, inputs, rng)
+        else:
+            absent = absent_adapter(bundle.manifest, graphs, bundle)
+            values = {**method_adapter(bundle, graphs, absent, rng), **random_head(bundle.manifest, rng)}
+        made = bundle.forward_in(graphs).run({**inputs, **values})
+        feeds: Feeds = {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, made, rng)}
+        expected = {**bundle.graph(record.file).run(feeds), **made}
+        return _in_two(bundle, halves, expected, feeds), expected
+
+    return _agreement(bundle, halves.backward, both)
 
 
-def _in_two(bundle: Bundle, halves: Halves, expected: Feeds, feeds: Feeds) -> GraphVerdict:
-    """Whether both halves return what is expected, the outputs of inference among it."""
+def _in_two(bundle: Bundle, halves: Halves, expected: Feeds, feeds: Feeds) -> Feeds:
+    """What both halves return of what is expected, one after the other."""
     first = bundle.graph(halves.forward).run(feeds)
     second = bundle.graph(halves.backward).run({**feeds, **{name: first[name] for name in halves.kept}})
-    got = {**second, **{name: y for name, y in first.items() if name in expected}}
-    return _agreement(bundle, halves.backward, got, expected)
+    return {**second, **{name: y for name, y in first.items() if name in expected}}
 
 
-def _same(bundle: Bundle, file: str, expected: Feeds, feeds: Feeds) -> GraphVerdict:
-    """Whether the graph returns what is expected."""
-    return _agreement(bundle, file, bundle.graph(file).run(feeds), expected)
+def _same(bundle: Bundle, file: str, got: Feeds, expected: Feeds) -> GraphVerdict:
+    """Whether a graph returned what is expected, at one place."""
+    return _agreement(bundle, file, lambda: (got, expected))
 
 
-def _agreement(bundle: Bundle, file: str, got: Feeds, expected: Feeds) -> GraphVerdict:
-    least = _rounding(expected)
-    errors = {name: _gap(y, expected[name], least) for name, y in got.items()}
-    where = max(errors, key=lambda name: errors[name])
+def _agreement(bundle: Bundle, file: str, at_a_place: Callable[[], tuple[Feeds, Feeds]]) -> GraphVerdict:
+    """How far what a graph returns is from what is expected, both at places that `at_a_place` draws."""
     tolerance = ROUNDED_TOLERANCE if rounds_activations(bundle) else SAME_TOLERANCE
-    return GraphVerdict(file, bounded(errors[where]), where, errors[where] <= tolerance)
+
+    def shares() -> dict[str, float]:
+        got, expected = at_a_place()
+        least = _rounding(expected)
+        return {name: _gap(y, expected[name], least) / tolerance for name, y in got.items()}
+
+    found = least_shares(shares(), shares)
+    where = max(found, key=lambda name: found[name])
+    return GraphVerdict(file, bounded(found[where] * tolerance), where, found[where] <= 1)
 
 
 def _expected(
