@@ -6,7 +6,8 @@
 from what was said before its turns, and its turns; its name is in neither: who speaks is for the adapter to know. Roles
 are those that say the most. As on a device, the past foretells the future: the last third of a role's turns, as the
 plays have them, is held out for the table, and the last fifth of those before it tells which epoch's adapter is kept.
-The learning rate was chosen on such fifths too, never on a turn of the table.
+The learning rate, of 0.001, 0.002 and 0.005, is the best after LEONTES's first epoch on his fifth: no choice has seen a
+turn of the table.
 
 Bits per byte of the held-out turns tell how well they are foretold; less is better. How far the own adapter is from the
 best of the others is told with its standard error over turns, since turns are few. Every adapter learns what all plays
@@ -172,8 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--plays", type=Path, required=True, help="input.txt of tiny Shakespeare")
     parser.add_argument("--base", type=Path, help="a Hugging Face directory or GGUF file (SmolLM2-135M)")
     parser.add_argument("--roles", nargs="+", help=f"whose turns are learned (the {COUNT} who say the most)")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=2, help="at most (%(default)s)")
+    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate (%(default)s)")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     model = el.Model.open(make_bundle(options.folder / "roles.edgelora", options.base))
