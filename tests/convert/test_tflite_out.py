@@ -22,11 +22,11 @@ from edgelora.methods import IA3Config
 from edgelora.parity import parity_samples
 from edgelora.probes import random_pair
 from edgelora.runtime import Model
-from edgelora_tools.runner import sample_inputs
+from edgelora_tools.runner import open_session, sample_inputs
 from edgelora_tools.sources import open_source
 from tests.convert.bundles import relative, to_bundle
 from tests.convert.memory import memory_below
-from tests.convert.real_files import MEDIAPIPE, fetched, logits
+from tests.convert.real_files import MEDIAPIPE, NMP, fetched, logits
 
 pytest.importorskip("tflite", reason="needs the TFLite schema: edgelora[tflite]")
 pytest.importorskip("ai_edge_litert", reason="needs TFLite's interpreter: edgelora[tflite]")
@@ -40,6 +40,7 @@ from edgelora_tools.sources.tflite.model import Graph, Operator, Sparsity, Tenso
 
 FLOAT = ("ad01_fp32", "pretrainedResnet")
 CODES = ("pretrainedResnet_quant", "ad01_int8", "kws_ref_model_float32")
+PITCH, PITCH_POINTS = "nmp", "model_1.conv2d_5"
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +49,17 @@ def bundles(tiny, tmp_path_factory):
     made: dict[str, Bundle] = {}
 
     def bundle(name: str) -> tuple[Bundle, Path]:
+        path = basic_pitch() if name == PITCH else tiny / f"{name}.tflite"
         if name not in made:
-            path = tiny / f"{name}.tflite"
-            made[name] = to_bundle(path, tmp_path_factory.mktemp(name), target_modules=None, output=logits(path))
-        return made[name], tiny / f"{name}.tflite"
+            chosen = PITCH_POINTS if name == PITCH else None
+            made[name] = to_bundle(path, tmp_path_factory.mktemp(name), target_modules=chosen, output=logits(path))
+        return made[name], path
 
     return bundle
+
+
+def basic_pitch() -> Path:
+    return fetched("basic-pitch", "0.4.0", {"basic_pitch/saved_models/icassp_2022/nmp.tflite": NMP}, ".") / "nmp.tflite"
 
 
 def random_feeds(bundle: Bundle, seed: int, size: float = 0.05) -> dict[str, np.ndarray]:
@@ -85,6 +91,27 @@ def test_float_files_compute_what_the_bundle_does(name, seed, bundles):
     gap = difference(bundle, "lora", feeds, merged)
     assert gap is not None and gap <= 1e-5
     assert blank(merged.content) == blank(path.read_bytes())
+
+
+@pytest.mark.parametrize("name", [*FLOAT, PITCH])
+def test_float_files_come_in_again(name, bundles, tmp_path):
+    """In, out with an adapter, in again: merged weights on both sides give what the interpreter does, within 1e-5.
+
+    The bundle has its adapter beside the weights, and sums in another order, which basic-pitch makes larger.
+    """
+    bundle, path = bundles(name)
+    out, adapter = tmp_path / "out.tflite", random_feeds(bundle, 1)
+    save_file(merged_file(bundle, "lora", adapter, path), path, out)
+    source = open_source(str(out)).reading(logits(out), False)
+    feeds = sample_inputs(source.model, {"batch": 4}, np.random.default_rng(0))
+    wanted, names = source.run(feeds), [y.name for y in bundle.manifest.outputs]
+    with open_session(source.model) as session:
+        again = dict(zip(names, map(np.asarray, session.run(names, feeds)), strict=True))
+    beside, base = (bundle.forward.run({**feeds, **x}) for x in (adapter, absent_adapter(bundle.manifest)))
+    gaps = [max(np.abs(y[n] - wanted[n]).max() / np.abs(wanted[n]).max() for n in names) for y in (again, beside, base)]
+    assert gaps[0] <= 1e-5
+    assert gaps[1] <= (1e-5 if name in FLOAT else 2e-4)
+    assert gaps[2] > 1e-2
 
 
 def blank(content: bytes) -> bytes:
