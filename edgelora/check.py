@@ -27,7 +27,7 @@ from edgelora.graph_checks import (
 )
 from edgelora.language_checks import check_decode
 from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest
-from edgelora.parity import parity_error, parity_samples, parity_tolerance
+from edgelora.parity import parity_errors, parity_samples, parity_tolerance
 from edgelora.probes import Feeds
 from edgelora.quantization import QuantizedVerdict, check_quantization
 from edgelora.session import ENGINE_VERSION
@@ -68,7 +68,7 @@ def check(
     samples = [*parity_samples(bundle), *(extra or [])]
     progress("parity with the source")
     rng = np.random.default_rng(0)
-    parity = max(parity_error(bundle, inputs, outputs, rng) for inputs, outputs in samples)
+    parity = parity_errors(bundle, samples, rng)
     inputs = samples[min(1, len(samples) - 1)][0]
     progress("gradients of the float32 base")
     quantized = check_quantization(bundle)
@@ -108,8 +108,9 @@ def check(
     for prefix in manifest.prefixes:
         progress(prefix.file)
         graphs += check_prefix(bundle, prefix, inputs, rng)
-    passed = parity <= parity_tolerance(manifest) and all(v.passed for v in (*points, *graphs, *quantized))
-    return Verdict(passed, parity, len(samples), tuple(points), tuple(graphs), ENGINE_VERSION, quantized)
+    passed = all(error <= parity_tolerance(manifest, output) for output, error in parity.items())
+    passed = passed and all(v.passed for v in (*points, *graphs, *quantized))
+    return Verdict(passed, max(parity.values()), len(samples), tuple(points), tuple(graphs), ENGINE_VERSION, quantized)
 
 
 def inputs_of_points(

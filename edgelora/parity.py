@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,19 @@ from edgelora.slopes import LARGEST, bounded
 PARITY_FILE = "parity.safetensors"
 COLOURS = (1, 3, 4)  # how many an axis of a picture may hold
 PARITY_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 1e-1, "int4": 2e-1}
+_FAR = 3  # the largest of a few differences, and both sets may err in one direction
 
 
-def parity_tolerance(manifest: Manifest) -> float:
-    """How far from its source a bundle may be, relative to the largest value: by the coarser arithmetic of the two."""
+def parity_tolerance(manifest: Manifest, output: str) -> float:
+    """How far from its source an output may be, relative to the largest value: by the coarser arithmetic of the two.
+
+    A source whose two sets of kernels are `spread` apart is not known better than that: three times as far is allowed.
+    """
     source = manifest.source
     ours = PARITY_TOLERANCE[source.get("precision", "float32")]
-    return max(ours, PARITY_TOLERANCE[source.get("source_precision", "float32")])
+    theirs = PARITY_TOLERANCE[source.get("source_precision", "float32")]
+    spread: dict[str, float] = source.get("spread", {})
+    return max(ours, theirs, _FAR * spread.get(output, max(spread.values(), default=0.0)))
 
 
 def parity_samples(bundle: Bundle) -> list[tuple[Feeds, Feeds]]:
@@ -42,24 +48,33 @@ def parity_samples(bundle: Bundle) -> list[tuple[Feeds, Feeds]]:
     return [samples[number] for number in sorted(samples)]
 
 
-def parity_error(bundle: Bundle, inputs: Feeds, source: Mapping[str, NDArray[Any]], rng: np.random.Generator) -> float:
-    """The largest difference between the bundle without adapter and the source, relative to the largest value.
+def parity_errors(
+    bundle: Bundle, samples: Sequence[tuple[Feeds, Mapping[str, NDArray[Any]]]], rng: np.random.Generator
+) -> dict[str, float]:
+    """For each output the largest difference between the bundle without adapter and the source; see `differences`.
 
     A new head has no counterpart in the source: a random one is applied to the source's pooled output here.
     """
-    feeds: Feeds = {**inputs, **absent_adapter(bundle.manifest)}
-    head = random_head(bundle.manifest, rng)
-    ours = bundle.forward.run({**feeds, **head})
-    theirs = expected_outputs(bundle.manifest, inputs, source, head)
-    worst = 0.0
-    for name, wanted in theirs.items():
-        wanted = np.asarray(wanted, np.float64)
-        got = np.asarray(ours[name], np.float64)
-        if got.shape != wanted.shape:
-            return LARGEST
-        scale = float(np.abs(wanted).max(initial=0.0)) or 1.0
-        worst = max(worst, bounded(float(np.abs(got - wanted).max(initial=0.0)) / scale))
-    return worst
+    pairs: list[tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]] = []
+    for inputs, source in samples:
+        head = random_head(bundle.manifest, rng)
+        ours = bundle.forward.run({**inputs, **absent_adapter(bundle.manifest), **head})
+        pairs.append((ours, expected_outputs(bundle.manifest, inputs, source, head)))
+    return differences(pairs)
+
+
+def differences(
+    pairs: Sequence[tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]],
+) -> dict[str, float]:
+    """For each output the largest difference in pairs of what was got and what is wanted, by what is wanted at most."""
+    gaps, scales = dict[str, float](), dict[str, float]()
+    for ours, theirs in pairs:
+        for name, y in theirs.items():
+            wanted, got = np.asarray(y, np.float64), np.asarray(ours[name], np.float64)
+            gap = float(np.abs(got - wanted).max(initial=0.0)) if got.shape == wanted.shape else LARGEST
+            gaps[name] = max(gaps.get(name, 0.0), bounded(gap))
+            scales[name] = max(scales.get(name, 0.0), float(np.abs(wanted).max(initial=0.0)))
+    return {name: LARGEST if gap == LARGEST else bounded(gap / (scales[name] or 1.0)) for name, gap in gaps.items()}
 
 
 def expected_outputs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from edgelora.bundle import Bundle
 from edgelora.check import check, inputs_of_points
 from edgelora.cli.main import main
 from edgelora.manifest import InsertionPoint, Manifest
-from edgelora.parity import parity_samples
+from edgelora.parity import parity_samples, parity_tolerance
 from edgelora.reference_losses import REFERENCES
 from tests.convert import networks
 from tests.convert.bundles import to_bundle
@@ -226,6 +227,10 @@ def test_parity_tolerance_is_tight_for_float32_and_loose_for_half(tmp_path):
     model = networks.perceptron(17)
     bundle = to_bundle(model, tmp_path)
     assert bundle.manifest.source["precision"] == "float32"
+    assert parity_tolerance(bundle.manifest, "y") == 1e-4
+    unsure = replace(bundle.manifest, source={**bundle.manifest.source, "spread": {"y": 1e-3, "z": 1e-6}})
+    assert parity_tolerance(unsure, "y") == 3e-3 and parity_tolerance(unsure, "z") == 1e-4
+    assert parity_tolerance(unsure, "logits") == 3e-3  # of a head, which is of all of them
     net = Net(17)
     cast = net("Cast", net.const(np.eye(4), np.float16), to=FLOAT)
     net.output(net("MatMul", "x", cast), "y")

@@ -13,6 +13,7 @@ from edgelora.errors import ConfigError, ConversionError
 from edgelora.manifest import RECURRENT, Budget, GraphSet, InsertionPoint, Manifest, MemoryTable, Prefix, TensorSpec
 from edgelora.memory_forecast import forecast
 from edgelora.memory_plan import MemoryPlan
+from edgelora.parity import differences
 from edgelora.targets import ALL_LINEAR, select_points
 from edgelora_tools.base_values import values_graph
 from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_weights, write_bundle
@@ -163,7 +164,7 @@ def convert(
         made, prefix = graphs_after_skips(skips, chosen, options)
         graphs, prefixes = graphs | made, [*prefixes, prefix]
     progress("parity samples from the source")
-    samples = parity_samples(source, model, base, sizes)
+    samples, spread = parity_samples(source, model, base, sizes)
     manifest = Manifest(
         name=options.name or source.name,
         task=options.task,
@@ -187,6 +188,7 @@ def convert(
             "precision": precision,
             **({} if found is None else found.facts),
             **source.facts,
+            **({"spread": spread} if spread else {}),
         },
         files={},
         lost=lost,
@@ -313,26 +315,30 @@ def targets(points: Sequence[InsertionPoint], options: ConvertOptions) -> LoraCo
 
 def parity_samples(
     source: Source, model: ir.Model, base: ir.Model, sizes: Sequence[Sizes]
-) -> list[tuple[Feeds, Feeds]]:
+) -> tuple[list[tuple[Feeds, Feeds]], dict[str, float]]:
     """Random inputs and what the source returns for them: `check` compares the bundle with these anywhere.
 
     The sizes are those at which the shapes were measured, and the first with a batch of one. The source
-    is given all of its inputs; the bundle's alone are kept.
+    is given all of its inputs; the bundle's alone are kept. And how far the source, where it has two ways to
+    compute, is from itself, for each output.
 
     Raises:
         ConversionError: the source does not run.
     """
     batch = batch_name(model)
     alone = sizes[0] | ({batch: 1} if batch is not None else {})
-    taken = {str(v.name) for v in base.graph.inputs}
-    samples = []
+    taken, names = {str(v.name) for v in base.graph.inputs}, [str(v.name) for v in base.graph.outputs]
+    samples, twice = list[tuple[Feeds, Feeds]](), list[tuple[Feeds, Feeds]]()
     for seed, tried in enumerate((alone, *sizes)):
         feeds = sample_inputs(model, tried, np.random.default_rng(seed))
         with onnx_errors(f"the source does not run at the sizes {tried}"):
             outputs = source.run(feeds)
-        wanted = {str(v.name): outputs[str(v.name)] for v in base.graph.outputs}
+            again = {} if source.otherwise is None else source.otherwise(feeds)
+        wanted = {name: outputs[name] for name in names}
         samples.append(({name: x for name, x in feeds.items() if name in taken}, wanted))
-    return samples
+        if again:
+            twice.append(({name: again[name] for name in names}, wanted))
+    return samples, differences(twice)
 
 
 def source_outputs(source: Source, manifest: Manifest, feeds: Feeds) -> Feeds:

@@ -23,7 +23,7 @@ from edgelora.bundle import Bundle
 from edgelora.errors import EdgeLoraError
 from edgelora.gradient_checks import check_point
 from edgelora.manifest import InsertionPoint
-from edgelora.parity import parity_error, parity_samples, parity_tolerance
+from edgelora.parity import parity_errors, parity_samples, parity_tolerance
 from edgelora.session import SessionSettings
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.runner import sample_inputs
@@ -103,9 +103,10 @@ def _certify(found: Certificate, path: Path) -> Certificate:
     reached = {p for g in manifest.training for p in g.points}
     trained = [p for p in manifest.points if p.id in reached]
     lost = tuple(f"{p.id}: {p.blocked_by}" for p in manifest.lost)
-    parity = max(parity_error(bundle, inputs, outputs, rng) for inputs, outputs in samples)
+    errors = parity_errors(bundle, samples, rng)
+    parity = max(errors.values())
     found = replace(found, points=len(manifest.points), trained=len(trained), lost=lost, parity=parity)
-    if parity > parity_tolerance(manifest):
+    if any(error > parity_tolerance(manifest, output) for output, error in errors.items()):
         return replace(found, verdict=WRONG, reason=f"differs from its source by {parity:.1e} of the largest value")
     if not trained:
         return replace(found, verdict=REFUSED, reason=_why_lost(found))

@@ -35,6 +35,8 @@ class Decoder(LanguageFacts):
 class Source:
     """A model to convert. `run` evaluates the original (never our graph): names in, names out.
 
+    `otherwise` evaluates it too, in another order of sums, where it has two sets of kernels, and returns nothing where
+    the other set cannot.
     `original` is the torch module behind it, where there is one: it can be differentiated. `reread` makes what
     `reading` returns, where the source can tell of tensors inside it. `decoder` is there if the source continues text.
     """
@@ -48,6 +50,7 @@ class Source:
     original: Original | None = None
     reread: Callable[[str | None, bool], Source] | None = None
     decoder: Decoder | None = None
+    otherwise: Runner | None = None
 
     def reading(self, output: str | None, channels_second: bool) -> Source:
         """The source with the tensor `output` inside it among its outputs; `run` returns that as well.

@@ -45,10 +45,12 @@ def fixed(source: Source, settled: Mapping[str, float]) -> Source:
         model.graph.inputs.remove(x)
         x.const_value = ir.tensor(array, name=name)
         model.graph.register_initializer(x)
+    otherwise = source.otherwise
     return replace(
         source,
         model=model,
         run=lambda feeds: source.run({**feeds, **values}),
+        otherwise=None if otherwise is None else lambda feeds: otherwise({**feeds, **values}),
         facts={**source.facts, "fixed": {**source.facts.get("fixed", {}), **settled}},
         reread=reread,
     )

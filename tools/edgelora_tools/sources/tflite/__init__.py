@@ -62,6 +62,13 @@ def graph_source(path: Path, graph: Graph, tokenizer: Path | None = None, channe
     def run(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         return Original(path, str(path), graph, channels_second).run(feeds)
 
+    def otherwise(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        try:
+            plain = Original(path, str(path), graph, channels_second, keep_all=True)
+        except ConversionError:  # they have no custom operators
+            return {}
+        return plain.run(feeds)
+
     def reread(output: str | None, second: bool) -> Source:
         wanted = graph if output is None else _with_tensor(str(path), graph, output)
         maps = any(len(wanted.tensors[i].shape) == 4 for i in wanted.outputs)
@@ -69,7 +76,8 @@ def graph_source(path: Path, graph: Graph, tokenizer: Path | None = None, channe
             return source
         return graph_source(path, wanted, tokenizer, second)
 
-    source = Source("tflite", path.stem, model, run, files, known, reread=reread)
+    twice = None if "source_precision" in known else otherwise
+    source = Source("tflite", path.stem, model, run, files, known, reread=reread, otherwise=twice)
     return source
 
 

@@ -36,18 +36,21 @@ def interpreter_module() -> Any:
 class Original:
     """TFLite's interpreter on a model, a file or its content: the outputs of `graph`, which may be tensors inside it.
 
-    With `channels_second` those of four axes are `[N, C, h, w]`. `where` names the file in errors.
+    With `channels_second` those of four axes are `[N, C, h, w]`. `where` names the file in errors. To `keep_all`
+    tensors, as for those inside, it runs its plain kernels instead of XNNPACK's.
     """
 
-    def __init__(self, model: Path | bytes, where: str, graph: Graph, channels_second: bool = False) -> None:
+    def __init__(
+        self, model: Path | bytes, where: str, graph: Graph, channels_second: bool = False, keep_all: bool = False
+    ) -> None:
         self.graph, self.channels_second = graph, channels_second
         names = tensor_names(graph, graph.inputs)
         self._inputs, self._outputs = names, tensor_names(graph, graph.outputs, names.values())
         given: dict[str, Any] = {"model_path": str(model)} if isinstance(model, Path) else {"model_content": model}
         try:
-            self._interpreter = _open(given, keep_all=False)
+            self._interpreter = _open(given, keep_all)
             own = {int(told["index"]) for told in self._interpreter.get_output_details()}
-            if not own.issuperset(graph.outputs):
+            if not keep_all and not own.issuperset(graph.outputs):
                 self._interpreter = _open(given, keep_all=True)
         except (RuntimeError, ValueError) as error:
             raise ConversionError(f"{where}: TFLite's interpreter refuses it: {str(error).splitlines()[0]}") from error
