@@ -202,7 +202,8 @@ class Model:
                 labels |= {key: one.labels for key, one in active.items()}
                 parts += self._run(made, batch, active)
         rest = 0.0 if self.bundle.manifest.head is None else -np.inf
-        return (parts[0][1] if len(parts) == 1 else _scatter(rows, parts, rest)), [labels[key] for key in keys]
+        in_order = len(parts) == 1 and np.array_equal(parts[0][0], np.arange(rows))
+        return (parts[0][1] if in_order else _scatter(rows, parts, rest)), [labels[key] for key in keys]
 
     def keys(self, named: Sequence[AdapterLike]) -> tuple[list[Hashable], dict[Hashable, ActiveAdapter]]:
         """For each row what identifies its adapter, and those that are not in the store.
@@ -235,7 +236,7 @@ class Model:
         return given.get(key) or self._stored(cast("Any", key))
 
     def _alike(self, made: Inputs) -> Iterator[tuple[list[int], int, int]]:
-        """Rows that may share runs, how many positions the longest has, and how many rows a run takes.
+        """Rows that may share runs, the shortest first, how many positions the longest has, and how many a run takes.
 
         These differ by a factor of two at most, so that no row makes others much longer than they are.
         """
@@ -250,6 +251,7 @@ class Model:
         kinds = np.frexp(room)[1]
         for kind in np.unique(kinds)[::-1]:
             rows = np.flatnonzero(kinds == kind)
+            rows = rows[np.argsort(lengths[rows], kind="stable")]
             yield rows.tolist(), int(of_row[rows].max()), int(room[rows].min())
 
     def _positions(self, feeds: Feeds) -> int:

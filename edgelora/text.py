@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelora.errors import BundleError, DataError, EdgeLoraError
-from edgelora.inputs import ArrayInputs
+from edgelora.inputs import TokenInputs
 from edgelora.manifest import TensorSpec
 
 Ints = NDArray[np.int64]
@@ -46,8 +46,8 @@ class TextEncoder:
             raise BundleError(f"{path}: max_length {self.max_length} leaves no room beside {special} special tokens")
         self._inputs = {spec.name: spec.dtype for spec in inputs}
 
-    def inputs(self, raw: Sequence[Any]) -> ArrayInputs:
-        """Graph inputs of texts, all as wide as the longest.
+    def inputs(self, raw: Sequence[Any]) -> TokenInputs:
+        """Graph inputs of texts, padded batch by batch.
 
         Raises:
             DataError: one is no text.
@@ -55,7 +55,7 @@ class TextEncoder:
         wrong = [text for text in raw if not isinstance(text, str)]
         if wrong:
             raise DataError(f"predict takes a list of texts; {wrong[0]!r} is none")
-        return ArrayInputs({**self.encode(raw)})
+        return TokenInputs(self, self.tokens(raw))
 
     def encode(self, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Graph inputs of the texts; longer ones are cut at `max_length` tokens."""

@@ -90,7 +90,7 @@ class TokenClassification(TextTask):
             return []
         samples = [_words(text) for text in inputs]
         ids, firsts = model.encoder.words(samples)
-        outputs, names = model.answer(model.encoder.collate(ids), adapter, adapters)
+        outputs, names = model.answer(TokenInputs(model.encoder, ids), adapter, adapters)
         labelled: list[list[str | int | None]] = []
         for sample, first, best, own in zip(samples, firsts, outputs["logits"].argmax(-1), names, strict=True):
             labels: list[str | int | None] = [None] * len(sample)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from edgelora.adapter import new_adapter
 from edgelora.data import TextSample, TokenSample
 from edgelora.errors import ConfigError, DataError, StoreError
 from edgelora.tasks import objective_for
+from edgelora.text import TextEncoder
 from tests.device import tiny
 
 CONFIG = TrainingConfig(num_train_epochs=6, batch_size=8, learning_rate=2e-2)
@@ -51,6 +53,32 @@ def test_the_answer_does_not_depend_on_the_company(open_model):
     alone = np.concatenate([np.asarray(model.predict([text])) for text in many[:24]])
     np.testing.assert_allclose(together[:24], alone, atol=1e-5)
     np.testing.assert_allclose(np.asarray(model.predict(many[::-1]))[::-1], together, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["sequence-classification", "token-classification"])
+def test_short_texts_are_not_padded_to_the_longest_of_all(open_model, task):
+    """Texts of similar length run together, and the answers come in the order of the texts."""
+    model = open_model(task)
+    if task == "sequence-classification":
+        learn(model, "a")
+    else:
+        samples = [TokenSample(tuple(text.split()), ("O",) * (len(text.split()) - 1) + ("W",)) for text in TEXTS]
+        train(model, "a", samples, config=CONFIG)
+    texts = [" ".join([text] * (1 + 7 * (i % 5 == 0))) for i, text in enumerate(TEXTS * 3)]
+    assert isinstance(model.encoder, TextEncoder)
+    lengths = [len(ids) for ids in model.encoder.tokens(texts)]
+    cells: list[int] = []
+
+    def collate(ids: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        made = TextEncoder.collate(model.encoder, ids)
+        cells.append(made["input_ids"].size)
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.encoder, "collate", collate)
+        together = model.predict(texts, "a")
+    assert together == [model.predict([text], "a")[0] for text in texts]
+    assert sum(lengths) <= sum(cells) < 0.8 * max(lengths) * len(texts)
 
 
 def test_no_texts_no_answers(open_model):
