@@ -153,7 +153,9 @@ def train(
         identity = run_id(**decisive, parent=parent)
         start = starting_adapter(manifest, current, lora, labels, samples, config.seed, model.bundle)
         folder = model.store.state_path(name)
-        began = read_began(folder, identity) or datetime.now()
+        owner = unfinished(folder, model.store.key)
+        continued = owner == identity
+        began = (read_began(folder, identity) if continued else None) or datetime.now()
         at_that_time = told_the_time(model, began)
         reading = at_that_time or model
         objective = objective_for(reading, samples, start.labels, config)
@@ -166,14 +168,13 @@ def train(
                 data.examine()
         model.store.make_room()
         trainer = Trainer(model.bundle, start, objective, config, folder)
-        owner = unfinished(folder, model.store.key)
-        usable = owner is not None and owner == unfinished(folder, model.store.key, trainer) == identity
+        usable = continued and unfinished(folder, model.store.key, trainer) == identity
         plan = None
         if ram is not None:
             origin = "--ram" if given else OF_BUNDLE
             evaluated = [one for one in (held_out, judged) if one is not None]
             longest = max(evaluated, key=lambda one: int(one.lengths().max()), default=None)
-            plan = plan_memory(trainer, longest, ram, read_layout(folder, identity), origin)
+            plan = plan_memory(trainer, longest, ram, read_layout(folder, identity) if continued else None, origin)
         if ((restart or discard) and not usable) or (owner is not None and owner == parent):
             remove_tree(folder)  # discarded, or what a finished run had no time to remove
         held_back = None if again else _held_back(model, name, identity)

@@ -18,7 +18,7 @@ CLOCK_FILE = "began.json"
 
 
 def read_began(folder: Path, identity: str) -> datetime | None:
-    """When this run began; None if it has not."""
+    """When this run began, by what is kept in its folder; None if that tells of no such run."""
     try:
         body: Any = json.loads((folder / CLOCK_FILE).read_bytes())
         return datetime.fromisoformat(body["began"]) if body["run_id"] == identity else None

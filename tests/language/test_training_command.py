@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,19 +133,23 @@ def test_a_run_that_is_continued_on_another_day_reads_the_text_of_the_day_it_beg
                for line in LINES]  # fmt: skip
     config = TrainingConfig(num_train_epochs=2, batch_size=2, save_steps=1)
 
-    def on(day: int, name: str, **more: Any) -> None:
+    def train_on(day: int, name: str, config: TrainingConfig = config, **more: Any) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("edgelora.training.datetime", SimpleNamespace(now=lambda: datetime(2026, 11, day)))
             train(model, name, samples, config=config, **more)
 
-    on(2, "monday")
-    on(3, "tuesday")
+    train_on(2, "monday")
+    train_on(3, "tuesday")
     with pytest.raises(KeyboardInterrupt):
-        on(2, "parts", callback=_KilledAt(2))
-    on(3, "parts")
+        train_on(2, "parts", callback=_KilledAt(2))
+    train_on(3, "parts")
     monday, tuesday, parts = (_weights(tmp_path / "store", name) for name in ("monday", "tuesday", "parts"))
     assert parts == monday != tuesday
     assert not model.store.state_path("parts").exists()
+    kept = replace(config, keep_cache=True)
+    train_on(2, "kept", kept)
+    train_on(3, "kept", kept, restart=True)
+    assert _weights(tmp_path / "store", "kept") == tuesday, "a run that is over has no day left for a new one"
 
 
 class _KilledAt:
