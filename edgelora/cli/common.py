@@ -72,12 +72,12 @@ def open_model(options: argparse.Namespace) -> Model:
     return Model.open(options.bundle, options.store, settings_of(options), key=key)
 
 
-def add_format(parser: argparse.ArgumentParser) -> None:
-    """The option that says how data are written, where their name does not."""
+def add_format(parser: argparse.ArgumentParser, of_samples: bool) -> None:
+    """The option that says how data are written, where their name does not; `of_samples`, which have labels."""
+    also = ("txt", "coco", "voc", "yolo") if of_samples else ()
+    told = "; txt is plain text, coco, voc and yolo are of boxes" if of_samples else ""
     parser.add_argument(
-        "--format",
-        choices=("csv", "jsonl", "txt", "coco", "voc", "yolo"),
-        help="of standard input or an unusual file name; txt is plain text, coco, voc and yolo are of boxes",
+        "--format", choices=("csv", "jsonl", *also), help=f"of standard input or an unusual file name{told}"
     )
 
 

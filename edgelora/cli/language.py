@@ -52,7 +52,7 @@ def add_verbs(verbs: Verbs) -> None:
         metavar="FILE",
         help="prompts from CSV or JSONL (field prompt, text or messages; a field adapter says whose one is)",
     )
-    add_format(parser)
+    add_format(parser, of_samples=False)
     parser.add_argument(
         "--adapter",
         action="append",

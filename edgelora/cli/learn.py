@@ -41,7 +41,7 @@ def add_verbs(verbs: Verbs) -> None:
         help="CSV or JSONL, of language models also plain text (.txt); - reads standard input; of pictures and sounds "
         "also a folder with a folder for each label",
     )
-    add_format(parser)
+    add_format(parser, of_samples=True)
     parser.add_argument("--validation", metavar="FILE", help="held-out samples: the best epoch is kept")
     parser.add_argument(
         "--validation-split", type=float, default=0.0, metavar="SHARE", help="hold out this share instead"

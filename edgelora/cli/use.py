@@ -49,7 +49,7 @@ def add_verbs(verbs: Verbs) -> None:
         metavar="FILE",
         help="as for train; - reads standard input. A field adapter says whose a record is",
     )
-    add_format(parser)
+    add_format(parser, of_samples=True)
     parser.add_argument("--batch-size", type=int, default=32)
     add_lengths(parser)
 
@@ -90,7 +90,7 @@ def add_verbs(verbs: Verbs) -> None:
         metavar="FILE",
         help="inputs from CSV or JSONL (field text, image or audio; a field adapter says whose one is)",
     )
-    add_format(parser)
+    add_format(parser, of_samples=False)
     parser.add_argument(
         "--engine",
         choices=("onnx", "tflite"),
