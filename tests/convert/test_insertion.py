@@ -209,3 +209,26 @@ def test_usual_targets_and_all_points(transformer_file, tmp_path):
 )  # fmt: skip
 def test_targets(options, ids, transformer_file, tmp_path):
     assert point_ids(to_bundle(transformer_file, tmp_path, **options)) == ids
+
+
+@pytest.mark.parametrize(("width", "turned_first"), [(6, False), (8, False), (8, True)])
+def test_a_weight_that_is_also_used_turned(width, turned_first, tmp_path):
+    """h·W beside h·Wᵀ + b, a module's own call, which has its name: two products, an adapter each."""
+    net = Net(17)
+    weight, bias = net.weight("up.weight", 8, width), net.weight("up.bias", 8)
+    x = net("MatMul", "x", weight, name="/MatMul") if turned_first else "x"
+    y = net("Tanh", net("Gemm", x, weight, bias, transB=1, name="/up/Gemm"))
+    net.output(y if turned_first else net("MatMul", y, weight, name="/MatMul"), "y")
+    bundle = to_bundle(net.model([("x", FLOAT, ["batch", width])], [("y", FLOAT, ["batch", width])]), tmp_path)
+    assert point_ids(bundle) == (["up_2", "up"] if turned_first else ["up", "up_2"])
+    own = next(point for point in bundle.manifest.points if point.id == "up")
+    assert (own.op, own.in_features, own.out_features, own.bias) == ("Gemm", width, 8, True)
+    feeds = train_feeds(bundle, {"x": np.random.default_rng(0).standard_normal((3, width)).astype(np.float32)})
+    up, turned = (net.weights["up.weight"].T, net.weights["up.weight"])
+    up, turned = (
+        matrix + feeds[f"{name}.lora_A"] @ feeds[f"{name}.lora_B"] for name, matrix in (("up", up), ("up_2", turned))
+    )
+    y = feeds["x"] @ turned if turned_first else feeds["x"]
+    y = np.tanh(y @ up + net.weights["up.bias"])
+    assert relative(bundle.forward.run(feeds)["y"], y if turned_first else y @ turned) < 1e-5
+    assert_checked(bundle)

@@ -72,8 +72,8 @@ def find_sites(model: ir.Model) -> list[Site]:
     """Every product of an activation with a frozen matrix, every frozen convolution and every recurrent layer of frozen
     weights, in the order of the graph.
 
-    A weight that several nodes use under one id (a module called more than once) is one site. In a graph in which
-    skips are marked (skips.py), these are the sites.
+    A weight that several nodes use under one id (a module called more than once) is one site; where some use it turned,
+    they are another. In a graph in which skips are marked (skips.py), these are the sites.
     """
     taken: set[str] = set()
     products = _sites(model, lambda node: _frozen_matrix(node) or _frozen_kernel(node), taken)
@@ -101,14 +101,17 @@ def _sites(model: ir.Model, weight_of: Callable[[ir.Node], ir.Value | None], tak
             use = _use(node)
             path = module_path(node, weight, use.output)
             names = (path, _CALL.sub("", path)) if _has_scopes(node) else (path,)
-            calls = next((uses for p, w, _, uses in found if p in names and same_frozen(w, weight)), None)
+            alike = (u for p, w, _, u in found if p in names and same_frozen(w, weight))
+            calls = next((uses for uses in alike if uses[0].is_transposed == use.is_transposed), None)
             if calls is None:
                 calls = []
                 found.append((path, weight, node, calls))
             calls.append(use)
+    own_first = sorted(found, key=lambda one: scope_of(one[2]) != one[0])  # a module's weight may be used beside it
+    unique_names = {node: numbered(path, taken) for path, _, node, _ in own_first}
     sites: list[Site] = []
-    for path, weight, node, uses in found:
-        unique = numbered(path, taken)
+    for _, weight, node, uses in found:
+        unique = unique_names[node]
         layer = _LAYER.match(unique + ".")
         point = _point(unique, node, weight, int(layer[1]) if layer else None)
         has_bias = uses[0].bias is not None and all(same_frozen(use.bias, uses[0].bias) for use in uses)
