@@ -355,6 +355,22 @@ def test_nothing_to_adapt(tmp_path):
         to_bundle(model, tmp_path)
 
 
+def test_outputs_that_are_inputs_or_constants(tmp_path):
+    """What passes an input on under its own name is left out; under another name, or as a constant, it stays."""
+    net = Net(17)
+    net.output(net.linear("x", "first", 8, 4), "y")
+    net.output(net("Identity", "x"), "same")
+    rows = ["batch", 8]
+    made = [("y", FLOAT, ["batch", 4]), ("x", FLOAT, rows), ("same", FLOAT, rows), ("first.bias", FLOAT, [4])]
+    bundle = to_bundle(net.model([("x", FLOAT, rows)], made, check=False), tmp_path)
+    assert [spec.name for spec in bundle.manifest.outputs] == ["y", "same", "first.bias"]
+    assert_checked(bundle)
+    alone = Net(17)
+    alone.linear("x", "first", 8, 4)
+    with pytest.raises(ConversionError, match="returns its inputs alone"):
+        to_bundle(alone.model([("x", FLOAT, rows)], [("x", FLOAT, rows)], check=False), tmp_path, "alone")
+
+
 def test_float64_models(tmp_path):
     """Adapters are float32: a float64 base is converted to it or refused, and never half of each."""
     model = networks.perceptron(17)

@@ -42,11 +42,13 @@ _STORAGE = {"Cast", "CastLike", "Identity", "Transpose", "Reshape", "Constant"}
 
 
 def normalize(model: ir.Model, fuse: bool = True) -> ir.Model:
-    """Bring `model` into the normal form, in place, and return it.
+    """Bring `model` into the normal form, in place, and return it. An output that is an input is left out.
 
     Raises:
-        ConversionError: an opset outside 11 to 23 or a graph that ONNX itself calls invalid.
+        ConversionError: an opset outside 11 to 23, a graph that ONNX itself calls invalid, or one that returns its
+            inputs alone.
     """
+    _leave_out_inputs(model)
     outputs = [str(value.name) for value in model.graph.outputs]
     _lift_weights(model)
     model = _bring_to_opset(model)
@@ -61,6 +63,16 @@ def normalize(model: ir.Model, fuse: bool = True) -> ir.Model:
         _simplify(model)
     _name_everything(model, outputs)
     return model
+
+
+def _leave_out_inputs(model: ir.Model) -> None:
+    """What returns an input as it is computes nothing, and shares a name that two values of a graph cannot have."""
+    outputs = model.graph.outputs
+    made = [value for value in outputs if not value.is_graph_input()]
+    if outputs and not made:
+        names = ", ".join(str(value.name) for value in outputs)
+        raise ConversionError(f"the model returns its inputs alone ({names}): there is nothing to adapt")
+    outputs[:] = made
 
 
 def _lift_weights(model: ir.Model) -> None:
