@@ -40,7 +40,8 @@ class Verdict:
     """What `check` found. `parity` is the largest difference to the source, relative to its largest value.
 
     `points` has a row per insertion point that has a gradient, and one for the head where there is one; `quantized`
-    the cosines of a bundle that was quantized at conversion.
+    the cosines of a bundle that was quantized at conversion, and `unreached` the points that have none there, for all
+    of their gradient is zeros.
     """
 
     passed: bool
@@ -50,6 +51,7 @@ class Verdict:
     graphs: tuple[GraphVerdict, ...]
     onnxruntime: str
     quantized: tuple[QuantizedVerdict, ...] = ()
+    unreached: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping."""
@@ -110,7 +112,9 @@ def check(
         graphs += check_prefix(bundle, prefix, inputs, rng)
     passed = all(error <= parity_tolerance(manifest, output) for output, error in parity.items())
     passed = passed and all(v.passed for v in (*points, *graphs, *quantized))
-    return Verdict(passed, max(parity.values()), len(samples), tuple(points), tuple(graphs), ENGINE_VERSION, quantized)
+    unreached = tuple(point.id for point in manifest.trainable if quantized and point.id not in decided)
+    found = (tuple(points), tuple(graphs), ENGINE_VERSION, quantized, unreached)
+    return Verdict(passed, max(parity.values()), len(samples), *found)
 
 
 def inputs_of_points(

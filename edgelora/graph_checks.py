@@ -180,10 +180,11 @@ def check_prefix(bundle: Bundle, prefix: Prefix, inputs: Feeds, rng: np.random.G
     made = bundle.forward.run({**inputs, **values})
     given = {**inputs, **values, **kept}
     verdicts = [_same(bundle, prefix.forward, bundle.graph(prefix.forward).run(given), made)]
+    not_trained = {f"grad.{name}" for p in outside for name in (p.input_a, p.input_b)}
     for record in prefix.training:
         whole = bundle.training(record.loss, record.dropout)
         feeds = {**given, **loss_feeds(bundle.manifest, whole, inputs, made, rng)}
-        expected = bundle.graph(whole.file).run(feeds)
+        expected = {n: y for n, y in bundle.graph(whole.file).run(feeds).items() if n not in not_trained}
         verdicts.append(_same(bundle, record.file, bundle.graph(record.file).run(feeds), expected))
         if (halves := record.halves) is not None:
             both = {**expected, **made}
@@ -238,13 +239,14 @@ def _same(bundle: Bundle, file: str, got: Feeds, expected: Feeds) -> GraphVerdic
 
 
 def _agreement(bundle: Bundle, file: str, at_a_place: Callable[[], tuple[Feeds, Feeds]]) -> GraphVerdict:
-    """How far what a graph returns is from what is expected, both at places that `at_a_place` draws."""
+    """How far what a graph returns is from all that is expected, both at places that `at_a_place` draws."""
     tolerance = ROUNDED_TOLERANCE if rounds_activations(bundle) else SAME_TOLERANCE
 
     def shares() -> dict[str, float]:
         got, expected = at_a_place()
         least = _rounding(expected)
-        return {name: _gap(y, expected[name], least) / tolerance for name, y in got.items()}
+        gaps = {name: _gap(got[name], y, least) if name in got else LARGEST for name, y in expected.items()}
+        return {name: gap / tolerance for name, gap in gaps.items()}
 
     found = least_shares(shares(), shares)
     where = max(found, key=lambda name: found[name])

@@ -38,7 +38,7 @@ class QuantizedVerdict:
 
 
 def check_quantization(bundle: Bundle) -> tuple[QuantizedVerdict, ...]:
-    """A verdict for every point that has a gradient; none where the bundle was not quantized at conversion.
+    """A verdict for every point that a gradient reaches; none where the bundle was not quantized at conversion.
 
     Raises:
         BundleError: the twin's answers cannot be read.
@@ -55,7 +55,7 @@ def check_quantization(bundle: Bundle) -> tuple[QuantizedVerdict, ...]:
     loss = "cotangent" if bundle.manifest.language is None else "cross-entropy"
     graph = bundle.graph(bundle.training(loss, dropout=False).file)
     found = graph.run(feeds, list(twin))
-    points = bundle.manifest.trainable
+    points = [point for point in bundle.manifest.trainable if is_reached(point, found, twin)]
     cosines = [cosine(point, found, twin) for point in points]
     near = near_enough(cosines, bundle.manifest.language is not None)
     return tuple(_verdict(*one, found, twin) for one in zip(points, cosines, near, strict=True))
@@ -75,16 +75,19 @@ def _verdict(point: InsertionPoint, turned: float, near: bool, found: Arrays, tw
     return QuantizedVerdict(point.id, turned, size, near and abs(size - 1) <= SIZE_TOLERANCE)
 
 
+def is_reached(point: InsertionPoint, found: Arrays, twin: Arrays) -> bool:
+    """Whether either has a gradient of A or B at a point that is not all zeros: without one there is no direction."""
+    return any(np.any(x[name]) for x in (found, twin) for name in _names(point, twin))
+
+
 def cosine(point: InsertionPoint, found: Arrays, twin: Arrays) -> float:
-    """Of the gradients of A and B at a point; those that the twin lacks are zeros. 1 where both are all zeros."""
+    """Of the gradients of A and B at a point that is reached; those that the twin lacks are zeros."""
     names = _names(point, twin)
     a, b = (
         np.concatenate([np.asarray(x[n], np.float64).ravel() for n in names] or [np.zeros(1)]) for x in (found, twin)
     )
     lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
-    if lengths == 0:
-        return float(not a.any() and not b.any())
-    return float(np.nan_to_num(a @ b / lengths, nan=-1.0))
+    return float(np.nan_to_num(a @ b / lengths, nan=-1.0)) if lengths else 0.0
 
 
 def _size(point: InsertionPoint, found: Arrays, twin: Arrays) -> float:

@@ -59,12 +59,14 @@ def fit_staircase(places: list[tuple[Function, Function]]) -> tuple[float, float
     A place is its slope and its value along its direction. A difference is the mean of slopes over its step, along
     which codes may saturate: a is that mean too. Rounding adds noise to every n, and none to the least-squares factor
     of n = factor·a in the mean. The gap is the larger of |1 − factor| and 1 − correlation: a wrong sign or scale moves
-    the one, a wrong part the other. The first step that noise hardly shows in decides, else the best one.
+    the one, a wrong part the other. The first step that noise hardly shows in decides, else the best one. Where nothing
+    moves at any step and every slope is 0, there is no gap.
     """
-    best = (0.0, 0.0, LARGEST)
+    best, moves = (0.0, 0.0, LARGEST), False
     for step in _COARSE_STEPS:
         analytic = np.array([sum(slope(step * middle) for middle in _MIDDLES) / len(_MIDDLES) for slope, _ in places])
         numeric = np.array([(value(step) - value(-step)) / (2 * step) for _, value in places])
+        moves = moves or bool(analytic.any() or numeric.any())
         length = float(np.linalg.norm(analytic))
         along = float(numeric @ analytic) / max(length, 1e-12)
         correlation = along / max(float(np.linalg.norm(numeric)), 1e-12)
@@ -73,7 +75,7 @@ def fit_staircase(places: list[tuple[Function, Function]]) -> tuple[float, float
         if correlation >= _SURE:
             return found
         best = min(best, found, key=lambda one: one[2])
-    return best
+    return best if moves else (0.0, 0.0, 0.0)
 
 
 def bounded(error: float) -> float:

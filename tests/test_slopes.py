@@ -35,6 +35,15 @@ def test_a_wrong_slope_is_told(factor, width):
     assert fit_staircase(places(factor, width))[2] > ROUNDED_TOLERANCE
 
 
+@pytest.mark.parametrize("slope", [0.0, 1e-3])
+def test_where_nothing_moves_a_slope_is_nothing(slope):
+    """At some steps alone it tells nothing: a staircase is flat within a code."""
+    still = [(lambda _: slope, lambda _: 0.0)] * 3
+    stairs = [(lambda _: slope, lambda s: float(np.round(s / 0.2)))] * 3
+    assert (fit_staircase(still)[2] <= ROUNDED_TOLERANCE) == (slope == 0)
+    assert fit_staircase(stairs)[2] > ROUNDED_TOLERANCE
+
+
 @pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (0.9, False), (1.1, False), (-1.0, False)])
 def test_a_slope_that_rounding_hides_in_short_steps(factor, passes):
     """0.7 a step, in outputs whose rounding is 4e-4."""

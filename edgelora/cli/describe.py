@@ -117,7 +117,7 @@ def run_info(options: argparse.Namespace) -> None:
         )
         cosines = [q["cosine"] for q in verification.get("quantized", ())]
         if cosines:
-            lines.append(" " * 15 + cosines_text(cosines))
+            lines.append(" " * 15 + cosines_text(cosines, verification.get("unreached", ())))
     emit(options, summary(manifest, bundle.path), "\n".join(lines))
 
 
@@ -160,10 +160,13 @@ def quantized_text(manifest: Manifest) -> list[str]:
     return [*lines, *([f"  float32: {', '.join(real[:_MOST_NAMES])}{more}"] if real else [])]
 
 
-def cosines_text(cosines: Sequence[float]) -> str:
+def cosines_text(cosines: Sequence[float], unreached: Sequence[str]) -> str:
     """How near the gradients of a quantized base are to float32's: by the mean and the least a check decides."""
     mean = sum(cosines) / len(cosines)
-    return f"cosines with float32 gradients {mean:.4f} on the mean of {len(cosines)} points, least {min(cosines):.4f}"
+    more = f" and {len(unreached) - _MOST_NAMES} more" if len(unreached) > _MOST_NAMES else ""
+    without = f" (none reaches {', '.join(unreached[:_MOST_NAMES])}{more})" if unreached else ""
+    told = f"{mean:.4f} on the mean of {len(cosines)} points{without}"
+    return f"cosines with float32 gradients {told}, least {min(cosines):.4f}"
 
 
 def summary(manifest: Manifest, path: Path) -> dict[str, Any]:

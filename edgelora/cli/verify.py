@@ -93,7 +93,5 @@ def verdict_text(verdict: Verdict) -> str:
     if not verdict.quantized:
         return f"{said}samples, largest gradient error {worst:.1e} over {len(verdict.points)} points"
     least = min(verdict.quantized, key=lambda q: q.cosine)
-    return (
-        f"{said}samples, {cosines_text([q.cosine for q in verdict.quantized])} ({least.id}); differences, coarse for "
-        f"rounded outputs, within {worst:.1e}"
-    )
+    cosines = cosines_text([q.cosine for q in verdict.quantized], verdict.unreached)
+    return f"{said}samples, {cosines} ({least.id}); differences, coarse for rounded outputs, within {worst:.1e}"

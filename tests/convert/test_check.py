@@ -307,3 +307,20 @@ def test_large_samples_are_checked_in_a_batch_once_a_kind(side):
     small = dict.fromkeys(found, 3)
     assert list(found) == [point.id for point in points]
     assert found == (small if side == 16 else small | {"c2": 1, "c3": 1})
+
+
+def test_a_point_that_no_gradient_reaches_is_named_and_has_no_cosine(tmp_path, capsys):
+    """Behind it stands a ReLU that is shut."""
+    net = Net(17)
+    x = net("Tanh", net.linear("x", "first", 16, 16))
+    net.weights["dead.bias"] = np.full(16, -1e3, np.float32)
+    dead = net("Relu", net("Add", net("MatMul", x, net.weight("dead.weight", 16, 16)), "dead.bias"))
+    net.output(net.linear(net("Add", x, dead), "last", 16, 16), "y")
+    rows = ["batch", 16]
+    bundle = to_bundle(net.model([("x", FLOAT, rows)], [("y", FLOAT, rows)]), tmp_path, quantize="int8")
+    assert main(["check", str(bundle.path), "--json"]) == 0
+    verdict = json.loads(capsys.readouterr().out)
+    assert verdict["unreached"] == ["dead"]
+    assert [q["id"] for q in verdict["quantized"]] == ["first", "last"]
+    assert main(["info", str(bundle.path)]) == 0
+    assert "on the mean of 2 points (none reaches dead)" in capsys.readouterr().out

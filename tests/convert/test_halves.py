@@ -112,6 +112,11 @@ def test_check_compares_the_halves(bundle_of: Callable[[str], Bundle], kind: str
     rng = np.random.default_rng(0)
     inputs = inputs_of(bundle.manifest, 4, rng)
     assert check_halves(bundle, record, halves, inputs, rng, LORA_GRAPHS).error < 1e-5
+    model = onnx.load(bundle.path / halves.backward, load_external_data=False)
+    lost = model.graph.output.pop().name
+    (bundle.path / "less.onnx").write_bytes(model.SerializeToString())
+    less = check_halves(bundle, record, replace(halves, backward="less.onnx"), inputs, rng, LORA_GRAPHS)
+    assert not less.passed and less.where == lost
     wrong = replace(halves, forward=bundle.manifest.forward, kept=())
     with pytest.raises(Exception, match="cannot run it"):
         check_halves(bundle, record, wrong, inputs, rng, LORA_GRAPHS)

@@ -33,7 +33,7 @@ from edgelora.language.samples import LanguageSample, Preference
 from edgelora.language.tokenized import Lengths, rows_of
 from edgelora.language.tokens import Tokens
 from edgelora.manifest import InsertionPoint
-from edgelora.quantization import QUANTIZATION_FILE, cosine, near_enough
+from edgelora.quantization import QUANTIZATION_FILE, cosine, is_reached, near_enough
 from edgelora.tasks import task_named
 from edgelora_tools.damages import damages
 from edgelora_tools.graphs import specs
@@ -115,7 +115,7 @@ def calibrate(
     trained = [p for p in points if f"grad.{p.input_b}" in gradients]
 
     def cosines(got: Feeds) -> dict[str, float]:
-        return {p.id: cosine(p, got, gradients) for p in trained}
+        return {p.id: cosine(p, got, gradients) for p in trained if is_reached(p, got, gradients)}
 
     def of_plan(plan: Plan) -> dict[str, float]:
         with gradients_of(build(plan)) as answer:
