@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -161,3 +163,13 @@ def test_sizes_that_agree_in_small_pictures_alone_have_names_of_their_own():
     last = next(y for y in values.values() if y.name == "map")
     sizes |= {(32, axis): dims(last)[axis] for axis in (2, 3)}
     assert len(set(sizes.values())) == len(sizes), sizes
+
+
+def test_pictures_are_drawn_once_in_memory():
+    model = ir.from_proto(pictures(["batch", 3, "height", "width"]))
+    tracemalloc.start()
+    x = sample_inputs(model, {"batch": 4, "height": 256, "width": 256}, np.random.default_rng(0))["x"]
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert x.dtype == np.float32 and most < 1.2 * x.nbytes
+    np.testing.assert_array_equal(x, np.random.default_rng(0).standard_normal(x.shape).astype(np.float32))

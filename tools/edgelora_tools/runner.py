@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +26,7 @@ Feeds = dict[str, NDArray]
 
 _PASS_THROUGH = {"Cast", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "Expand", "Slice", "Transpose"}
 _NO_BOUND = 2
+_AT_ONCE = 1 << 14
 POSITIONS = "position_ids"  # the input that numbers the tokens of a text
 _LENGTHS = re.compile(r"len(gth)?s?(_|$)", re.IGNORECASE)
 
@@ -87,11 +91,20 @@ def sample_inputs(model: ir.Model, sizes: Mapping[str, int], rng: np.random.Gene
             feeds[value.name] = _lengths(shape, _longest(value, model, sizes)).astype(dtype)
         elif value.dtype.is_floating_point():
             codes = _range_of_codes(value)
-            drawn = rng.standard_normal(shape) if codes is None else rng.uniform(*codes, shape)
-            feeds[value.name] = drawn.astype(dtype)
+            draw = rng.standard_normal if codes is None else functools.partial(rng.uniform, *codes)
+            feeds[value.name] = _drawn(draw, shape, dtype)
         else:
             feeds[value.name] = rng.integers(0, _index_bound(value), shape).astype(dtype)
     return feeds
+
+
+def _drawn(draw: Callable[[int], Any], shape: list[int], dtype: np.dtype) -> NDArray:
+    """Numbers in the order of the array, of which few are there in double precision at once."""
+    drawn = np.empty(math.prod(shape), dtype)
+    for start in range(0, len(drawn), _AT_ONCE):
+        part = drawn[start : start + _AT_ONCE]
+        part[:] = draw(len(part))
+    return drawn.reshape(shape)
 
 
 def _range_of_codes(value: ir.Value) -> tuple[float, float] | None:
