@@ -8,10 +8,10 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from edgelora.cli import adapters, convert, demo, describe, exchange, language, learn, measure, prove, use, verify, zoo
-from edgelora.errors import EdgeLoraError, StoreWarning
+from edgelora.errors import ConfigError, EdgeLoraError, StoreWarning
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -27,11 +27,16 @@ device:   train one person's adapter          edgelora train home.edgelora --ada
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that says in a line what is wrong, without all of a verb's options before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; `{self.prog} --help` tells more")
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs."""
-    parser = argparse.ArgumentParser(
-        prog="edgelora", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """The parser of all verbs. It raises ConfigError for what it cannot read."""
+    parser = _Parser(prog="edgelora", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for module in _VERBS:
         module.add_verbs(verbs)
@@ -40,13 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 (a check failed), 2 (an error of the user's)."""
-    parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
-    if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "given")):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # argparse takes no more inputs once an option has come between them and BUNDLE
-        options.given = [*options.given, *rest]
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = argparse.Namespace(json="--json" in words)
     try:
+        options = _parsed(words)
         with warnings.catch_warnings():
             warnings.simplefilter("always", StoreWarning)
             warnings.showwarning = _show_warning
@@ -63,6 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    parser = build_parser()
+    options, rest = parser.parse_known_args(words)
+    if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "given")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes no more inputs once an option has come between them and BUNDLE
+        options.given = [*options.given, *rest]
+    return options
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:

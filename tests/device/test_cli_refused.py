@@ -17,7 +17,14 @@ from tests.device.spoil import edit_manifest, flip
 
 @pytest.mark.parametrize("arguments", [(), ("fly",), ("train",), ("predict",), ("adapters", "x", "grow")])
 def test_a_command_that_is_none_is_refused(run: Command, arguments: tuple[str, ...]):
-    run.refused(*arguments)
+    assert run.refused(*arguments).count("\n") == 1, "a line, and no list of all options"
+
+
+def test_wrong_words_are_json_where_that_is_asked_for(run: Command):
+    status, out, err = run("train", "x", "--adapter", "a", "--data", "d", "--lr", "abc", "--json")
+    said = json.loads(out)
+    assert status == 2 and said["kind"] == "ConfigError" and "invalid float value: 'abc'" in said["error"]
+    assert err == f"edgelora: {said['error']}\n" and "`edgelora train --help`" in err
 
 
 NAMES = [
