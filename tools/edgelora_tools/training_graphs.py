@@ -26,6 +26,7 @@ from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.gelu_slopes import keep_slopes
 from edgelora_tools.passes.halve import halve
 from edgelora_tools.passes.heads import gather_heads
+from edgelora_tools.passes.image_rows import images_in_rows
 from edgelora_tools.passes.point_kernels import join_point_kernels
 from edgelora_tools.passes.rematerialize import COTANGENT as SEED
 from edgelora_tools.passes.rematerialize import rematerialize
@@ -194,6 +195,7 @@ def only_what_is_read(
         gather_rows(model, kept=unpadded)
     gather_heads(model)
     if joined:
+        images_in_rows(model.graph)
         share_inputs(model.graph)
         keep_slopes(model.graph)
         join_point_kernels(model.graph)

@@ -7,7 +7,6 @@ than a kernel. Where it has few places, as behind many strides, the sum of the k
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
@@ -18,9 +17,9 @@ from edgelora_tools.gradients.registry import Thunk, gradient_rule
 from edgelora_tools.gradients.shapes import annotate, dims
 from edgelora_tools.gradients.windows import image_axes
 from edgelora_tools.lowering import DOMAIN
+from edgelora_tools.passes.image_rows import is_point, is_small
 
 OP_TYPE = "PointKernel"
-_FEW = 100  # places of an image; at 7 × 7 two convolutions are faster (docs/decisions/0032)
 
 
 def join_point_kernels(graph: ir.Graph) -> None:
@@ -43,7 +42,7 @@ def _found(y: ir.Value, delta: ir.Value) -> tuple[ir.Value, ...] | None:
     if first is None or len(first.inputs) > 2 or first.inputs[0] is not base.inputs[0]:
         return None
     x, w, *bias = operands(base)
-    if not all(map(is_real, (w, *bias))) or any(is_real(n.inputs[1]) for n in (first, second)) or _is_small(x):
+    if not all(map(is_real, (w, *bias))) or any(is_real(n.inputs[1]) for n in (first, second)) or is_small(x):
         return None
     return x, w, operands(first)[1], operands(second)[1], *bias
 
@@ -51,17 +50,9 @@ def _found(y: ir.Value, delta: ir.Value) -> tuple[ir.Value, ...] | None:
 def _points(y: ir.Value) -> ir.Node | None:
     """The convolution of one pixel, at every place, that makes `y` for one reader."""
     node = y.producer()
-    if node is None or node.op_type != "Conv" or y.is_graph_output() or len(y.uses()) != 1:
+    if node is None or y.is_graph_output() or len(y.uses()) != 1:
         return None
-    attributes = node.attributes
-    kernel = dims(operands(node)[1])[2:]
-    moves = set(attributes.get_ints("strides", None) or [1]) != {1} or any(attributes.get_ints("pads", None) or [])
-    return node if set(kernel) == {1} and not moves and attributes.get_int("group", 1) == 1 else None
-
-
-def _is_small(x: ir.Value) -> bool:
-    sizes = [d for d in dims(x)[2:] if isinstance(d, int)]
-    return len(sizes) == len(dims(x)) - 2 and prod(sizes) < _FEW
+    return node if is_point(node) else None
 
 
 def _join(graph: ir.Graph, add: ir.Node, found: Sequence[ir.Value]) -> None:
