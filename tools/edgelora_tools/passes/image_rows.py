@@ -28,7 +28,7 @@ _FEW = 100  # places of an image (docs/decisions/0032)
 
 def is_small(x: ir.Value) -> bool:
     """Whether an image is known to have few places."""
-    sizes = dims(x)[2:]
+    sizes = () if x.shape is None else dims(x)[2:]
     known = [d for d in sizes if isinstance(d, int)]
     return len(known) == len(sizes) > 0 and prod(known) < _FEW
 
@@ -50,23 +50,30 @@ def images_in_rows(graph: ir.Graph) -> None:
 
 def _chosen(graph: ir.Graph) -> dict[ir.Node, None]:
     """The nodes that are computed on rows, in order: convolutions, what is element by element beside them, means."""
-    products = {node for node in graph if _is_product(node)}
-    chosen = products | {first for node in products if (first := _first(node)) is not None}
-    candidates = [node for node in graph if _by_element(node)] if products else []
+    chosen = {node for node in graph if _is_product(node)}
+    for node in graph if chosen else ():
+        first = _first(node)
+        if first is not None and is_small(node.outputs[0]) and _is_added(node, chosen):
+            chosen |= {node, first}
+    candidates = [node for node in graph if _by_element(node)] if chosen else []
     while found := {node for node in candidates if node not in chosen and _is_beside(node, chosen)}:
         chosen |= found
-    return {node: None for node in graph if node in chosen or (_is_mean(node) and node.inputs[0].producer() in chosen)}
+    return {node: None for node in graph if node in chosen or (_is_mean(node) and _made_by(node, chosen))}
 
 
 def _is_product(node: ir.Node) -> bool:
-    """Whether the node is a convolution of small images by a kernel of real numbers, or the second of an adapter."""
-    if not is_point(node) or not is_small(node.outputs[0]):
-        return False
-    if (first := _first(node)) is not None:
-        node = first
-        return isinstance(dims(operands(node)[0])[1], int)
-    w = operands(node)[1]
-    return (is_real(w) or not is_frozen(w)) and all(isinstance(d, int) for d in dims(w)[:2])
+    """Whether the node is a convolution of small images by frozen real numbers."""
+    return is_point(node) and is_small(node.outputs[0]) and is_real(operands(node)[1])
+
+
+def _made_by(node: ir.Node, nodes: Collection[ir.Node]) -> bool:
+    """Whether an input of the node is made by one of `nodes`."""
+    return any(x is not None and x.producer() in nodes for x in node.inputs)
+
+
+def _is_added(node: ir.Node, chosen: Collection[ir.Node]) -> bool:
+    """Whether what the node makes is added to what one of the chosen does."""
+    return any(reader.op_type == "Add" and _made_by(reader, chosen) for reader, _ in node.outputs[0].uses())
 
 
 def _first(node: ir.Node) -> ir.Node | None:
@@ -105,18 +112,18 @@ def _is_mean(node: ir.Node) -> bool:
 
 def _of_channels(x: ir.Value, axes: int) -> bool:
     """Whether `x` is a number, or one for each channel of an image of so many axes."""
-    if x.shape is None:
+    if x.shape is None or rank(x) > axes:
         return False
-    others = [d for axis, d in enumerate(dims(x), axes - rank(x)) if axis != 1]
-    return rank(x) in (0, axes - 1, axes) and set(others) <= {1}
+    return all(isinstance(d, int) if axis == 1 else d == 1 for axis, d in enumerate(dims(x), axes - rank(x)))
 
 
 def _is_beside(node: ir.Node, chosen: Collection[ir.Node]) -> bool:
     """Whether the node reads what is computed on rows, or is read there alone."""
     (y,) = node.outputs
     readers = {reader for reader, _ in y.uses()}
-    made = any(x is not None and x.producer() in chosen for x in node.inputs)
-    return made or (bool(readers) and not y.is_graph_output() and all(reader in chosen for reader in readers))
+    return _made_by(node, chosen) or (
+        bool(readers) and not y.is_graph_output() and all(reader in chosen for reader in readers)
+    )
 
 
 class _Rows:
