@@ -130,5 +130,5 @@ def test_convolutions_of_one_pixel_are_products(monkeypatch):
 
 def test_images_of_many_places_stay(monkeypatch):
     """But for the gate's, of one place: its two convolutions with A and B, forward and backward."""
-    made, plain = operators(graph(2, True, size=12)), operators(in_images(monkeypatch, 2, True, size=12))
+    made, plain = operators(graph(2, True, size=15)), operators(in_images(monkeypatch, 2, True, size=15))
     assert plain.count("Conv") - made.count("Conv") == 2 * (3 + 3)

@@ -23,7 +23,7 @@ from edgelora_tools.lowering import DOMAIN, emit_before
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.row_wise import ALONE, TOGETHER
 
-_FEW = 100  # places of an image (docs/decisions/0032)
+_FEW = 200  # places of an image (docs/decisions/0032)
 
 
 def is_small(x: ir.Value) -> bool:
