@@ -142,27 +142,28 @@ def difference(own: Floats, other: Floats) -> tuple[float, float]:
 
 
 def plot(path: Path, table: Sequence[Sequence[float]], roles: Sequence[str]) -> None:
-    """The matrix: rows are whose adapter, columns who speaks; the best of a column in bold."""
+    """The matrix: rows are whose adapter, columns who speaks; darker is better beside the own, the best is bold."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     names = [BASE, *roles]
-    figure, axis = plt.subplots(figsize=(1.5 * len(roles) + 2.5, 0.6 * len(names) + 2), constrained_layout=True)
-    relative = [[value / table[0][j] for j, value in enumerate(row)] for row in table]
-    axis.imshow(relative, cmap="viridis_r", aspect="auto")
+    values = np.array(table)
+    beyond = values - np.diag(values[1:])
+    least, most = float(beyond[1:].min()), max(float(beyond[1:].max()), 1e-3)  # the base is beyond all
+    figure, axis = plt.subplots(figsize=(1.7 * len(roles) + 2.2, 0.5 * len(names) + 1.3), constrained_layout=True)
+    axis.imshow(beyond, cmap="Blues_r", vmin=least, vmax=most, aspect="auto")
     axis.set_title("bits per byte of held-out turns")
-    axis.set_xticks(range(len(roles)), roles, rotation=20)
+    axis.set_xticks(range(len(roles)), roles)
     axis.set_yticks(range(len(names)), names)
     axis.set_xlabel("who speaks")
     axis.set_ylabel("whose adapter")
-    for j in range(len(roles)):
-        column = [row[j] for row in table]
-        for i, value in enumerate(column):
-            best = "bold" if value == min(column) else "normal"
-            axis.text(j, i, f"{value:.3f}", ha="center", va="center", weight=best, color="white")
-    figure.savefig(path, dpi=120)
+    for (i, j), value in np.ndenumerate(values):
+        weight = "bold" if value == values[:, j].min() else "normal"
+        color = "white" if beyond[i, j] < (least + most) / 2 else "black"
+        axis.text(j, i, f"{value:.3f}", ha="center", va="center", weight=weight, color=color)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
