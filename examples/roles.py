@@ -36,7 +36,7 @@ from edgelora.language.samples import Answer
 from edgelora.language.sampling import GenerationConfig
 from edgelora.tasks import objective_for
 
-COUNT = 4  # roles, unless they are named
+COUNT = 3  # roles, unless they are named
 HELD_OUT = 3  # the last one of so many parts of a role's turns is for the table
 VALIDATION = 5  # and of those before, for the choice of an epoch
 QUESTION = "What brings you here tonight? Speak, and tell me what you would have of me."
