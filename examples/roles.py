@@ -6,8 +6,8 @@
 from what was said before its turns, and its turns; its name is in neither: who speaks is for the adapter to know. Roles
 are those that say the most. As on a device, the past foretells the future: the last third of a role's turns, as the
 plays have them, is held out for the table, and the last fifth of those before it tells which epoch's adapter is kept.
-The learning rate, of 0.001, 0.002 and 0.005, is the best after LEONTES's first epoch on his fifth: no choice has seen a
-turn of the table.
+The learning rate, of 0.001, 0.002 and 0.005, is the best after the first of four epochs of LEONTES, who comes fourth,
+on his fifth; two epochs are what time allowed. No choice has seen a turn of the table.
 
 Bits per byte of the held-out turns tell how well they are foretold; less is better. How far the own adapter is from the
 best of the others is told with its standard error over turns, since turns are few. Every adapter learns what all plays
