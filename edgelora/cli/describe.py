@@ -100,7 +100,7 @@ def run_info(options: argparse.Namespace) -> None:
         *language_text(manifest),
         f"losses         {', '.join(dict.fromkeys(g.loss for g in manifest.training))}",
         f"methods        {', '.join((LORA_GRAPHS, *manifest.methods))}",
-        f"points         {len(manifest.points)} ({', '.join(manifest.target_modules)})",
+        f"points         {len(manifest.points)} ({listed(manifest.target_modules)})",
         f"size           {size_text(sum(e.size for e in manifest.files.values()))}",
     ]
     if (budget := manifest.budget) is not None:
@@ -143,8 +143,7 @@ def lost_text(manifest: Manifest, explain: bool) -> list[str]:
         if explain:
             lines += [f"    {point.id}: {' → '.join(point.path)}" for point in points]
         else:
-            more = f" and {len(points) - _MOST_NAMES} more" if len(points) > _MOST_NAMES else ""
-            lines.append(f"    stands before {', '.join(point.id for point in points[:_MOST_NAMES])}{more}")
+            lines.append(f"    stands before {listed([point.id for point in points])}")
     remedy = "train them by forward passes alone with `edgelora train --gradient spsa`"
     shown = "" if explain else "; --explain shows the way"
     return [*lines, f"  {remedy}{shown}"]
@@ -156,15 +155,19 @@ def quantized_text(manifest: Manifest) -> list[str]:
     if not counts:
         return []
     lines = ["products: " + "; ".join(f"{count} {how}" for how, count in counts.items())]
-    more = f" and {len(real) - _MOST_NAMES} more" if len(real) > _MOST_NAMES else ""
-    return [*lines, *([f"  float32: {', '.join(real[:_MOST_NAMES])}{more}"] if real else [])]
+    return [*lines, *([f"  float32: {listed(real)}"] if real else [])]
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"{', '.join(names[:_MOST_NAMES])}{more}"
 
 
 def cosines_text(cosines: Sequence[float], unreached: Sequence[str]) -> str:
     """How near the gradients of a quantized base are to float32's: by the mean and the least a check decides."""
     mean = sum(cosines) / len(cosines)
-    more = f" and {len(unreached) - _MOST_NAMES} more" if len(unreached) > _MOST_NAMES else ""
-    without = f" (none reaches {', '.join(unreached[:_MOST_NAMES])}{more})" if unreached else ""
+    without = f" (none reaches {listed(unreached)})" if unreached else ""
     told = f"{mean:.4f} on the mean of {len(cosines)} points{without}"
     return f"cosines with float32 gradients {told}, least {min(cosines):.4f}"
 

@@ -47,6 +47,17 @@ def test_points_as_json_and_table(bundle_copy, capsys):
     assert f"{len(made['points'])} points, {made['parameters']:,} parameters at rank 4" in table
 
 
+def test_info_names_the_first_of_many_targets(tmp_path, capsys):
+    net, x = Net(17), "x"
+    for number in range(14):
+        x = net.linear(x, f"dense{number}", 8, 8)
+    net.output(x, "y")
+    names = tuple(f"dense{number}" for number in range(14))
+    bundle = to_bundle(net.model(VECTOR, [("y", FLOAT, ["batch", 8])]), tmp_path, target_modules=names)
+    assert main(["info", str(bundle.path)]) == 0
+    assert f"points         14 ({', '.join(names[:12])} and 2 more)\n" in capsys.readouterr().out
+
+
 def test_ids_are_the_same_in_every_conversion(tmp_path):
     made = []
     for name in ("a", "b"):
