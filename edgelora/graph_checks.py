@@ -49,9 +49,7 @@ def check_graph(bundle: Bundle, record: TrainingGraph, inputs: Feeds, rng: np.ra
     same, slope = (ROUNDED_TOLERANCE,) * 2 if rounds_activations(bundle) else (SAME_TOLERANCE, GRADIENT_TOLERANCE)
 
     def place() -> tuple[Feeds, Feeds]:
-        values = whole_adapter(bundle, inputs, rng)
-        made = bundle.forward.run({**inputs, **values})
-        return {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, made, rng)}, made
+        return _place(bundle, record, inputs, whole_adapter(bundle, inputs, rng), rng)
 
     def shares_of(feeds: Feeds, made: Feeds) -> dict[str, float]:
         got, (expected, noise) = bundle.graph(record.file).run(feeds), _expected(bundle, record, feeds, made)
@@ -71,6 +69,19 @@ def check_graph(bundle: Bundle, record: TrainingGraph, inputs: Feeds, rng: np.ra
     where = max(shares, key=lambda name: shares[name])
     tolerance = slope if where == _ALONG else same
     return GraphVerdict(record.file, bounded(shares[where] * tolerance), where, shares[where] <= 1)
+
+
+def _place(
+    bundle: Bundle,
+    record: TrainingGraph,
+    inputs: Feeds,
+    values: Feeds,
+    rng: np.random.Generator,
+    graphs: str = LORA_GRAPHS,
+) -> tuple[Feeds, Feeds]:
+    """What a training graph takes beside an adapter's values, and what the inference graph makes with these."""
+    made = bundle.forward_in(graphs).run({**inputs, **values})
+    return {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, made, rng)}, made
 
 
 def _masks(record: TrainingGraph, feeds: Feeds, rng: np.random.Generator) -> Feeds:
@@ -198,9 +209,7 @@ def check_recomputed(
     """A graph that recomputes against the plain one, under random masks."""
 
     def both() -> tuple[Feeds, Feeds]:
-        values = whole_adapter(bundle, inputs, rng)
-        made = bundle.forward.run({**inputs, **values})
-        feeds: Feeds = {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, made, rng)}
+        feeds, _ = _place(bundle, record, inputs, whole_adapter(bundle, inputs, rng), rng)
         feeds |= _masks(record, feeds, rng)
         return bundle.graph(file).run(feeds), bundle.graph(record.file).run(feeds)
 
@@ -218,8 +227,7 @@ def check_halves(
         else:
             absent = absent_adapter(bundle.manifest, graphs, bundle)
             values = {**method_adapter(bundle, graphs, absent, rng), **random_head(bundle.manifest, rng)}
-        made = bundle.forward_in(graphs).run({**inputs, **values})
-        feeds: Feeds = {**inputs, **values, **loss_feeds(bundle.manifest, record, inputs, made, rng)}
+        feeds, made = _place(bundle, record, inputs, values, rng, graphs)
         expected = {**bundle.graph(record.file).run(feeds), **made}
         return _in_two(bundle, halves, expected, feeds), expected
 
