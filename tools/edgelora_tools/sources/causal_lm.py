@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from edgelora_tools.normalize import onnx_errors
 from edgelora_tools.passes.without_cache import without_cache
 from edgelora_tools.sources.base import Decoder, Source
 from edgelora_tools.sources.onnx_file import tokenizer_files
+from edgelora_tools.sources.pretrained import LOCAL, load_pretrained
 from edgelora_tools.sources.rotations import settle_rotations
 from edgelora_tools.sources.torch_export import require_torch
 
@@ -63,7 +62,7 @@ def load_causal_lm(
     transformers.logging.disable_progress_bar()
     folder, options = _whereabouts(path)
     with onnx_errors(f"{path}: transformers cannot load its configuration"):
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **options)
+        config = transformers.AutoConfig.from_pretrained(folder, **LOCAL, **options)
     kind = config.model_type
     if (
         config.is_encoder_decoder
@@ -71,12 +70,8 @@ def load_causal_lm(
     ):
         raise ConversionError(f"{path}: a {kind} does not continue text: text-generation needs a decoder")
     files, facts, eos = _text_files(path, folder, options, tokenizer, config)
-    with onnx_errors(f"{path}: transformers cannot load it"), contextlib.redirect_stderr(io.StringIO()):  # its progress
-        import torch
-
-        causal = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager", **options
-        ).eval()
+    causal, _ = load_pretrained(transformers.AutoModelForCausalLM, folder, path, **options)
+    causal.eval()
     ending = dict.fromkeys([*eos, *_listed(causal.generation_config.eos_token_id)])
     return causal, path.stem if path.is_file() else path.name, files, facts, list(ending)
 
@@ -165,7 +160,7 @@ def _text_files(
             template = beside.read_text(encoding="utf-8") if beside.is_file() else None
     else:
         with onnx_errors(f"{path}: it has no tokenizer that transformers reads; give --tokenizer tokenizer.json"):
-            own = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+            own = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL, **options)
             with TemporaryDirectory() as made:
                 own.backend_tokenizer.save(str(Path(made) / "tokenizer.json"))
                 files, facts = tokenizer_files(Path(made) / "tokenizer.json", required=True)

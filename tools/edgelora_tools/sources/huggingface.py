@@ -11,6 +11,7 @@ from edgelora.errors import ConversionError
 from edgelora_tools.normalize import onnx_errors
 from edgelora_tools.sources.base import Source
 from edgelora_tools.sources.onnx_file import tokenizer_files
+from edgelora_tools.sources.pretrained import LOCAL, load_pretrained
 from edgelora_tools.sources.torch_export import module_source, require_torch
 
 _TEXT_SAMPLE = (2, 8)
@@ -21,7 +22,8 @@ _VOCABULARIES = ("vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "
 def huggingface_source(folder: Path, exporter: str = "dynamo", tokenizer: Path | None = None) -> Source:
     """Load the backbone (AutoModel) from a local directory and export it.
 
-    A task head in the checkpoint is left out: EdgeLoRA's head is new and belongs to the adapter.
+    A task head in the checkpoint is left out: EdgeLoRA's head is new and belongs to the adapter. So is a pooler that
+    the checkpoint has no weights of.
 
     Raises:
         ConversionError: not a model directory, an unknown architecture, or the export fails.
@@ -34,15 +36,13 @@ def huggingface_source(folder: Path, exporter: str = "dynamo", tokenizer: Path |
         model_type = json.loads(config_path.read_text(encoding="utf-8")).get("model_type", "")
     except (ValueError, AttributeError) as error:
         raise ConversionError(f"{config_path}: not valid JSON ({error})") from error
-    import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    with onnx_errors(f"{folder}: transformers cannot load it"):
-        module = transformers.AutoModel.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, attn_implementation="eager"
-        )
+    module, pools = load_pretrained(transformers.AutoModel, folder, folder, spare="pooler")
+    if not pools:
+        module.pooler = None
     files, facts = _tokenizer(folder) if tokenizer is None else tokenizer_files(tokenizer, required=True)
     config = module.config
     limit = int(getattr(config, "max_position_embeddings", 0) or 0)
@@ -68,7 +68,7 @@ def _tokenizer(folder: Path) -> tuple[dict[str, bytes], dict[str, int]]:
     import transformers
 
     with onnx_errors(f"{folder}: transformers cannot read its tokenizer"), TemporaryDirectory() as made:
-        transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(made)
+        transformers.AutoTokenizer.from_pretrained(folder, **LOCAL).save_pretrained(made)
         return tokenizer_files(Path(made) / "tokenizer.json", required=True)
 
 
