@@ -8,7 +8,7 @@ from typing import Any
 
 from edgelora.adapter import Adapter
 from edgelora.errors import ConfigError, DataError
-from edgelora.media.contact_sheet import Row, check_name, check_place, contact_sheet, fitted, save_picture
+from edgelora.media.contact_sheet import CELL, Row, check_name, check_place, contact_sheet, save_picture
 from edgelora.media.drawing import Figure, Picture, draw
 from edgelora.media.images import read_picture
 from edgelora.runtime import AdapterLike, Model
@@ -95,7 +95,7 @@ class BeforeAndAfter:
         rows: list[Row] = []
         for sample, before, now in zip(self.samples, self._before, self._predicted(after), strict=True):
             path, truth = self.task.truth(sample, after.labels or ())
-            rows.append(Row(path.name, (fitted(_drawn(path, truth)), before, now)))
+            rows.append(Row(path.name, (_drawn(path, truth, CELL), before, now)))
         save_picture(contact_sheet(TITLES, rows), self.file)
 
     def _predicted(self, adapter: Adapter) -> list[Picture]:
@@ -103,9 +103,9 @@ class BeforeAndAfter:
         paths = [self.task.truth(sample, names)[0] for sample in self.samples]
         results = self.task.results(self.model, paths, adapter, None)
         return [
-            fitted(_drawn(path, self.task.figure(result, names))) for path, result in zip(paths, results, strict=True)
+            _drawn(path, self.task.figure(result, names), CELL) for path, result in zip(paths, results, strict=True)
         ]
 
 
-def _drawn(path: Path, figure: Figure) -> Picture:
-    return draw(read_picture(path).pixels, figure)
+def _drawn(path: Path, figure: Figure, longest: int | None = None) -> Picture:
+    return draw(read_picture(path).pixels, figure, longest)

@@ -14,7 +14,7 @@ from edgelora.media.drawing import DARK, LIGHT, Picture, letters, pillow, shorte
 from edgelora.media.files import is_file, is_folder
 
 CELL = 320
-"""Pixels that the longer side of a picture has on the sheet."""
+"""Pixels of a column, and of the longer side of a picture that is drawn for one."""
 _GAP, _TITLE, _NAME = 8, 20, 14
 
 
@@ -27,13 +27,15 @@ class Row:
 
 
 def contact_sheet(titles: Sequence[str], rows: Sequence[Row], cell: int = CELL) -> Picture:
-    """The rows under each other, under the titles of their columns: `[H, W, 3]`. Every row has a picture a title.
+    """The rows under each other, under the titles of their columns, `cell` wide each: `[H, W, 3]`.
+
+    Every row has a picture a title; one that is wider than the cell is made smaller.
 
     Raises:
         EdgeLoraError: Pillow is missing.
     """
     image_module, draw_module, _ = pillow()
-    made = [[image_module.fromarray(fitted(picture, cell)) for picture in row.pictures] for row in rows]
+    made = [[image_module.fromarray(_fitted(picture, cell)) for picture in row.pictures] for row in rows]
     width = _GAP + (cell + _GAP) * len(titles)
     heights = [max(picture.height for picture in pictures) + _NAME + 3 * _GAP // 2 for pictures in made]
     sheet = image_module.new("RGB", (width, 2 * _GAP + _TITLE + sum(heights)), LIGHT)
@@ -51,11 +53,11 @@ def contact_sheet(titles: Sequence[str], rows: Sequence[Row], cell: int = CELL) 
     return np.asarray(sheet)
 
 
-def fitted(picture: Picture, cell: int = CELL) -> Picture:
-    """The picture `[H, W, 3]` as it lies on a sheet, its longer side as long as the cell."""
+def _fitted(picture: Picture, width: int) -> Picture:
+    if picture.shape[1] <= width:
+        return picture
     image_module = pillow()[0]
-    factor = cell / max(picture.shape[:2])
-    size = tuple(max(1, round(side * factor)) for side in picture.shape[1::-1])
+    size = width, max(1, round(picture.shape[0] * width / picture.shape[1]))
     return np.asarray(image_module.fromarray(picture).resize(size, image_module.Resampling.LANCZOS))
 
 

@@ -36,8 +36,8 @@ LEAST_SIDE = 320
 DARK: Colour = (24, 24, 24)
 LIGHT: Colour = (255, 255, 255)
 _TINT = 0.45
-_MOST_ENLARGED = 1 << 14  # pixels that the longer side of a picture is enlarged to at most: one may be a line
-_LETTERS = (12, 44)
+_MOST_ENLARGED = 1 << 12  # pixels that the longer side of a picture is enlarged to at most: one may be a line
+_LEAST_LETTERS = 12
 _FURTHEST = 4
 
 
@@ -75,21 +75,24 @@ class Figure:
     mask: NDArray[np.integer[Any]] | None = None
 
 
-def draw(picture: Picture, figure: Figure, least_side: int = LEAST_SIDE) -> Picture:
+def draw(picture: Picture, figure: Figure, longest: int | None = None) -> Picture:
     """The picture `[H, W, 1 or 3]` with the figure on it, `[H', W', 3]`: enlarged if small, with a strip for its
-    caption.
+    caption. With `longest` its longer side has so many pixels, and lines and letters the size that suits them.
 
     Raises:
         EdgeLoraError: Pillow is missing.
     """
     image_module, draw_module, _ = pillow()
-    factor = max(1.0, min(least_side / min(picture.shape[:2]), _MOST_ENLARGED / max(picture.shape[:2])))
-    height, width = (max(1, round(side * factor)) for side in picture.shape[:2])
+    sides = picture.shape[:2]
+    factor = max(1.0, min(LEAST_SIDE / min(sides), _MOST_ENLARGED / max(sides)))
     image: Image.Image = image_module.fromarray(colours_of(picture))
     smooth = image_module.Resampling.BICUBIC if factor < 4 else image_module.Resampling.NEAREST
-    image = image.resize((width, height), smooth) if factor > 1 else image
+    image = _resized(image, sides, factor, smooth)
     if figure.mask is not None:
         image = image_module.fromarray(_tinted(np.asarray(image), figure.mask, len(figure.names)))
+    if longest is not None:
+        factor = longest / max(sides)
+        image = _resized(image, sides, factor, image_module.Resampling.LANCZOS)
     pen = _Pen(draw_module.Draw(image), image.size, figure.names)
     for box in figure.boxes:
         pen.box(box, factor)
@@ -97,6 +100,12 @@ def draw(picture: Picture, figure: Figure, least_side: int = LEAST_SIDE) -> Pict
     pen.points(figure.points, factor)
     shown = () if figure.mask is None else tuple(figure.names[i] for i in _present(figure.mask, len(figure.names)))
     return _with_strip(np.asarray(image), figure, shown, pen.letters)
+
+
+def _resized(image: Image.Image, sides: tuple[int, ...], factor: float, resample: Any) -> Image.Image:
+    """The image, as large as a picture with these sides that is `factor` times as large."""
+    height, width = (max(1, round(side * factor)) for side in sides)
+    return image if image.size == (width, height) else image.resize((width, height), resample)
 
 
 def colour(name: str, names: Sequence[str]) -> Colour:
@@ -155,7 +164,7 @@ class _Pen:
         self.canvas, self.size, self.names = canvas, size, names
         short = min(size)
         self.line = max(2, round(short / 180))
-        self.letters = int(np.clip(round(short / 24), *_LETTERS))
+        self.letters = max(_LEAST_LETTERS, round(short / 24))
         self.font = letters(self.letters)
         self._waiting: list[_Tag] = []
         self._taken: list[Rectangle] = []
@@ -252,20 +261,23 @@ def _tinted(picture: Picture, mask: NDArray[np.integer[Any]], names: int) -> Pic
     height, width = picture.shape[:2]
     rows: NDArray[np.int64] = np.arange(height, dtype=np.int64) * mask.shape[0] // height
     columns: NDArray[np.int64] = np.arange(width, dtype=np.int64) * mask.shape[1] // width
-    large = mask[rows[:, None], columns[None, :]].astype(np.int64)
-    large = np.where(large < names, large, 0)
-    palette = np.asarray(COLOURS, np.float32)
-    own = palette[np.maximum(large, 0) % len(COLOURS)]
-    tint = np.where(large > 0, np.float32(_TINT), np.float32(0.0))[..., None]
-    made = picture * (1 - tint) + own * tint
+    known = np.where((mask > 0) & (mask < names), mask, 0).astype(np.uint16)
+    large = known[rows[:, None], columns[None, :]]
+    own = np.asarray(COLOURS, np.uint8)[np.arange(max(names, 1)) % len(COLOURS)]
+    shares = np.rint(own * _TINT).astype(np.uint8)
+    shares[0] = 0
+    paler = np.rint(np.arange(256) * (1 - _TINT)).astype(np.uint8)
+    made: Picture = np.where((large > 0)[..., None], paler[picture], picture)
+    made += shares[large]
     edge = np.zeros(large.shape, bool)
     down, right = large[1:] != large[:-1], large[:, 1:] != large[:, :-1]
     edge[1:] |= down
     edge[:-1] |= down
     edge[:, 1:] |= right
     edge[:, :-1] |= right
-    upper = np.where((large > 0)[..., None], own, DARK)
-    return np.where(edge[..., None], upper, made).astype(np.uint8)
+    own[0] = DARK
+    made[edge] = own[large[edge]]
+    return made
 
 
 def _with_strip(picture: Picture, figure: Figure, shown: tuple[str, ...], height: int) -> Picture:

@@ -33,7 +33,7 @@ def test_boxes_and_points_show_at_every_size(size, channels):
     )
     drawn = draw(grey(height, width, channels), figure)
     assert drawn.dtype == np.uint8
-    assert min(drawn.shape[:2]) >= LEAST_SIDE or (drawn.shape[:2] == size and min(size) >= LEAST_SIDE)
+    assert min(drawn.shape[:2]) >= LEAST_SIDE or max(drawn.shape[:2]) == 1 << 12
     assert holds(drawn, colour("cat", NAMES))
     assert holds(drawn, colour("dog", NAMES))
     assert holds(drawn, colour("nose", NAMES))
@@ -83,6 +83,35 @@ def test_names_do_not_cover_each_other():
     assert areas[0] > 0.8 * wanted[0]  # the other point's disc lies on its own
 
 
+def tag_height(picture, name) -> int:
+    """The rows of the tag that names a box: where its colour is broad."""
+    own = (picture == np.asarray(colour(name, NAMES), np.uint8)).all(-1).sum(1)
+    return int((own > picture.shape[1] * 0.02).sum())
+
+
+@pytest.mark.parametrize("shape", [(320, 480), (2000, 3000), (400, 1600)])
+def test_letters_grow_with_the_picture(shape):
+    drawn = draw(grey(*shape), Figure(NAMES, boxes=(Box((9, 90, shape[1] / 2, shape[0] / 2), "cat", 0.91),)))
+    assert tag_height(drawn, "cat") >= 0.05 * shape[0]
+
+
+@pytest.mark.parametrize("shape", [(1500, 2000), (400, 1600), (900, 300), (28, 28), (1, 2000)])
+def test_what_is_drawn_for_a_sheet_has_letters_of_its_size(shape):
+    """Not those of the picture, made smaller with it."""
+    height, width = shape
+    mask = np.zeros(shape, np.uint8)
+    mask[: height // 2] = 2
+    box = Box((width * 0.1, height * 0.3, width * 0.9, height * 0.9), "cat", 0.91)
+    drawn = draw(grey(*shape), Figure(NAMES, boxes=(box,), mask=mask), longest=320)
+    factor = 320 / max(shape)
+    h, w = max(1, round(height * factor)), max(1, round(width * factor))
+    assert drawn.shape[1] == w
+    assert drawn.shape[0] > h  # the legend
+    if h >= 60 and w >= 90:
+        assert tag_height(drawn[:h], "cat") >= 12
+        assert holds(drawn[h - 1, : w // 3], (128, 128, 128))
+
+
 def test_captions_of_any_length_and_script():
     for caption in ("cat 0.98", "a" * 500, "Ω≈ç√ кошка 猫", ""):
         drawn = draw(grey(320, 320), Figure(NAMES, caption))
@@ -112,6 +141,15 @@ def test_a_contact_sheet_holds_every_picture(tmp_path):
         np.testing.assert_array_equal(np.asarray(read), sheet)
 
 
+def test_a_sheet_keeps_what_fits_as_it_is():
+    """Nothing is resized twice: letters stay sharp."""
+    own = np.random.default_rng(0).integers(0, 256, (130, 100, 3)).astype(np.uint8)
+    sheet = contact_sheet(("truth", "after"), [Row("a", (own, np.zeros((90, 300, 3), np.uint8)))], cell=100)
+    corners = np.argwhere((sheet[:-130, :-100] == own[0, 0]).all(-1))
+    assert any((sheet[y : y + 130, x : x + 100] == own).all() for y, x in corners)
+    assert sheet.shape[1] == 224
+
+
 def test_a_picture_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(DataError, match=r"sheet\.strange: the picture cannot be written"):
         save_picture(grey(8, 8), tmp_path / "sheet.strange")
@@ -121,4 +159,4 @@ def test_a_picture_that_cannot_be_written_is_named(tmp_path):
 def test_a_line_is_not_enlarged_without_bound(shape):
     figure = Figure(("a", "b"), "a line", (Box((0, 0, *shape[::-1]), "a"),), mask=np.ones(shape, np.uint8))
     made = draw(np.zeros((*shape, 3), np.uint8), figure)
-    assert max(made.shape[:2]) <= max(*shape, 1 << 14) + 100
+    assert max(made.shape[:2]) <= max(*shape, 1 << 12) + 100
