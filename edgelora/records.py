@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from edgelora.errors import DataError
+from edgelora.paths import is_file, is_folder
 
 T = TypeVar("T")
 _LINE_LIMIT = 1 << 20  # bytes
@@ -77,6 +78,10 @@ def _records(
     """The records with the number of the line that each begins on; in place of a bad one, what is wrong with it."""
     fmt = fmt or ("jsonl" if str(path) == STANDARD_INPUT else FORMATS.get(Path(path).suffix.lower()))
     if fmt is None:
+        if is_folder(Path(path)):
+            raise DataError(f"{name}: is a folder; expected is a CSV or JSONL file")
+        if not is_file(Path(path)):
+            raise DataError(f"{name}: no such file or folder")
         raise DataError(f"{name}: is it CSV or JSONL? Name it .csv or .jsonl, or say --format")
     if fmt not in FORMATS.values():
         raise DataError(f"{name}: there is no format {fmt!r} of records; there are csv, jsonl")

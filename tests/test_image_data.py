@@ -101,6 +101,15 @@ def test_records_that_are_none(folder: Path, record: dict[str, object], message:
         read_samples(path, TASK)
 
 
+@pytest.mark.parametrize("task", [TASK, "keypoint-detection", "semantic-segmentation", "sequence-classification"])
+def test_what_is_not_there_and_folders_where_a_file_is_expected(folder: Path, task: str):
+    with pytest.raises(DataError, match=r"nothing: no such file or folder"):
+        read_samples(folder / "nothing", task)
+    if task in ("keypoint-detection", "sequence-classification"):
+        with pytest.raises(DataError, match="is a folder; expected is a CSV or JSONL file"):
+            read_samples(folder, task)
+
+
 def test_all_missing_pictures_are_told_at_once(folder: Path):
     path = folder / "data.csv"
     path.write_text("image,label\n" + "".join(f"no-{n}.png,a\n" for n in range(8)))

@@ -115,7 +115,10 @@ PNG, JPEG = coded(colors()), coded(colors().resize((300, 200)), "JPEG")
         (PNG[:50] + b"\xff" * 8 + PNG[58:], "a damaged picture"),
         (bomb(), "pixels"),
         (coded(Image.new("L", (10_000, 9_000))), f"90,000,000 pixels, at most {MOST_PIXELS:,} are read"),
-        (coded(Image.new("F", (3, 3)), "TIFF"), "floating-point"),
+        (
+            coded(Image.new("F", (3, 3)), "TIFF"),
+            "broken.png: its pixels are floating-point numbers; save it with 8 or 16",
+        ),
     ],
 )
 def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, message: str):

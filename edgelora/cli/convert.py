@@ -19,7 +19,7 @@ from edgelora.cli.common import (
     size_text,
     stage_line,
 )
-from edgelora.cli.describe import lost_text, quantized_text, summary
+from edgelora.cli.describe import listed, lost_text, quantized_text, summary
 from edgelora.cli.picture_options import add_detector_options, add_image_options, detector_options, image_options
 from edgelora.cli.sound import add_sound_options, sound_options
 from edgelora.cli.values import numbers, patterns
@@ -208,7 +208,7 @@ def run_convert(options: argparse.Namespace) -> int:
     lines = [
         f"{options.output}: {manifest.name}, {manifest.task}, {manifest.base_parameters / 1e6:.1f} M parameters, "
         f"{size_text(size)}",
-        f"{len(manifest.points)} insertion points for {', '.join(manifest.target_modules)}",
+        f"{len(manifest.points)} insertion points for {listed(manifest.target_modules)}",
     ]
     lines += quantized_text(manifest)
     lines += lost_text(manifest, options.explain)

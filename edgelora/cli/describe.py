@@ -12,6 +12,7 @@ from edgelora.bundle import Bundle
 from edgelora.cli.common import Verbs, add_bundle, add_verb, emit, size_text, table
 from edgelora.config import LoraConfig
 from edgelora.manifest import LORA_GRAPHS, LostPoint, Manifest
+from edgelora.media.images import ImageSettings
 
 _MOST_NAMES = 12
 
@@ -96,7 +97,7 @@ def run_info(options: argparse.Namespace) -> None:
         *(" " * 15 + line for line in quantized_text(manifest)),
         f"inputs         {', '.join(f'{s.name} {list(s.shape)}' for s in manifest.inputs)}",
         f"outputs        {', '.join(f'{s.name} {list(s.shape)}' for s in manifest.outputs)}",
-        f"preprocessing  {manifest.preprocessing.get('kind')}",
+        f"preprocessing  {preprocessing_text(manifest)}",
         *language_text(manifest),
         f"losses         {', '.join(dict.fromkeys(g.loss for g in manifest.training))}",
         f"methods        {', '.join((LORA_GRAPHS, *manifest.methods))}",
@@ -119,6 +120,17 @@ def run_info(options: argparse.Namespace) -> None:
         if cosines:
             lines.append(" " * 15 + cosines_text(cosines, verification.get("unreached", ())))
     emit(options, summary(manifest, bundle.path), "\n".join(lines))
+
+
+def preprocessing_text(manifest: Manifest) -> str:
+    """How what people have becomes the graph's input: of pictures also the size, the fit and the order of channels."""
+    kind = str(manifest.preprocessing.get("kind"))
+    if kind != "image":
+        return kind
+    settings = ImageSettings.read(manifest.preprocessing, manifest.name)
+    height, width = settings.size
+    colours = settings.order if settings.channels == 3 else "grey"
+    return f"{kind}, {height} × {width} (height, width), {settings.fit}, {colours}"
 
 
 def language_text(manifest: Manifest) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgelora.errors import DataError
 from edgelora.media.drawing import DARK, LIGHT, Picture, letters, pillow, shortened
-from edgelora.media.files import is_file, is_folder
+from edgelora.paths import is_file, is_folder
 
 CELL = 320
 """Pixels of a column, and of the longer side of a picture that is drawn for one."""

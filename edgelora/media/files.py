@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgelora.errors import DataError
+from edgelora.paths import is_file, is_folder
 from edgelora.records import Record, adapter_field, first_of, parse_records, source_name, text_field
 from edgelora.samples import Named, OneLabel
 
@@ -41,20 +41,6 @@ def labelled_files(folder: Path, suffixes: Sequence[str], what: str) -> list[Fil
     if not found:
         raise DataError(f"{folder}: holds no {what}; expected is FOLDER/LABEL/FILE of {', '.join(suffixes)}")
     return [FileSample(path, name.parts[0], name.as_posix()) for path, name in found]
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; what can be no path, or is not to be reached, is none."""
-    with contextlib.suppress(OSError, ValueError):
-        return path.is_file()
-    return False
-
-
-def is_folder(path: Path) -> bool:
-    """Whether there is such a folder; as `is_file`."""
-    with contextlib.suppress(OSError, ValueError):
-        return path.is_dir()
-    return False
 
 
 def files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:

@@ -174,6 +174,8 @@ def opened(raw: str | Path | bytes) -> Generator[Image]:
         with image_module.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw, formats=_FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise DataError(f"{name}: has {image.width * image.height:,} pixels, at most {MOST_PIXELS:,} are read")
+            if image.mode == "F":
+                raise DataError(f"{name}: its pixels are floating-point numbers; save it with 8 or 16 bits")
             yield image
     except DataError:
         raise
@@ -208,8 +210,6 @@ def _pixels(image: Image, channels: int) -> Pixels:
 
     if image.mode.startswith("I"):
         image = Image.fromarray((np.clip(np.asarray(image), 0, 0xFFFF) >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers")
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from edgelora.errors import ConfigError, DataError
 from edgelora.media.augmentation import IMAGE_KINDS, Augmentation
 from edgelora.media.drawing import Figure
-from edgelora.media.files import given_files, is_folder, listed_files
+from edgelora.media.files import given_files, listed_files
 from edgelora.media.image_inputs import ImageEncoder, ImageInputs
 from edgelora.media.images import SUFFIXES
 from edgelora.media.placement import Placement
 from edgelora.objectives import Array
+from edgelora.paths import is_folder
 from edgelora.samples import Named, Sample
 from edgelora.tasks.base import Task
 from edgelora.training_config import TrainingConfig

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgelora.media.drawing import Figure
-from edgelora.media.files import FileSample, file_field, is_folder, labelled_files
+from edgelora.media.files import FileSample, file_field, labelled_files
 from edgelora.media.image_inputs import ImageInputs
 from edgelora.media.images import SUFFIXES
+from edgelora.paths import is_folder
 from edgelora.records import Record, label_field
 from edgelora.samples import Named, Sample
 from edgelora.tasks.classes import ClassificationTask

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgelora.errors import ConfigError, DataError
-from edgelora.media.files import FileSample, file_field, given_files, is_folder, labelled_files, listed_files
+from edgelora.media.files import FileSample, file_field, given_files, labelled_files, listed_files
 from edgelora.media.sound_augmentation import SOUND_KINDS
 from edgelora.media.sound_inputs import SoundEncoder, SoundInputs
 from edgelora.media.wav import SUFFIXES
+from edgelora.paths import is_folder
 from edgelora.records import Record, label_field
 from edgelora.samples import Named, Sample
 from edgelora.tasks.base import Task

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from edgelora.errors import DataError
-from edgelora.media.files import content_record, is_file
+from edgelora.media.files import content_record
+from edgelora.paths import is_file
 from edgelora.records import Record, adapter_field, first_of, parse_records, shown, source_name, text_field
 from edgelora.samples import Named
 
+EXAMPLE = '{"image": "a.png", "points": {"nose": [12.5, 30], "tail": null}}'
 _ABOVE = 3  # folders above a file in which its paths may begin
 _NO, _YES = ("0", "false", "no"), ("", "1", "2", "true", "yes")
 
@@ -72,7 +74,7 @@ def read_keypoints(path: str | Path, fmt: str | None = None) -> list[Named[Keypo
     if _is_deeplabcut(path):
         given = _deeplabcut(Path(path))
     else:
-        lines = parse_records(path, fmt, _parsed, ("image",))
+        lines = parse_records(path, fmt, _parsed, ("image", "name", "x", "y"), EXAMPLE)
         given = [_Given(*one, f"{source_name(path)}, line {line}") for line, one in lines]
     return _grouped(given, Path(path).parent)
 

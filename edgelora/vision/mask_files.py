@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgelora.errors import DataError
-from edgelora.media.files import content_record, files_in, is_file, is_folder
+from edgelora.media.files import content_record, files_in
 from edgelora.media.images import SUFFIXES, opened
+from edgelora.paths import is_file, is_folder
 from edgelora.records import Record, adapter_field, first_of, parse_records, source_name, text_field
 from edgelora.samples import Named
 from edgelora.vision.masks import IGNORED, Classes
@@ -25,6 +26,7 @@ PICTURES, MASKS = ("images", "image", "img"), ("masks", "mask", "labels", "label
 CLASSES_FILE = "classes.txt"
 IGNORED_VALUE = 255
 _MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".webp")
+_BLURRED = (".jpg", ".jpeg")
 _MODES = {"1", "L", "P", "I", "I;16"}
 _MOST_CLASSES = 64
 
@@ -139,10 +141,18 @@ def _in_folder(folder: Path) -> list[Named[tuple[Path, Path]]]:
     files = files_in(pictures, SUFFIXES)
     if not files:
         raise DataError(f"{pictures}: holds no pictures ({', '.join(SUFFIXES)})")
-    alone = [f"{file}: there is no mask {masks / file.stem}.png" for file in files if file.stem not in by_stem]
+    blurred = {file.stem: file.name for file in files_in(masks, _BLURRED)}
+    alone = [_alone(file, masks, blurred) for file in files if file.stem not in by_stem]
     if alone:
         raise DataError(first_of(alone, "pictures without a mask"))
     return [Named((file, by_stem[file.stem]), None, str(file)) for file in files]
+
+
+def _alone(picture: Path, masks: Path, blurred: Mapping[str, str]) -> str:
+    """What is wrong with a picture that has no mask, or one that is of no use."""
+    if picture.stem in blurred:
+        return f"{picture}: its mask {blurred[picture.stem]} is a JPEG, which blurs classes; save it as PNG"
+    return f"{picture}: there is no mask {masks / picture.stem}.png"
 
 
 def _names(samples: Sequence[MaskSample], file: Path) -> tuple[tuple[int, str], ...]:
@@ -164,8 +174,9 @@ def _names(samples: Sequence[MaskSample], file: Path) -> tuple[tuple[int, str], 
     numbers = {value: int(value == IGNORED_VALUE) if two else value for value in classes}
     unnamed = [value for value in classes if numbers[value] >= len(names)]
     if unnamed or len(set(names)) < len(names):
-        what = f"has no name for the values {', '.join(map(str, unnamed))}" if unnamed else "has a name twice"
-        raise DataError(f"{file}: {what} of the masks; it takes a line for each class, from 0")
+        values_told = ", ".join(map(str, unnamed))
+        what = f"has no name for the values {values_told} of the masks" if unnamed else "names one twice"
+        raise DataError(f"{file}: {what}; it takes a line for each class, from 0")
     return tuple((value, names[numbers[value]]) for value in classes)
 
 

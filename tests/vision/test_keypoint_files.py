@@ -82,6 +82,8 @@ def test_every_form_tells_the_same(name, text, pictures):
         ("p.csv", PLAIN + "a.png,snout,inf,2\n", r"line 2: the point 'snout' must have numbers"),
         ("p.csv", "image,name,x,y,visible\na.png,snout,1,2,maybe\n", r"line 2: the field 'visible' must be 0 or 1"),
         ("p.csv", "name,x,y\nsnout,1,2\n", r"image is missing"),
+        ("p.csv", "image,name,x\na.png,snout,1\n", r"p\.csv, line 1: .*y is missing"),
+        ("p.csv", PLAIN, r'holds no samples; one line is {"image": "a\.png", "points"'),
         ("p.jsonl", '{"image": "a.png", "points": [1, 2]}\n', r"line 1: the field \"points\" must be an object"),
         ("p.jsonl", '{"image": "a.png", "points": {"snout": [1]}}\n', r"line 1: the point 'snout' must be \[x, y\]"),
         ("d.csv", DEEPLABCUT.replace("30,4.25", "30"), r"d\.csv, line 4: 4 columns where the header has 5"),

@@ -77,7 +77,7 @@ def test_names_of_classes(folder):
     with pytest.raises(DataError, match=r"classes\.txt: has no name for the values 1"):
         read_masks(folder)
     (folder / "classes.txt").write_text("one\none\n", encoding="utf-8")
-    with pytest.raises(DataError, match="a name twice"):
+    with pytest.raises(DataError, match=r"classes\.txt: names one twice; it takes a line for each class"):
         read_masks(folder)
 
 
@@ -99,6 +99,10 @@ def test_what_is_wrong_is_named(folder):
     (folder / "images" / "c.png").touch()
     with pytest.raises(DataError, match=r"c\.png: there is no mask .*masks.c\.png"):
         read_masks(folder)
+    Image.new("L", (6, 4)).save(folder / "masks" / "c.jpg")
+    with pytest.raises(DataError, match=r"c\.png: its mask c\.jpg is a JPEG, which blurs classes; save it as PNG"):
+        read_masks(folder)
+    (folder / "masks" / "c.jpg").unlink()
     save(folder / "masks" / "c.png", np.zeros((4, 6, 3)))
     with pytest.raises(DataError, match=r"masks.c\.png: a mask has one channel.*this one is RGB"):
         read_masks(folder)

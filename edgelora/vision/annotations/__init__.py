@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgelora.errors import DataError
-from edgelora.media.files import is_file, is_folder
+from edgelora.paths import is_file, is_folder
 from edgelora.vision.annotations import box_table, coco, voc, yolo_text
 from edgelora.vision.annotations.sample import Box, DetectionSample
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from edgelora.errors import DataError
-from edgelora.media.files import content_record, is_file
+from edgelora.media.files import content_record
 from edgelora.media.images import picture_size
+from edgelora.paths import is_file
 from edgelora.records import first_of
 
 _EDGE = 1.0  # pixels that a box may end beyond the picture, as tools round; it is cut off there
