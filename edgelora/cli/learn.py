@@ -39,7 +39,8 @@ def add_verbs(verbs: Verbs) -> None:
         required=True,
         metavar="FILE",
         help="CSV or JSONL, of language models also plain text (.txt); - reads standard input; of pictures and sounds "
-        "also a folder with a folder for each label",
+        "also a folder with a folder for each label, of boxes COCO's JSON or a folder of VOC's or YOLO's files, of "
+        "masks a folder with images and masks",
     )
     add_format(parser, of_samples=True)
     parser.add_argument("--validation", metavar="FILE", help="held-out samples: the best epoch is kept")
