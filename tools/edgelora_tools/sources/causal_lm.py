@@ -16,6 +16,7 @@ from edgelora.manifest import MOST_POSITIONS
 from edgelora_tools.normalize import onnx_errors
 from edgelora_tools.passes.without_cache import without_cache
 from edgelora_tools.sources.base import Decoder, Source
+from edgelora_tools.sources.gguf_header import check_gguf
 from edgelora_tools.sources.onnx_file import tokenizer_files
 from edgelora_tools.sources.pretrained import LOCAL, load_pretrained
 from edgelora_tools.sources.rotations import settle_rotations
@@ -134,12 +135,16 @@ def _whereabouts(path: Path) -> tuple[Path, dict[str, str]]:
     if path.is_dir() and (path / "config.json").is_file():
         return path, {}
     found = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))
-    if len(found) != 1:
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise ConversionError(f"{path}: has no config.json, and several GGUF files, {names}: name the one to convert")
+    if not found:
         raise ConversionError(f"{path}: neither config.json nor one GGUF file: SOURCE of text-generation has either")
     try:
         import gguf  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConversionError(f'{found[0]}: GGUF files need a package: pip install "edgelora[gguf]"') from error
+    check_gguf(found[0])
     return found[0].parent, {"gguf_file": found[0].name}
 
 
