@@ -28,7 +28,9 @@ OPTIONS = ConvertOptions(task="feature-extraction")
 
 
 class Network(nn.Module):
-    """An inverted residual, a gate of the image's mean, numbers of channels, and a mean; or the image that it is of."""
+    """An inverted residual, a gate of the image's mean, numbers of channels, two convolutions of one image, and a mean;
+    or the image that it is of.
+    """
 
     def __init__(self, axes: int, pooled: bool) -> None:
         super().__init__()
@@ -40,31 +42,34 @@ class Network(nn.Module):
         self.narrow = convolution(8, 6, 1)
         self.less, self.more = convolution(6, 2, 1), convolution(2, 6, 1)
         self.scale = nn.Parameter(torch.rand(6, *[1] * axes) + 0.5)
-        self.last = convolution(6, 7, 1)
+        self.last, self.beside = convolution(6, 7, 1), convolution(6, 7, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.tanh(self.stem(x))
         y = nn.functional.relu6(self.depth(nn.functional.relu6(self.wide(x))))
         x = x + self.narrow(y)
         gate = torch.sigmoid(self.more(torch.relu(self.less(x.mean(self.axes, keepdim=True)))))
-        x = nn.functional.relu6(self.last(x * gate * self.scale + x))
+        x = x * gate * self.scale + x
+        x = nn.functional.relu6(self.last(x)) * torch.tanh(self.beside(x))
         return x.mean(self.axes) if self.pooled else x
 
 
 @cache
-def base_of(axes: int, pooled: bool, size: int) -> Any:
+def base_of(axes: int, pooled: bool, size: int, batch: int | None) -> Any:
     torch.manual_seed(0)
     module = Network(axes, pooled).eval()
     module.wide[1].running_mean.normal_()  # pyright: ignore[reportCallIssue, reportOptionalMemberAccess]
-    x = torch.randn(2, 3, *[size] * axes)
-    source = module_source(module, {"x": x}, "network", dynamic={"x": {0: "batch"}}, outputs=["y"])
+    x = torch.randn(batch or 2, 3, *[size] * axes)
+    source = module_source(module, {"x": x}, "network", dynamic={"x": {} if batch else {0: "batch"}}, outputs=["y"])
     model = normalize(source.model)
     measure_shapes(model)
     return prune(model, OPTIONS)
 
 
-def graph(axes: int, pooled: bool, method: str = "lora", dropout: bool = False, size: int = SIDE) -> Any:
-    base = base_of(axes, pooled, size)
+def graph(
+    axes: int, pooled: bool, method: str = "lora", dropout: bool = False, batch: int | None = None, size: int = SIDE
+) -> Any:
+    base = base_of(axes, pooled, size, batch)
     points = [site.point for site in find_sites(base)]
     made = training_graph(base, points, OPTIONS, COTANGENT, dropout, False, "train.onnx", method=METHODS[method])
     return made.model
@@ -100,18 +105,20 @@ def in_images(monkeypatch: pytest.MonkeyPatch, *what: Any, **more: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("axes", "pooled", "method", "dropout"),
+    ("axes", "pooled", "method", "dropout", "batch"),
     [
-        (2, True, "lora", False),
-        (2, False, "lora", True),
-        (1, False, "lora", False),
-        (3, True, "lora", False),
-        (2, True, "ia3", False),
-        (2, True, "lora-bias", False),
+        (2, True, "lora", False, None),
+        (2, False, "lora", True, None),
+        (1, False, "lora", False, None),
+        (3, True, "lora", False, None),
+        (2, True, "ia3", False, None),
+        (2, True, "lora-bias", False, None),
+        (2, True, "lora", False, 1),  # the gate, of one place, is one number for each channel then
+        (1, False, "lora", True, 1),
     ],
 )
-def test_gradients_are_those_of_images(axes, pooled, method, dropout, monkeypatch):
-    what = (axes, pooled, method, dropout)
+def test_gradients_are_those_of_images(axes, pooled, method, dropout, batch, monkeypatch):
+    what = (axes, pooled, method, dropout, batch)
     rows, images = graph(*what), in_images(monkeypatch, *what)
     assert operators(rows).count("Conv") < operators(images).count("Conv")
     feeds = feeds_of(images)

@@ -116,6 +116,7 @@ def walk_back(
     `cotangents` seeds outputs with dL/dy. The result has dL/dx for each x of `wrt` that the seeded outputs
     depend on and that no operator without a rule keeps from them.
     """
+    _check_order(nodes)
     active = active_values(nodes, wrt)
     grads = dict(cotangents)
     blocked: dict[ir.Node, MissingRule] = {}
@@ -155,6 +156,15 @@ def _thunks(op: OpBuilder, node: ir.Node, dys: Sequence[ir.Value | None], wanted
     if rule is None:
         raise ValueError(node.metadata_props.get(REASON, ""))
     return rule(op, node, *dys, wanted=wanted) if key_of(node) in WITH_BODIES else rule(op, node, *dys)
+
+
+def _check_order(nodes: Sequence[ir.Node]) -> None:
+    """Behind a node that reads what is made later gradients would be left out: a pass's bug, found at conversion."""
+    place = {y: at for at, node in enumerate(nodes) for y in node.outputs}
+    for at, node in enumerate(nodes):
+        for x in values_read(node):
+            if place.get(x, -1) >= at:
+                raise AssertionError(f"{node.op_type} ({node.name}) reads {x.name}, which is made later")
 
 
 def _check_shape(dx: ir.Value, x: ir.Value, node: ir.Node) -> None:

@@ -189,6 +189,8 @@ class _Rows:
                 return x
             if known_equal(dims(x), dims(node.outputs[0])):
                 return laid(x)
+            if x in self.flat:  # the one row of one image of one place
+                return self.flat[x]
             return shaped(self.op.Reshape(x, [-1]), [max(d for d in dims(x) if isinstance(d, int))], x)
 
         made = ir.Node(node.domain, node.op_type, [operand(x) for x in node.inputs], node.attributes.values())

@@ -21,9 +21,11 @@ def share_inputs(graph: ir.Graph) -> None:
     for node in graph:
         if (node.domain, node.op_type) == (DOMAIN, OP_TYPE):
             readers.setdefault(operands(node)[0], []).append(node)
-    for x, nodes in readers.items():
-        if len(nodes) > 1:
-            _join(graph, x, nodes)
+    several = {x: nodes for x, nodes in readers.items() if len(nodes) > 1}
+    for x, nodes in several.items():
+        _join(graph, x, nodes)
+    if several:
+        graph.sort()  # A and B may be turned before the later of the nodes
 
 
 def _join(graph: ir.Graph, x: ir.Value, nodes: Sequence[ir.Node]) -> None:
