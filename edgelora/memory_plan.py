@@ -14,28 +14,22 @@ where they pass through a window (page_window.py), no more than that.
 from __future__ import annotations
 
 import itertools
-import json
-import math
-import mmap
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgelora.bundle import Bundle
 from edgelora.errors import ConfigError
-from edgelora.files import write_atomic
-from edgelora.manifest import MEASURED_SIZE, GatheredTable, MemoryTable
+from edgelora.gathered_rows import mapped_at_once
+from edgelora.manifest import MemoryTable
 from edgelora.mapped_pages import can_give_back
-from edgelora.measuring import length_sorted_batches
 from edgelora.memory import resident_memory, trim_heap
-from edgelora.memory_moments import ARENA, Kept, Moment, kept_of, moment_of, moments_after
-from edgelora.methods.prompt import PromptTuningConfig
-from edgelora.objectives import Feeds, HostLoss, Objective
-from edgelora.prefix_cache import CHUNK
+from edgelora.memory_layout import Layout
+from edgelora.memory_moments import ARENA, kept_of, moments
+from edgelora.memory_sizes import sizes_at_least
+from edgelora.objectives import HostLoss, Objective
 from edgelora.session import SessionSettings
 from edgelora.trainer import Trainer
 
@@ -43,11 +37,6 @@ _PER_PART = {True: 16, False: 32}  # what a run costs beside its cells, in cells
 _UNPACKED, _WINDOWED = 1.08, 1.15  # step time without prepacking; with weights that pass through a window
 _NO_LENGTH = 64  # cells of a sample that has no length
 WINDOW = 32_000_000
-_LOOKED_AT = 64  # parts whose rows are counted
-_PAGE, _PROBES = 65536, 5
-LAYOUT_FILE = "memory.json"
-Layout = tuple[str, int, bool]
-_LAYOUT = ("file", "part_size", "prepacked")
 
 
 @dataclass(frozen=True)
@@ -146,19 +135,20 @@ def candidate_plans(trainer: Trainer, validation: Objective | None, budget: int)
     forms = {file: {f: _table(bundle, f) for f in files} for file, files in _files(trainer, validation).items()}
     file = list(forms)[-1]  # the one that holds least: planning may be no peak of its own
     resident = _measure_resident(trainer, file, forms[file])
-    at_once = _mapped_at_once(bundle)
+    at_once = mapped_at_once(bundle)
     packings = (False,) if bundle.settings.low_memory else (True, False)
-    kept = {id(one): _kept(trainer, one) for one in (trainer.objective, validation) if one is not None}
+    both = [one for one in (trainer.objective, validation) if one is not None]
+    kept = {} if trainer.prefix is None else {id(one): kept_of(trainer, trainer.prefix, one) for one in both}
     for size in _part_sizes(trainer):
         cells, parts = _work(trainer, size)
         made = trainer.pieces(size)[0] if trainer.record is not None else 1  # gradients, of a piece each
         parameters = (made + 3) * trainer.flat.nbytes  # and their sum, and the optimizer's arrays
         for (file, tables), prepacked in itertools.product(forms.items(), packings):
             work = _work_of(trainer, file)
-            moments = list(_moments(trainer, validation, file, tables, size, prepacked, at_once, kept))
+            held = list(moments(trainer, validation, file, tables, size, prepacked, at_once, kept))
             cost = (cells + parts * _PER_PART[prepacked]) * (1.0 if prepacked else _UNPACKED) * work
             for window in (None,) if prepacked else _windows(bundle.settings):
-                most = max((moment.within(window) for moment in moments), key=lambda moment: moment.total)
+                most = max((moment.within(window) for moment in held), key=lambda moment: moment.total)
                 yield MemoryPlan(
                     budget=budget,
                     file=file,
@@ -182,79 +172,6 @@ def _windows(settings: SessionSettings) -> tuple[int | None, ...]:
     return (None, WINDOW)
 
 
-def _kept(trainer: Trainer, objective: Objective) -> Kept | None:
-    """What is kept of these samples after the prefix, if there is one."""
-    if trainer.prefix is None:
-        return None
-    return kept_of(trainer, trainer.prefix, objective, lambda feeds: _sizes(trainer.bundle, feeds))
-
-
-def _moments(
-    trainer: Trainer,
-    validation: Objective | None,
-    file: str,
-    tables: Mapping[str, MemoryTable],
-    size: int,
-    prepacked: bool,
-    at_once: int,
-    kept: Mapping[int, Kept | None],
-) -> Iterator[Moment]:
-    """What training by `file` in parts of `size` holds at its moments."""
-    prefix = trainer.prefix
-
-    def part(objective: Objective) -> tuple[dict[str, int], int]:
-        longest = _longest(objective, size)
-        return _sizes_at_most(trainer, longest), sum(x.nbytes for x in longest.values())
-
-    sizes, fed = part(trainer.objective)
-    other = part(validation) if validation is not None else None
-    if prefix is None:
-        whole = Moment(results=fed)
-        for moment in _sessions(trainer, file, tables, size, sizes, None if other is None else other[0], prepacked):
-            whole = whole.beside(moment)
-        yield replace(whole, pages=whole.pages + _gathered(trainer, tables, size, at_once))
-        return
-    rows = max(size, CHUNK if trainer.config.cache is not None else 0)
-
-    def loaded(name: str, at: dict[str, int] | None) -> Moment:
-        table = tables[name]
-        gathered = 0 if at is None else _gathered(trainer, {name: table}, rows, at_once)
-        return moment_of(table, at, prepacked, gathered)
-
-    train = kept[id(trainer.objective)]
-    held_out = None if validation is None else kept[id(validation)]
-    assert train is not None
-    evaluated = None if held_out is None or other is None else (held_out, *other)
-    yield from moments_after(trainer, file, prefix, loaded, (train, sizes, fed), evaluated)
-
-
-def _sessions(
-    trainer: Trainer,
-    file: str,
-    tables: Mapping[str, MemoryTable],
-    size: int,
-    sizes: dict[str, int],
-    held_out: dict[str, int] | None,
-    prepacked: bool,
-) -> Collection[Moment]:
-    """What each loaded graph holds: pieces of a part are computed on a core each, an evaluation on all."""
-    forward, batch = trainer.forward_file, trainer.bundle.manifest.inputs[0].shape[0]
-    pieces, workers = trainer.pieces(size) if trainer.record is not None else (1, 1)
-    piece = {name: -(-n // pieces) if name == batch else n for name, n in sizes.items()}
-    found: dict[tuple[str, bool], Moment] = {}
-
-    def run(name: str, at: dict[str, int], at_once: int) -> None:
-        key, moment = (name, at_once > 1), moment_of(tables[name], at, prepacked, 0, at_once)
-        found[key] = found.get(key, moment).then(moment)
-
-    run(file, piece, workers)
-    if trainer.record is not None and isinstance(trainer.objective, HostLoss):
-        run(forward, piece, workers)
-    if held_out is not None:
-        run(forward, held_out, 1)
-    return found.values()
-
-
 def follow(plan: MemoryPlan, trainer: Trainer) -> None:
     """Make the trainer and its bundle follow the plan."""
     bundle, record = trainer.bundle, trainer.record
@@ -266,22 +183,6 @@ def follow(plan: MemoryPlan, trainer: Trainer) -> None:
         bundle.use_settings(settings)
     if plan.part_size < trainer.config.batch_size:
         trainer.config = replace(trainer.config, micro_batch_size=plan.part_size)
-
-
-def write_layout(folder: Path, plan: MemoryPlan, identity: str) -> None:
-    """Keep what was chosen beside the run's state: a run that is continued goes on in the same way, to the last bit."""
-    folder.mkdir(parents=True, exist_ok=True)
-    body = {"run_id": identity} | dict(zip(_LAYOUT, plan.layout, strict=True))
-    write_atomic(folder / LAYOUT_FILE, json.dumps(body).encode())
-
-
-def read_layout(folder: Path, identity: str) -> Layout | None:
-    """What this run chose when it began; None if it has not begun."""
-    try:
-        body: Any = json.loads((folder / LAYOUT_FILE).read_bytes())
-        return tuple(body[name] for name in _LAYOUT) if body["run_id"] == identity else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _files(trainer: Trainer, validation: Objective | None) -> dict[str, list[str]]:
@@ -335,7 +236,7 @@ def _measure_resident(trainer: Trainer, file: str, tables: Mapping[str, MemoryTa
             "micro_batch_size and low_memory yourself"
         )
     ran = [next(iter(tables)), *([] if trainer.prefix is None else [trainer.prefix.file])]
-    sizes = _sizes_at_least(trainer, trainer.objective.inputs(shortest))
+    sizes = sizes_at_least(trainer, trainer.objective.inputs(shortest))
     return resident - round(ARENA * sum(tables[name].peak(sizes) for name in ran))
 
 
@@ -350,58 +251,6 @@ def _part_sizes(trainer: Trainer) -> list[int]:
     return sizes
 
 
-def _longest(objective: Objective, size: int) -> Feeds:
-    rows = np.argsort(objective.lengths(), kind="stable")[-size:]
-    return objective.inputs(rows)
-
-
-def _sizes(bundle: Bundle, feeds: Mapping[str, NDArray[Any]]) -> dict[str, int]:
-    """The sizes of the inputs' named dimensions."""
-    return {
-        dimension: size
-        for spec in bundle.manifest.inputs
-        for dimension, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
-        if isinstance(dimension, str)
-    }
-
-
-def _sizes_at_most(trainer: Trainer, feeds: Feeds) -> dict[str, int]:
-    """Sizes at which the tables tell no less than a run with the adapter's virtual tokens holds.
-
-    Those of a prompt lengthen the text. Of a prefix only attention sees them: a longer text outweighs them that has as
-    many scores, and a token for every four of theirs, for it holds eight times what a key and a value do.
-    """
-    more = _further_tokens(trainer)
-
-    def longer(length: int) -> int:
-        return math.ceil(max(math.sqrt(length * (length + more)), length + more / 4)) if more > 0 else length
-
-    return _lengthened(trainer, feeds, (lambda length: length + more) if _is_prompt(trainer) else longer)
-
-
-def _sizes_at_least(trainer: Trainer, feeds: Feeds) -> dict[str, int]:
-    """Sizes at which the tables tell no more than that."""
-    more = _further_tokens(trainer)
-    return _lengthened(trainer, feeds, lambda length: length + (more if _is_prompt(trainer) else min(more, 0)))
-
-
-def _further_tokens(trainer: Trainer) -> int:
-    """The adapter's virtual tokens beyond those that the tables were measured with."""
-    count = trainer.adapter.config.virtual_tokens
-    return count - MEASURED_SIZE if count else 0
-
-
-def _is_prompt(trainer: Trainer) -> bool:
-    return isinstance(trainer.adapter.config, PromptTuningConfig)
-
-
-def _lengthened(trainer: Trainer, feeds: Feeds, longer: Callable[[int], int]) -> dict[str, int]:
-    """The sizes with every sample as much longer."""
-    batch = trainer.bundle.manifest.inputs[0].shape[0]
-    sizes = _sizes(trainer.bundle, feeds)
-    return {name: size if name == batch else max(longer(size), 1) for name, size in sizes.items()}
-
-
 def _work(trainer: Trainer, size: int) -> tuple[int, int]:
     """Cells of the padded samples of an epoch that is cut into parts of `size`, and the number of parts."""
     lengths = np.where(np.max(trainer.objective.lengths()) > 1, trainer.objective.lengths(), _NO_LENGTH)
@@ -412,43 +261,6 @@ def _work(trainer: Trainer, size: int) -> tuple[int, int]:
         cells += sum(len(part) * int(part[-1]) for part in cut)
         parts += len(cut)
     return cells, parts
-
-
-def _gathered(trainer: Trainer, tables: Mapping[str, MemoryTable], size: int, at_once: int) -> int:
-    """Bytes of tables that become resident for the rows of a part, at most."""
-    found = {table for one in tables.values() for table in one.gathered}
-    if not can_give_back():
-        return sum(table.rows * table.row_bytes for table in found)
-    most = dict.fromkeys(found, 0)
-    batches = list(length_sorted_batches(trainer.objective.lengths(), size))[-_LOOKED_AT:]
-    for batch in batches:
-        feeds = trainer.objective.inputs(batch)
-        for table in found:
-            most[table] = max(most[table], _resident_rows(table, feeds, at_once))
-    return sum(most.values())
-
-
-def _resident_rows(table: GatheredTable, feeds: Feeds, at_once: int) -> int:
-    whole = table.rows * table.row_bytes
-    if table.input is None or table.input not in feeds:
-        return whole
-    first = np.unique(np.asarray(feeds[table.input], np.int64)) % table.rows * table.row_bytes
-    pieces = np.unique(np.concatenate([first // at_once, (first + table.row_bytes - 1) // at_once]))
-    return min(whole, len(pieces) * at_once)
-
-
-def _mapped_at_once(bundle: Bundle) -> int:
-    """Bytes of a weights file that become resident by reading one: the system maps some pages around it."""
-    largest = max(bundle.manifest.files, key=lambda name: bundle.manifest.files[name].size)
-    size = bundle.manifest.files[largest].size
-    if size < _PROBES * _PAGE:
-        return _PAGE
-    with (bundle.path / largest).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        before = resident_memory() or 0
-        for probe in range(_PROBES):
-            mapped[probe * (size // _PROBES)]
-        grown = (resident_memory() or 0) - before
-    return max(_PAGE, grown // _PROBES)
 
 
 def _mb(size: int) -> str:

@@ -19,7 +19,8 @@ from edgelora.files import remove_tree
 from edgelora.gate import Gate, Verdict, judge
 from edgelora.manifest import BIAS_OP, LORA_GRAPHS, Manifest, Prefix
 from edgelora.memory import resident_memory
-from edgelora.memory_plan import MemoryPlan, follow, plan_memory, read_layout, write_layout
+from edgelora.memory_layout import read_layout, write_layout
+from edgelora.memory_plan import MemoryPlan, follow, plan_memory
 from edgelora.methods import UNKNOWN, BaseValues, method_of, no_prefix
 from edgelora.prefix_cache import chosen_prefix
 from edgelora.runtime import Model
@@ -184,7 +185,7 @@ def train(
                 if at_that_time is not None:
                     write_began(folder, identity, began)
                 if plan is not None:
-                    write_layout(folder, plan, identity)
+                    write_layout(folder, plan.layout, identity)
             if plan is not None:
                 planned(plan)
                 follow(plan, trainer)

@@ -23,8 +23,9 @@ from edgelora.manifest import Budget, Manifest, MemoryTable
 from edgelora.mapped_pages import added
 from edgelora.memory import parse_size
 from edgelora.memory_forecast import forecast
+from edgelora.memory_layout import LAYOUT_FILE
 from edgelora.memory_moments import ARENA
-from edgelora.memory_plan import LAYOUT_FILE, MemoryPlan, candidate_plans, plan_memory
+from edgelora.memory_plan import MemoryPlan, candidate_plans, plan_memory
 from edgelora.methods import PrefixTuningConfig, PromptTuningConfig
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for
