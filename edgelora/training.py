@@ -276,6 +276,8 @@ def chosen_lora(
 ) -> AdapterConfig:
     """The adapter's settings: those that exist, else those asked for, else rank 8 on the bundle's points.
 
+    An adapter that is a head alone takes those asked for: it gets points beside its head.
+
     Where no points are asked for, they are those that have a gradient, or with "spsa" all. With `train_last` they are
     of the last layers.
 
@@ -287,7 +289,7 @@ def chosen_lora(
     prefix = chosen_prefix(manifest, config.train_last)
     if asked is not None and prefix is not None:
         asked = in_last_layers(manifest, asked, prefix)
-    if current is None:
+    if current is None or (asked is not None and asked.target_modules != () and _is_head_alone(manifest, current)):
         wanted = asked or LoraConfig(r=8, lora_alpha=16)
         graphs = method_of(wanted).graphs
         places = [point for point in manifest.points_in(graphs) if point.op != BIAS_OP]
@@ -341,7 +343,7 @@ def starting_adapter(
     seed: int,
     base: BaseValues = UNKNOWN,
 ) -> Adapter:
-    """A fresh adapter, or the current one with rows in its head for new labels.
+    """A fresh adapter, or the current one with rows in its head for new labels and, if it is a head alone, `lora`.
 
     Raises:
         ConfigError: the current one has a head of classes that have no names.
@@ -356,6 +358,8 @@ def starting_adapter(
     )
     if current is None:
         return fresh
+    if _is_head_alone(manifest, current):
+        current = replace(current, config=fresh.config, tensors={**fresh.tensors, **current.tensors})
     tensors, settings, head = dict(current.tensors), current.config, manifest.head
     if head is not None and head.weight not in tensors:  # imported without one
         tensors |= {name: fresh.tensors[name] for name in (head.weight, head.bias)}
@@ -366,6 +370,11 @@ def starting_adapter(
         for name in (head.weight, head.bias):
             tensors[name] = np.concatenate([tensors[name], fresh.tensors[name][len(tensors[name]) :]])
     return replace(current, config=settings, tensors=tensors, labels=labels)
+
+
+def _is_head_alone(manifest: Manifest, adapter: Adapter) -> bool:
+    head = manifest.head
+    return head is not None and set(adapter.tensors) == {head.weight, head.bias}
 
 
 def before_training(

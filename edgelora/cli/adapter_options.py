@@ -38,7 +38,7 @@ _VIRTUAL = {"prompt": PromptTuningConfig, "prefix": PrefixTuningConfig}
 
 def add_adapter_options(parser: argparse.ArgumentParser) -> None:
     """The settings of a new adapter."""
-    group = parser.add_argument_group("adapter (PEFT's names; for a new adapter)")
+    group = parser.add_argument_group("adapter (PEFT's names; for a new adapter, or one that is a head alone)")
     group.add_argument(
         "--method",
         choices=tuple(_OPTIONS),

@@ -120,3 +120,36 @@ def test_training_the_head_alone(open_model):
     report, adapter = trained(model, config, lora=LoraConfig(target_modules=()))
     assert adapter.points == ()
     assert report.history[-1]["train_loss"] < 0.8 * report.history[0]["train_loss"]
+
+
+def test_a_head_alone_is_given_points_beside_it(open_model):
+    """Head first, then LoRA: the second run begins with what the head alone says, and new classes may come too."""
+    model = open_model()
+    slow = TrainingConfig(num_train_epochs=1, batch_size=24, learning_rate=1e-6)
+    _, head = trained(model, FAST, lora=LoraConfig(target_modules=()))
+    lora = LoraConfig(r=2)
+    with pytest.raises(ConfigError, match="no_such"):
+        trained(model, FAST, lora=LoraConfig(target_modules=("no_such",)))
+    seen: list[float] = []
+    report, both = trained(model, slow, lora=lora, callback=lambda step, _progress: seen.append(step.loss))
+    objective = objective_for(model, samples(), head.labels, FAST)
+    assert seen[0] == pytest.approx(evaluate(model.bundle, head, objective)["loss"], abs=1e-5)
+    assert report.version == 2 and both.config.r == 2 and len(both.points) == len(model.bundle.manifest.points)
+    for name, values in head.tensors.items():
+        np.testing.assert_allclose(both.tensors[name], values, atol=1e-5)
+    assert any(both.tensors[name].any() for name in both.tensors if name.endswith("lora_B"))
+    assert trained(model, slow, lora=lora)[0].already_done
+    with pytest.raises(ConfigError, match=r"r 2 against 4.*--restart"):
+        trained(model, slow, lora=LoraConfig(r=4))
+    with pytest.raises(ConfigError, match=r"target_modules.*--restart"):
+        trained(model, slow, lora=LoraConfig(r=2, target_modules=()))
+
+
+def test_new_classes_and_points_come_together(open_model):
+    model = open_model()
+    two = [s for s in samples() if s.label != "warm"]
+    _, head = trained(model, FAST, data=two, lora=LoraConfig(target_modules=()))
+    _, both = trained(model, replace(FAST, num_train_epochs=8), lora=LoraConfig(r=2))
+    assert head.labels == ("bright", "quiet") and both.labels == ("bright", "quiet", "warm")
+    accuracy = np.mean(np.array(model.predict([s.text for s in samples()], "a")) == [s.label for s in samples()])
+    assert accuracy > 0.9
