@@ -16,6 +16,8 @@ from edgelora.manifest import RECURRENT, SKIP_OP, Manifest
 from edgelora.onnx_adapter import is_onnx_adapter, read_onnx_adapter, write_onnx_adapter
 from edgelora.peft_names import convolved_head
 
+_MODELS = ("onnx", "genai")  # what is exported without an adapter too
+
 
 def add_verbs(verbs: Verbs) -> None:
     """Register the verbs."""
@@ -27,14 +29,15 @@ def add_verbs(verbs: Verbs) -> None:
         "edgelora export home.edgelora --adapter user-1 --to onnx -o user-1.onnx",
     )
     add_bundle(parser)
-    parser.add_argument("--adapter", metavar="NAME", help="whose adapter (to onnx, default: the base alone)")
+    parser.add_argument("--adapter", metavar="NAME", help="whose adapter (to onnx and genai, default: the base alone)")
     parser.add_argument("--version", type=int, metavar="N")
     parser.add_argument(
         "--to",
-        choices=("peft", "onnx_adapter", "onnx", "tflite"),
+        choices=("peft", "onnx_adapter", "onnx", "genai", "tflite"),
         default="peft",
         help="a directory that PEFT reads (default), a file that ONNX Runtime feeds to the bundle's forward.onnx, a "
-        "model of its own, or the TFLite file that the bundle was made from, with the adapter in its weights",
+        "model of its own, a directory that ONNX Runtime GenAI writes with, or the TFLite file that the bundle was "
+        "made from, with the adapter in its weights",
     )
     parser.add_argument("--source", type=Path, metavar="FILE.tflite", help="to tflite: that file, as it was converted")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="PATH")
@@ -48,7 +51,7 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument(
         "--external-data",
         action="store_true",
-        help="to onnx: keep the weights in a file beside the model (done anyway where they exceed 1.5 GiB)",
+        help="to onnx and genai: keep the weights in a file beside the model (done anyway where they exceed 1.5 GiB)",
     )
     parser.add_argument(
         "--adapter-inputs",
@@ -78,11 +81,13 @@ def run_export(options: argparse.Namespace) -> None:
     """Store -> directory or file."""
     if options.to != "peft" and (options.prefix or options.head):
         raise ConfigError("--prefix and --head are for --to peft: other formats have the names of the bundle")
-    if options.to != "onnx" and (options.external_data or options.adapter_inputs):
-        raise ConfigError("--external-data and --adapter-inputs are for --to onnx")
+    if options.to not in _MODELS and options.external_data:
+        raise ConfigError("--external-data is for --to onnx and --to genai")
+    if options.to != "onnx" and options.adapter_inputs:
+        raise ConfigError("--adapter-inputs is for --to onnx (--to genai without --adapter has them)")
     if (options.to == "tflite") != (options.source is not None):
         raise ConfigError("--to tflite and --source go together: the adapter is written into a copy of that file")
-    if options.to != "onnx" and options.adapter is None:
+    if options.to not in _MODELS and options.adapter is None:
         raise ConfigError(f"--to {options.to} needs --adapter NAME")
     if options.adapter_inputs and options.adapter is not None:
         raise ConfigError("--adapter-inputs writes the base for any adapter: leave --adapter out")
@@ -92,6 +97,9 @@ def run_export(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"adapter": options.adapter, "path": str(options.output)}
     if options.to == "onnx":
         result |= _write_plain(model.bundle, adapter, options)
+    elif options.to == "genai":
+        files = desktop("interop.genai").save_genai(model.bundle, adapter, options.output, options.external_data)
+        result |= {"files": _paths(files)}
     elif adapter is not None and options.to == "tflite":
         result |= _write_tflite(model.bundle, adapter, options)
     elif adapter is not None and options.to == "peft":

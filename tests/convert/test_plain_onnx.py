@@ -342,7 +342,8 @@ def test_the_command(task_bundle, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([*command, "--to", "onnx", "-o", str(tmp_path / "open.onnx"), "--adapter-inputs"]) == 0
     for wrong, message in (
         (["--to", "peft"], "needs --adapter"),
-        (["--adapter", "home", "--external-data"], "are for --to onnx"),
+        (["--adapter", "home", "--external-data"], "is for --to onnx and --to genai"),
+        (["--adapter", "home", "--to", "peft", "--adapter-inputs"], "is for --to onnx"),
         (["--adapter", "home", "--to", "onnx", "--adapter-inputs"], "leave --adapter out"),
     ):
         capsys.readouterr()

@@ -65,7 +65,7 @@ def merge(bundle: Bundle, adapter: Adapter | None) -> Merged:
         raise AdapterError(f"the adapter stands in recurrent layers ({', '.join(within)}): it cannot be merged")
     model = ir.load(bundle.verified().path / file)
     graph = model.graph
-    _make_constant(graph, feeds, set(own), gone=set())
+    make_constant(graph, feeds, set(own), gone=set())
     inputs = {value.name for value in graph.inputs}
     parts: list[_Part] = []
     for point in (p for p in manifest.points if p.input_a in inputs and p not in recurrent):
@@ -85,7 +85,7 @@ def merge(bundle: Bundle, adapter: Adapter | None) -> Merged:
     factors = {n for p in manifest.points for n in (p.input_a, p.input_b)}
     kept = [*(use.point for use in low_rank), *recurrent]
     gone = factors - {n for point in kept for n in (point.input_a, point.input_b)}
-    _make_constant(graph, feeds, {*factors, *head_names(manifest)}, gone)
+    make_constant(graph, feeds, {*factors, *head_names(manifest)}, gone)
     unsigned_weights(graph)
     _tidy(model)
     originals = {name: tensor for part in parts for name, tensor in part.originals.items()}
@@ -277,7 +277,7 @@ def _pass_over(one: Sum) -> None:
         base.shape, base.type = adapted.shape, adapted.type
 
 
-def _make_constant(graph: ir.Graph, feeds: Mapping[str, np.ndarray], names: set[str], gone: set[str]) -> None:
+def make_constant(graph: ir.Graph, feeds: Mapping[str, np.ndarray], names: set[str], gone: set[str]) -> None:
     """Inputs of these names become initializers; those that are `gone`, which nothing reads any more, vanish."""
     sizes: dict[str, int] = {}
     for value in [v for v in graph.inputs if v.name in names]:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from edgelora.bundle import Bundle
 from edgelora.errors import ConversionError
+from edgelora.manifest import Manifest
 from edgelora_tools.interop.unsigned_weights import unsigned_weights
 
 INLINE_LIMIT = 3 << 29  # bytes of weights; a file of protocol buffers holds 2 GiB
@@ -22,17 +23,21 @@ def with_adapter_inputs(bundle: Bundle) -> ir.Model:
     ONNX Runtime's Python asks for every input that has none before it looks at `RunOptions.add_active_adapter`.
     """
     model = ir.load(bundle.verified().path / bundle.manifest.forward)
-    manifest = bundle.manifest
-    shapes = {p.input_a: p.shape_a(0) for p in manifest.points} | {p.input_b: p.shape_b(0) for p in manifest.points}
-    if manifest.head is not None:
-        shapes |= {manifest.head.weight: (0, manifest.head.features), manifest.head.bias: (0,)}
-    for value in model.graph.inputs:
-        if value.name in shapes:
-            value.const_value = ir.tensor(np.zeros(shapes[value.name], np.float32), name=value.name)
-            model.graph.initializers[value.name] = value
+    give_defaults(model.graph, bundle.manifest)
     unsigned_weights(model.graph)
     forget_origins(model)
     return model
+
+
+def give_defaults(graph: ir.Graph, manifest: Manifest) -> None:
+    """Make the adapter inputs of a graph optional: rank 0, and a head without outputs."""
+    shapes = {p.input_a: p.shape_a(0) for p in manifest.points} | {p.input_b: p.shape_b(0) for p in manifest.points}
+    if manifest.head is not None:
+        shapes |= {manifest.head.weight: (0, manifest.head.features), manifest.head.bias: (0,)}
+    for value in graph.inputs:
+        if value.name in shapes:
+            value.const_value = ir.tensor(np.zeros(shapes[value.name], np.float32), name=value.name)
+            graph.initializers[value.name] = value
 
 
 def save_plain(model: ir.Model, path: Path, external: bool = False) -> list[Path]:
