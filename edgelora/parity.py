@@ -25,13 +25,15 @@ _FAR = 3  # the largest of a few differences, and both sets may err in one direc
 def parity_tolerance(manifest: Manifest, output: str) -> float:
     """How far from its source an output may be, relative to the largest value: by the coarser arithmetic of the two.
 
-    A source whose two sets of kernels are `spread` apart is not known better than that: three times as far is allowed.
+    A source whose two sets of kernels are `spread` apart is not known better than that: three times as far is allowed,
+    but no more than of half precision. One of them may be broken.
     """
     source = manifest.source
     ours = PARITY_TOLERANCE[source.get("precision", "float32")]
     theirs = PARITY_TOLERANCE[source.get("source_precision", "float32")]
     spread: dict[str, float] = source.get("spread", {})
-    return max(ours, theirs, _FAR * spread.get(output, max(spread.values(), default=0.0)))
+    unsure = _FAR * spread.get(output, max(spread.values(), default=0.0))
+    return max(ours, theirs, min(unsure, PARITY_TOLERANCE["float16"]))
 
 
 def parity_samples(bundle: Bundle) -> list[tuple[Feeds, Feeds]]:
