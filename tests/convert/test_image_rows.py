@@ -29,7 +29,7 @@ OPTIONS = ConvertOptions(task="feature-extraction")
 
 class Network(nn.Module):
     """An inverted residual, a gate of the image's mean, numbers of channels, two convolutions of one image, and a mean;
-    or the image that it is of.
+    or the image. Three of one pixel are no products: in groups, with a stride, with an edge of zeros.
     """
 
     def __init__(self, axes: int, pooled: bool) -> None:
@@ -43,14 +43,17 @@ class Network(nn.Module):
         self.less, self.more = convolution(6, 2, 1), convolution(2, 6, 1)
         self.scale = nn.Parameter(torch.rand(6, *[1] * axes) + 0.5)
         self.last, self.beside = convolution(6, 7, 1), convolution(6, 7, 1)
+        self.grouped = convolution(6, 6, 1, groups=2)
+        self.strided, self.edged = convolution(7, 7, 1, stride=2), convolution(7, 7, 1, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.tanh(self.stem(x))
         y = nn.functional.relu6(self.depth(nn.functional.relu6(self.wide(x))))
         x = x + self.narrow(y)
         gate = torch.sigmoid(self.more(torch.relu(self.less(x.mean(self.axes, keepdim=True)))))
-        x = x * gate * self.scale + x
+        x = self.grouped(x * gate * self.scale + x)
         x = nn.functional.relu6(self.last(x)) * torch.tanh(self.beside(x))
+        x = torch.relu(self.edged(self.strided(x)))
         return x.mean(self.axes) if self.pooled else x
 
 
@@ -94,6 +97,12 @@ def results(model: Any, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: np.asarray(y) for name, y in zip(names, session.run(names, feeds), strict=True)}
 
 
+def read_by_convolutions(model: Any) -> set[str]:
+    """The kernels that convolutions take as they are."""
+    given = {*model.graph.inputs, *model.graph.initializers.values()}
+    return {node.inputs[1].name for node in model.graph if node.op_type == "Conv" and node.inputs[1] in given}
+
+
 def operators(model: Any) -> list[str]:
     return [node.op_type for node in model.graph]
 
@@ -129,10 +138,15 @@ def test_gradients_are_those_of_images(axes, pooled, method, dropout, batch, mon
 
 
 def test_convolutions_of_one_pixel_are_products(monkeypatch):
-    """Two of more pixels stay: with A and B forward, and backward their dY·B, ⋆ A and ⋆ W where X is adapted too."""
-    made = operators(graph(2, True))
-    assert made.count("Conv") == 2 * 3 + 2 + 2
-    assert operators(in_images(monkeypatch, 2, True)).count("Conv") > 30
+    """Those of more pixels stay, and of one in groups, with a stride or an edge: of every one W, A and B forward."""
+    stay = {"stem", "depth", "grouped", "strided", "edged"}
+    kernels = {f"{name}.{kernel}" for name in stay for kernel in ("weight", "lora_A", "lora_B")}
+    assert read_by_convolutions(graph(2, True)) == kernels
+    assert read_by_convolutions(in_images(monkeypatch, 2, True)) > kernels | {
+        "last.weight",
+        "last.lora_A",
+        "last.lora_B",
+    }
 
 
 def test_images_of_many_places_stay(monkeypatch):
