@@ -7,7 +7,7 @@ gradients are known: these decide (quantization.py), and the differences are sho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from edgelora.graph_checks import (
 )
 from edgelora.language_checks import check_decode
 from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest
-from edgelora.parity import parity_errors, parity_samples, parity_tolerance
+from edgelora.parity import parity_errors, parity_samples, parity_tolerance, source_spread
 from edgelora.probes import Feeds
 from edgelora.quantization import QuantizedVerdict, check_quantization
 from edgelora.session import ENGINE_VERSION
@@ -36,9 +36,24 @@ _LARGE = 1 << 15  # numbers of a sample, as pictures and sounds have
 
 
 @dataclass(frozen=True)
+class OutputVerdict:
+    """How far an output is from the source's, how far it may be, and how far the source's own kernels are apart there.
+
+    All three are relative to the output's largest value; `spread` is 0 where the source computes in one way.
+    """
+
+    output: str
+    error: float
+    allowed: float
+    spread: float
+    passed: bool
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What `check` found. `parity` is the largest difference to the source, relative to its largest value.
 
+    `outputs` has it for each output, with what is allowed there.
     `points` has a row per insertion point that has a gradient, and one for the head where there is one; `quantized`
     the cosines of a bundle that was quantized at conversion, and `unreached` the points that have none there, for all
     of their gradient is zeros.
@@ -52,6 +67,7 @@ class Verdict:
     onnxruntime: str
     quantized: tuple[QuantizedVerdict, ...] = ()
     unreached: tuple[str, ...] = ()
+    outputs: tuple[OutputVerdict, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping."""
@@ -70,7 +86,7 @@ def check(
     samples = [*parity_samples(bundle), *(extra or [])]
     progress("parity with the source")
     rng = np.random.default_rng(0)
-    parity = parity_errors(bundle, samples, rng)
+    outputs = output_verdicts(manifest, parity_errors(bundle, samples, rng))
     inputs = samples[min(1, len(samples) - 1)][0]
     progress("gradients of the float32 base")
     quantized = check_quantization(bundle)
@@ -111,11 +127,19 @@ def check(
     for prefix in manifest.prefixes:
         progress(prefix.file)
         graphs += check_prefix(bundle, prefix, inputs, rng)
-    passed = all(error <= parity_tolerance(manifest, output) for output, error in parity.items())
-    passed = passed and all(v.passed for v in (*points, *graphs, *quantized))
+    passed = all(v.passed for v in (*outputs, *points, *graphs, *quantized))
     unreached = tuple(point.id for point in manifest.trainable if quantized and point.id not in decided)
-    found = (tuple(points), tuple(graphs), ENGINE_VERSION, quantized, unreached)
-    return Verdict(passed, max(parity.values()), len(samples), *found)
+    found = (tuple(points), tuple(graphs), ENGINE_VERSION, quantized, unreached, outputs)
+    return Verdict(passed, max(v.error for v in outputs), len(samples), *found)
+
+
+def output_verdicts(manifest: Manifest, errors: Mapping[str, float]) -> tuple[OutputVerdict, ...]:
+    """The verdict on each output that is `errors` away from the source's."""
+    verdicts: list[OutputVerdict] = []
+    for output, error in errors.items():
+        allowed = parity_tolerance(manifest, output)
+        verdicts.append(OutputVerdict(output, error, allowed, source_spread(manifest, output), error <= allowed))
+    return tuple(verdicts)
 
 
 def is_large(sample: Feeds) -> bool:

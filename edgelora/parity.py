@@ -19,21 +19,29 @@ from edgelora.slopes import LARGEST, bounded
 PARITY_FILE = "parity.safetensors"
 COLOURS = (1, 3, 4)  # how many an axis of a picture may hold
 PARITY_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 1e-1, "int4": 2e-1}
-_FAR = 3  # the largest of a few differences, and both sets may err in one direction
+SPREADS = 3  # the largest of a few differences, and both sets may err in one direction
+_FARTHEST = PARITY_TOLERANCE["float16"]  # sums in another order are not less exact than half precision
 
 
 def parity_tolerance(manifest: Manifest, output: str) -> float:
     """How far from its source an output may be, relative to the largest value: by the coarser arithmetic of the two.
 
-    A source whose two sets of kernels are `spread` apart is not known better than that: three times as far is allowed,
-    but no more than of half precision. One of them may be broken.
+    A source whose two sets of kernels are apart is not known better than that: three times as far is allowed, but
+    never further than a source in half precision. Kernels further apart compute something else, not the same otherwise.
     """
     source = manifest.source
     ours = PARITY_TOLERANCE[source.get("precision", "float32")]
     theirs = PARITY_TOLERANCE[source.get("source_precision", "float32")]
-    spread: dict[str, float] = source.get("spread", {})
-    unsure = _FAR * spread.get(output, max(spread.values(), default=0.0))
-    return max(ours, theirs, min(unsure, PARITY_TOLERANCE["float16"]))
+    return max(ours, theirs, min(_FARTHEST, SPREADS * source_spread(manifest, output)))
+
+
+def source_spread(manifest: Manifest, output: str) -> float:
+    """How far apart the source's own two sets of kernels are at an output, relative to the largest value; 0 for one.
+
+    What a task makes of the source's outputs is known as badly as the worst of them.
+    """
+    spread: dict[str, float] = manifest.source.get("spread", {})
+    return spread.get(output, max(spread.values(), default=0.0))
 
 
 def parity_samples(bundle: Bundle) -> list[tuple[Feeds, Feeds]]:

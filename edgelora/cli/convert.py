@@ -23,7 +23,7 @@ from edgelora.cli.describe import listed, lost_text, quantized_text, summary
 from edgelora.cli.picture_options import add_detector_options, add_image_options, detector_options, image_options
 from edgelora.cli.sound import add_sound_options, sound_options
 from edgelora.cli.values import numbers, patterns
-from edgelora.cli.verify import CHECK_FAILED, verdict_text
+from edgelora.cli.verify import CHECK_FAILED, unsure_text, verdict_text
 from edgelora.manifest import Manifest
 from edgelora.memory_plan import MemoryPlan
 
@@ -214,7 +214,7 @@ def run_convert(options: argparse.Namespace) -> int:
     lines += lost_text(manifest, options.explain)
     lines += [forecast_text(manifest, plan) for plan in plans]
     if verdict is not None:
-        lines.append(verdict_text(verdict))
+        lines += [*unsure_text(verdict), verdict_text(verdict)]
     plan = {"plan": plans[0].to_dict()} if plans else {}
     emit(options, summary(manifest, Path(options.output)) | plan, "\n".join(lines))
     return 0 if verdict is None or verdict.passed else CHECK_FAILED

@@ -23,6 +23,7 @@ from edgelora.cli.common import (
 )
 from edgelora.cli.describe import cosines_text, quantized_text
 from edgelora.errors import DataError
+from edgelora.parity import SPREADS
 
 CHECK_FAILED = 1
 
@@ -68,7 +69,9 @@ def run_check(options: argparse.Namespace) -> int:
     text = points_text(verdict)
     graphs = [(g.file, g.where, g.error, "ok" if g.passed else "WRONG") for g in verdict.graphs]
     text = f"{text}\n\n{table(graphs, ('graph', 'largest at', 'relative gap', ''))}"
-    lines = [*quantized_text(bundle.manifest), verdict_text(verdict)]
+    outputs = [(o.output, o.error, o.allowed, "ok" if o.passed else "WRONG") for o in verdict.outputs]
+    text = f"{table(outputs, ('output', 'relative gap', 'allowed', ''))}\n\n{text}"
+    lines = [*quantized_text(bundle.manifest), *unsure_text(verdict), verdict_text(verdict)]
     emit(options, verdict.to_dict(), "\n".join([text, "", *lines]))
     return 0 if verdict.passed else CHECK_FAILED
 
@@ -84,6 +87,17 @@ def points_text(verdict: Verdict) -> str:
     if nearness:
         head[-1:] = ["float32 cosine", "size", ""]
     return table(rows, tuple(head))
+
+
+def unsure_text(verdict: Verdict) -> list[str]:
+    """A line for each output that the source's own kernels compute so differently that parity is held to that."""
+    lines: list[str] = []
+    for v in verdict.outputs:
+        if (asked := SPREADS * v.spread) >= v.allowed:
+            allowed = "three times, " if asked == v.allowed else "no more than "
+            apart = f"the source's own kernels are {v.spread:.1e} apart here, of which parity allows"
+            lines.append(f"{v.output}: {apart} {allowed}{v.allowed:.1e}")
+    return lines
 
 
 def verdict_text(verdict: Verdict) -> str:
