@@ -75,7 +75,26 @@ def convolution(net: Net, x: str, name: str, channels: int) -> str:
     return net("Relu", net("Conv", x, weight, kernel_shape=[3, 3], pads=[1, 1, 1, 1], name=f"/{name}/Conv"))
 
 
-BUILDERS = {"perceptron": perceptron, "encoder": encoder, "decoder": decoder, "pooled": pooled}
+def parted(folder: Path) -> Bundle:
+    """Of what one Split makes a part is computed again, and the other, kept, has a maximum in the segment behind."""
+    net = Net(17)
+
+    def tanh(x: str, name: str, channels: int, out: int) -> str:
+        weight = net.weight(f"{name}.weight", out, channels, 3, 3, scale=0.2)
+        return net("Tanh", net("Conv", x, weight, kernel_shape=[3, 3], pads=[1, 1, 1, 1], name=f"/{name}/Conv"))
+
+    x = tanh("x", "stem", 3, 8)
+    for at in range(4):
+        one, rest = net("Split", x, net.const([1, 7], np.int64), outputs=2, axis=1)
+        narrow = tanh(net("Mul", rest, tanh(rest, f"{at}.gate", 7, 7)), f"{at}.narrow", 7, 1)
+        largest = net("Max", one, tanh(narrow, f"{at}.other", 1, 1))
+        x = tanh(net("Add", largest, tanh(narrow, f"{at}.wide", 1, 8)), f"{at}.out", 8, 8)
+    sizes = ("batch", 3, 16, 16), ("batch", 8, 16, 16)
+    model = net.model([("x", networks.FLOAT, sizes[0])], [(net.rename(x, "y"), networks.FLOAT, sizes[1])])
+    return to_bundle(model, folder, "parted", target_modules=("stem", "2.wide"), batch_size=1024)
+
+
+BUILDERS = {"perceptron": perceptron, "encoder": encoder, "decoder": decoder, "pooled": pooled, "parted": parted}
 
 
 @pytest.fixture(scope="module")

@@ -227,8 +227,8 @@ class _Backward:
         begin = self.cuts[segment - 1] + 1 if segment else 0
         nodes = self.forward.nodes[begin : self.cuts[segment] + 1]
         needed = {y for node in nodes for y in node.outputs if y in self.forward.read and self._segment(y) == segment}
-        compared = {x for node in self.forward.comparing if segments[node] == segment for x in values_read(node)}
-        compared -= self.forward.once
+        comparing = {node for node in self.forward.comparing if segments[node] == segment}
+        compared = {x for node in comparing for x in values_read(node)} - self.forward.once
         needed |= {y for node in nodes for y in node.outputs if y in compared}
         for node in reversed(nodes):
             if any(y in needed for y in node.outputs):
@@ -239,7 +239,7 @@ class _Backward:
             copies.update(zip(node.outputs, self._copy(node, copies, gate).outputs, strict=True))
         for node in self.forward.backward:
             for at, x in enumerate(node.inputs):
-                if x in copies and (self._segment(x) == segment or node in self.forward.comparing):
+                if x in copies and (self._segment(x) == segment or node in comparing):
                     node.replace_input_with(at, copies[x])
         return sum(self.forward.sizes.operations(node) for node in copied)
 
