@@ -63,12 +63,49 @@ class Volumes(nn.Module):
         return self.second(torch.tanh(self.first(x)))
 
 
+class Paddings(nn.Module):
+    """2-D and then 1-D: padding by name, with kernels of even sides too; depthwise, and 1×1 in groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.even = nn.Conv2d(3, 4, (2, 4), padding="same")
+        self.depthwise = nn.Conv2d(4, 8, 5, stride=2, padding=2, groups=4)
+        self.grouped = nn.Conv2d(8, 8, 1, groups=2)
+        self.line = nn.Conv1d(8, 4, 4, padding="same")
+        self.single = nn.Conv1d(4, 4, 3, stride=2, padding=1, groups=4)
+        self.valid = nn.Conv1d(4, 3, 3, padding="valid")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.depthwise(torch.tanh(self.even(x))))
+        x = torch.tanh(self.grouped(x)).flatten(2)
+        return self.valid(torch.tanh(self.single(torch.tanh(self.line(x)))))
+
+
+class Dilated(nn.Module):
+    """2-D and then 1-D: dilation, and padding with other values than zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(3, 4, 3, padding=2, dilation=2)
+        self.same = nn.Conv2d(4, 5, (3, 2), padding="same", dilation=(2, 3))
+        self.reflected = nn.Conv2d(5, 4, 3, padding=1, padding_mode="reflect")
+        self.around = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular", stride=2)
+        self.line = nn.Conv1d(4, 5, 3, padding=2, dilation=2)
+        self.repeated = nn.Conv1d(5, 3, 3, padding=1, padding_mode="replicate")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in (self.wide, self.same, self.reflected, self.around):
+            x = torch.tanh(layer(x))
+        return self.repeated(torch.tanh(self.line(x.flatten(2))))
+
+
 NETWORKS = {"images": (Images, (3, 9, 7)), "sounds": (Sounds, (2, 23)), "volumes": (Volumes, (2, 3, 4, 6))}
+OTHERS = {"paddings": (Paddings, (3, 9, 8)), "dilated": (Dilated, (3, 9, 8))}
 
 
 def network(name: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
-    build, shape = NETWORKS[name]
+    build, shape = (NETWORKS | OTHERS)[name]
     module = build()
     for child in module.modules():
         if isinstance(child, nn.BatchNorm2d):
@@ -86,7 +123,7 @@ def to_bundle(module: nn.Module, x: torch.Tensor, folder: Any) -> Bundle:
     return Bundle.open(folder / "network.edgelora")
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [*NETWORKS, "paddings"])
 def test_outputs_gradients_and_files_equal_pefts(name, tmp_path):
     module, sample = network(name)
     bundle, rng = to_bundle(module, sample, tmp_path), np.random.default_rng(1)
@@ -124,6 +161,39 @@ def test_outputs_gradients_and_files_equal_pefts(name, tmp_path):
     again = read_adapter(tmp_path / "peft", bundle.manifest, accept_base=True)
     again.validate(bundle.manifest)
     assert all(np.array_equal(again.tensors[n], t) for n, t in tensors.items())
+
+
+def test_dilated_and_otherwise_padded_convolutions_are_the_merged_networks(tmp_path):
+    """PEFT merges as we do. Its adapter beside such a convolution is neither dilated nor padded as the base is."""
+    module, sample = network("dilated")
+    bundle, rng = to_bundle(module, sample, tmp_path), np.random.default_rng(1)
+    adapter = new_adapter(bundle.manifest, LoraConfig(r=4, lora_alpha=4 * SCALE), rng=rng)
+    assert [point.id for point in bundle.manifest.points] == [name for name, _ in module.named_children()]
+    adapter = adapter.with_tensors(
+        {n: rng.standard_normal(t.shape).astype(np.float32) * np.float32(0.3) for n, t in adapter.tensors.items()}
+    )
+    write_adapter(adapter, tmp_path / "adapter")
+    x = torch.randn(3, *sample.shape[1:])
+    merged: Any = peft.PeftModel.from_pretrained(copy.deepcopy(module), tmp_path / "adapter").merge_and_unload()
+    ours = bundle.forward.run({"x": x.numpy(), **adapter.feeds(bundle.manifest)})["y"]
+    np.testing.assert_allclose(ours, merged(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+    learned = {n: torch.tensor(t, dtype=torch.float64, requires_grad=True) for n, t in adapter.tensors.items()}
+    weights = {name: value.double() for name, value in module.state_dict().items()}
+    for point in bundle.manifest.points:
+        a, b = learned[f"{point.id}.lora_A"], learned[f"{point.id}.lora_B"]
+        weights[f"{point.id}.weight"] = weights[f"{point.id}.weight"] + SCALE * torch.einsum(
+            "or,ri...->oi...", b.flatten(1), a
+        )
+    y = torch.func.functional_call(copy.deepcopy(module).double(), weights, (x.double(),))
+    cotangent = rng.standard_normal(y.shape).astype(np.float32)
+    (y * torch.from_numpy(cotangent)).sum().backward()
+    graph = bundle.graph(bundle.training("cotangent", dropout=False).file)
+    grads = graph.run({"x": x.numpy(), **adapter.feeds(bundle.manifest), "cotangent.y": cotangent})
+    for name, tensor in learned.items():
+        assert tensor.grad is not None
+        got = grads[f"grad.{name}"] * (SCALE if name.endswith("lora_B") else 1.0)
+        assert np.linalg.norm(got - tensor.grad.numpy()) < 1e-4 * np.linalg.norm(tensor.grad.numpy()), name
 
 
 def test_an_absent_adapter_is_the_base(tmp_path):
