@@ -4,8 +4,8 @@
 
 The data are 30 slices of a fly's nerve cord with the membranes marked (MIT); the last ten are held out. The head reads
 maps inside MobileNetV2. Two adapters learn: a fresh head alone on the frozen base, and LoRA beside every dense
-convolution with such a head. A sheet of each shows the truth, before and after. Needs edgelora[torch,vision], to make
-the bundle and to read pictures.
+convolution with such a head. A sheet of each shows the truth, before and after, and a plot the mean IoU after each
+epoch. Needs edgelora[torch,vision] and matplotlib, to make the bundle, to read pictures and to plot.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from curves import plot_curves
+
+import edgelora as el
 from edgelora.cli import main as edgelora
 
 HELD_OUT = 10
 SIDE = 128
 SETTINGS = ["--epochs", "8", "--batch-size", "4", "--lr", "0.005", "--augment", "flip", "--keep", "last"]
-ADAPTERS = {"head": ["--target-modules", "none"], "lora": ["--rank", "8"]}
+ADAPTERS = {"head alone": ["--target-modules", "none"], "LoRA": ["--rank", "8"]}
 
 
 def split(folder: Path) -> tuple[Path, Path]:
@@ -53,11 +56,16 @@ def main(data: Path, folder: Path) -> None:
     bundle = folder / "membranes.edgelora"
     size = ["--image-size", SIDE, SIDE]
     run("convert", "recipe:mobilenetv2-maps", "-o", bundle, "--source-output", "fine", *size, "--no-check")
-    for name, settings in ADAPTERS.items():
+    curves: dict[str, list[float]] = {}
+    for title, settings in ADAPTERS.items():
+        name = title.replace(" ", "-")
         sheet = ["--contact-sheet", folder / f"{name}.png"]
         run("train", bundle, "--adapter", name, "--data", train, "--validation", test, *settings, *SETTINGS, *sheet)
         run("eval", bundle, "--adapter", name, "--data", test)
-    run("predict", bundle, "--adapter", "lora", test / "images", "--draw", folder / "drawn")
+        history = el.Model.open(bundle).store.load(name).training["history"]
+        curves[title] = [epoch["eval_mean_iou"] for epoch in history]
+    run("predict", bundle, "--adapter", "LoRA", test / "images", "--draw", folder / "drawn")
+    plot_curves(curves, "mean IoU, slices not seen", folder / "membranes.png")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from curves import plot_curves
 
 import edgelora as el
 
@@ -62,23 +63,7 @@ def main(data: Path, folder: Path) -> None:
         print(f"{name}: {report.trainable_parameters:,} parameters, accuracy {curves[name][-1]:.3f}", flush=True)
     told = model.predict([test[0].path, test[-1].path], adapter="LoRA")
     print(f"{test[0].path.name} is a {told[0]}, {test[-1].path.name} a {told[1]}")
-    plot(curves, folder / "sign_digits.png")
-
-
-def plot(curves: dict[str, list[float]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(5, 3.2))
-    for (name, curve), color in zip(curves.items(), ("#777777", "#0072b2"), strict=True):
-        axis.plot(range(1, len(curve) + 1), curve, "o-", color=color, label=name)
-    axis.set(xlabel="epoch", ylabel="accuracy, people not seen", ylim=(0, 1))
-    axis.legend(frameon=False, loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    print(f"plot: {path}")
+    plot_curves(curves, "accuracy, people not seen", folder / "sign_digits.png")
 
 
 if __name__ == "__main__":
