@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -147,7 +148,7 @@ def test_a_picture_that_is_decoded_smaller_lies_where_it_did(fmt: str, border: i
 def test_what_is_no_file_or_no_picture_array_is_named(tmp_path: Path):
     with pytest.raises(DataError, match=r"missing\.png: no such file"):
         read_picture(tmp_path / "missing.png")
-    with pytest.raises(DataError, match=str(tmp_path)):
+    with pytest.raises(DataError, match=f"{re.escape(str(tmp_path))}: cannot be read"):
         read_picture(tmp_path)
     for array in (np.zeros((3, 3)), np.zeros((2, 3, 5), np.uint8), np.zeros(3, np.uint8), np.zeros((0, 3), np.uint8)):
         with pytest.raises(DataError, match="an array: "):

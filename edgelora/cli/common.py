@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -137,16 +138,25 @@ def end_progress() -> None:
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
     """Aligned columns; numbers to the right."""
     cells = [[_cell(value) for value in row] for row in rows]
-    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
+    widths = [max(_columns(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
     numeric = [all(isinstance(row[i], int | float) for row in rows) and bool(rows) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
         return "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
+            _padded(cell, width, right) for cell, width, right in zip(row, widths, numeric, strict=True)
         ).rstrip()
 
     return "\n".join([line(list(header)), line(["-" * w for w in widths]), *(line(row) for row in cells)])
+
+
+def _padded(cell: str, width: int, right: bool) -> str:
+    blank = " " * (width - _columns(cell))
+    return blank + cell if right else cell + blank
+
+
+def _columns(text: str) -> int:
+    """The columns of a terminal that a text takes: two for a wide letter, none for a mark on another."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
 
 
 def _cell(value: Any) -> str:

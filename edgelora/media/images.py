@@ -186,6 +186,8 @@ def opened(raw: str | Path | bytes) -> Generator[Image]:
     except image_module.UnidentifiedImageError as error:
         raise DataError(f"{name}: not a picture that can be read ({', '.join(_FORMATS)})") from error
     except Exception as error:  # decoders raise many kinds
+        if isinstance(error, OSError) and error.strerror:
+            raise DataError(f"{name}: cannot be read ({error.strerror})") from error
         raise DataError(f"{name}: a damaged picture ({error})") from error
 
 

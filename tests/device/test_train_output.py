@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgelora.cli.common import table
 from edgelora.cli.train_output import EpochLines, report_text
 from edgelora.trainer import StepResult
 from edgelora.training import TrainingReport
@@ -23,6 +24,13 @@ def test_the_report_shows_the_epoch_that_is_kept():
     assert shown(report_text(report(1), 4, 1.0, TrainingConfig()))["epoch"] == "1"
     assert shown(report_text(report(1), 4, 1.0, TrainingConfig(load_best_model_at_end=False)))["epoch"] == "2"
     assert shown(report_text(report(None), 4, 1.0, TrainingConfig()))["epoch"] == "2"
+
+
+def test_a_table_is_straight_with_wide_letters_and_marks():
+    told = table([("图.jpg", "ein Bild"), ("u\u0308ber.png", "noch eines"), ("a.png", "x")], ("image", "label"))
+    header, rule, *rows = told.splitlines()
+    assert header.index("label") == rule.rindex("  ") + 2 == 10
+    assert [row.index(text) for row, text in zip(rows, ("ein", "noch", "x"), strict=True)] == [9, 11, 10]
 
 
 def lines(capsys, first_step: int, losses_left: int) -> str:
