@@ -30,6 +30,7 @@ _TASK_TYPES = {
     "token-classification": "TOKEN_CLS",
     "sentence-embedding": "FEATURE_EXTRACTION",
     "feature-extraction": "FEATURE_EXTRACTION",
+    "text-generation": "CAUSAL_LM",
 }
 _PICKLE = "adapter_model.bin"
 _LIMITS = {CONFIG_FILE: 2 << 20, TENSORS_FILE: 2 << 30, RECORD_FILE: 2 << 20}

@@ -26,6 +26,7 @@ from edgelora.cli.values import numbers, patterns
 from edgelora.cli.verify import CHECK_FAILED, unsure_text, verdict_text
 from edgelora.manifest import Manifest
 from edgelora.memory_plan import MemoryPlan
+from edgelora.tasks import task_named
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -159,6 +160,9 @@ def run_convert(options: argparse.Namespace) -> int:
     sources = desktop("sources")
     tell = progress_line if options.json else stage_line
     spec, defaults = options.source, {}
+    if options.task is not None:
+        task_named(options.task)
+    desktop("bundle_writer").check_destination(Path(options.output), options.overwrite)
     tell(f"reading {spec}")
     if spec.startswith("recipe:"):
         recipes = desktop("recipes")

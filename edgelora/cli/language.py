@@ -220,6 +220,7 @@ def _turns(terminal: bool) -> Iterator[str]:
         try:
             line = input("> ").strip()
         except EOFError:
+            note("")
             return
         except KeyboardInterrupt:
             note("\n/exit or Ctrl-D leaves")

@@ -71,7 +71,7 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     options, rest = parser.parse_known_args(words)
     if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "given")):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        raise ConfigError(f"unrecognized arguments: {' '.join(rest)}; `edgelora {options.verb} --help` tells more")
     if rest:  # argparse takes no more inputs once an option has come between them and BUNDLE
         options.given = [*options.given, *rest]
     return options

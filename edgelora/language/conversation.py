@@ -50,7 +50,9 @@ class Chat:
         """
         language = language_of(model)
         self._model, self._language, self._tokens = model, language, tokens_of(model)
-        self._most = min(most_tokens(language), cache_memory // bytes_per_token(language))
+        limits = {"the model takes": most_tokens(language)}
+        limits["cache_memory holds"] = cache_memory // bytes_per_token(language)
+        self._limit, self._most = min(limits.items(), key=lambda limit: limit[1])
         self.config = config or GenerationConfig()
         self._system = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[Message] = []
@@ -105,9 +107,9 @@ class Chat:
             turn = next((i for i, message in enumerate(kept) if i and message["role"] == "user"), None)
             if turn is None:
                 raise DataError(
-                    f"this turn has {len(tokens):,} tokens with all that goes with it, and there is room for "
-                    f"{most:,} with {self.config.max_new_tokens:,} new ones (max_new_tokens): shorten it, or ask "
-                    "for fewer"
+                    f"this turn has {len(tokens):,} tokens with all that goes with it, and "
+                    f"{self.config.max_new_tokens:,} new ones (max_new_tokens) would make more than the {most:,} that "
+                    f"{self._limit}: shorten it, or ask for fewer"
                 )
             kept = kept[turn:]
         return kept, tokens

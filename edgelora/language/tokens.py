@@ -18,7 +18,7 @@ from edgelora.errors import BundleError, ConfigError, DataError
 from edgelora.language.chat import TIME, ChatTemplate
 from edgelora.language.packing import Ints, RowInputs, row_of
 from edgelora.manifest import LanguageModel
-from edgelora.text import check_unicode, load_tokenizer, text_settings
+from edgelora.text import load_tokenizer, text_settings
 
 _LEADS = "\n."
 
@@ -141,7 +141,10 @@ class Tokens:
         Raises:
             DataError: the text is not valid Unicode. BundleError: a token that the model does not know.
         """
-        check_unicode([text])
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError("the text is not valid Unicode (half of a surrogate pair)") from error
         encoded = self._tokenizer.encode(text, add_special_tokens=special)
         ids = np.asarray(encoded.ids, np.int64)
         if ids.size and (largest := int(ids.max())) >= self.vocabulary:

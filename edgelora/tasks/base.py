@@ -111,6 +111,8 @@ class Task(ABC):
             raise ConfigError(f"the task {self.name} has no loss {loss!r}; it has {', '.join(self.losses)}")
         if not self.reads_tokens and (given := [name for name in _OF_TOKENS if getattr(config, name)]):
             raise ConfigError(f"{', '.join(given)} is for language models, not for {self.name}: leave it out")
+        if config.class_weight and not self.has_classes:
+            raise ConfigError(f"class_weight is for classes, and {self.name} has none: leave it out")
         if strange := [name for name in config.augment if name not in self.augmentations]:
             had = f"it has {', '.join(self.augmentations)}" if self.augmentations else "it has none"
             raise ConfigError(f"the task {self.name} has no augmentation {', '.join(strange)}; {had}")

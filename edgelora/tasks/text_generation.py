@@ -16,7 +16,8 @@ from edgelora.language.samples import EXAMPLE, LanguageSample, Preference, read_
 from edgelora.language.tokenized import Lengths, rows_of
 from edgelora.language.tokens import Tokens
 from edgelora.objectives import Array, Feeds, Objective
-from edgelora.records import Record, adapter_field, parse_records, source_name
+from edgelora.paths import is_file
+from edgelora.records import FORMATS, Record, adapter_field, parse_records, source_name
 from edgelora.samples import Named, Sample
 from edgelora.tasks.text import TextTask
 from edgelora.training_config import TrainingConfig
@@ -51,6 +52,8 @@ class TextGeneration(TextTask):
         name = source_name(path)
         if (fmt or Path(path).suffix.lower().removeprefix(".")) == _TEXT:
             return [Named(passage, None, passage.where) for passage in read_passages(path)]
+        if fmt is None and is_file(Path(path)) and Path(path).suffix.lower() not in FORMATS:
+            raise DataError(f"{name}: is it plain text, CSV or JSONL? Name it .txt, .csv or .jsonl, or say --format")
 
         def parse(record: Record) -> tuple[LanguageSample, str | None]:
             return sample_of(record), adapter_field(record)

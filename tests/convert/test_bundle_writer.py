@@ -150,6 +150,8 @@ def test_overwriting_is_asked_for(bundle_copy, transformer_file, capsys):
     command = ["convert", str(transformer_file), "-o", str(bundle), "--task", "regression", "--no-check"]
     assert main(command) == 2
     assert "add --overwrite" in capsys.readouterr().err
+    assert main(["convert", "nowhere.onnx", *command[2:]]) == 2
+    assert "add --overwrite" in capsys.readouterr().err, "said before the source is read"
     assert content(bundle) == before
     assert main([*command, "--overwrite"]) == 0
     assert Bundle.open(bundle).manifest.task == "regression"

@@ -7,12 +7,16 @@ import json
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import peft
 import pytest
+import torch
 
 from edgelora.cli import main
 from edgelora.language.conversation import Chat
 from edgelora.language.sampling import GenerationConfig
+from tests.language_models import build
 
 TEN = ("--max-new-tokens", "10")
 CONFIG = GenerationConfig(max_new_tokens=10)
@@ -93,6 +97,8 @@ def test_a_conversation_of_data_is_answered(run, model, tmp_path):
         (("--prompt", "a", "--prompt", "b", "--stream"), "--stream"),
         (("--prompt", "a", "--data", "x.jsonl"), "--prompt and --data"),
         (("--prompt", "a " * 200), "shorten it"),
+        (("--prompt", "caf\udce9"), "prompt 1: the text is not valid Unicode"),
+        (("--prompt", "a", "--lora-r", "4"), "unrecognized arguments: --lora-r 4; `edgelora generate --help`"),
     ],
 )
 def test_what_cannot_be_generated_is_named(run, options, named):
@@ -122,7 +128,7 @@ def test_answers_as_lines_of_json(run, model, monkeypatch):
     typed(monkeypatch, f"What?\n{'too long' * 200}\nAnd?\n")
     lines = [json.loads(line) for line in run("chat", "--json", *TEN)[1].splitlines()]
     failed = lines.pop(1)
-    assert failed["kind"] == "DataError" and "room for" in failed["error"]
+    assert failed["kind"] == "DataError" and "more than the 192 that the model takes" in failed["error"]
     assert [line["text"] for line in lines] == [one.text for one in wanted]
     assert [line["finish_reason"] for line in lines] == ["length", "length"]
     assert lines[1]["read_tokens"] == chat.read
@@ -168,6 +174,41 @@ def test_ctrl_c_stops_a_text_and_nothing_goes_on_later(run, monkeypatch):
 
     monkeypatch.setattr("edgelora.cli.language.show", interrupted)
     assert run("generate", "--prompt", "Once", "--stream", *TEN) == (130, "", "edgelora: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [
+        (
+            ("--max-new-tokens", "500"),
+            "500 new ones (max_new_tokens) would make more than the 192 that the model takes",
+        ),
+        (("--cache-memory", "4kB"), "would make more than the 7 that cache_memory holds"),
+    ],
+)
+def test_a_conversation_without_room_says_what_leaves_none(run, options, limit):
+    status, said, error = run("chat", *options)
+    assert (status, said) == (2, "") and limit in error
+
+
+def test_the_end_of_input_leaves_the_terminal_at_the_start_of_a_line(run, monkeypatch):
+    def ended(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", ended)
+    status, _, error = run("chat")
+    assert status == 0 and error.endswith("Ctrl-C stops an answer\n\n")
+
+
+def test_an_exported_adapter_is_a_decoders_in_peft(run, model, tmp_path):
+    """Which programs that read PEFT's directories go by."""
+    assert run("export", "--adapter", "anna", "-o", str(tmp_path / "anna"))[0] == 0
+    wrapped = peft.PeftModel.from_pretrained(build("llama"), str(tmp_path / "anna"))
+    assert type(wrapped) is peft.PeftModelForCausalLM
+    ids = model.encoder.encode("Once").ids
+    made = wrapped.generate(input_ids=torch.from_numpy(ids[None]), max_new_tokens=10, do_sample=False)
+    assert tuple(made[0, len(ids) :].tolist()) == model.generate(["Once"], "anna", config=CONFIG)[0].tokens
 
 
 def test_an_adapter_that_is_not_there_is_named_before_the_first_turn(run, monkeypatch):

@@ -104,7 +104,7 @@ def test_little_memory_forgets_earlier(model):
     for _ in range(4):
         chat.ask("the quick brown fox")
     assert chat.forgotten > 0
-    with pytest.raises(DataError, match=rf"there is room for {room} "):
+    with pytest.raises(DataError, match=rf"more than the {room} that cache_memory holds"):
         chat.ask("the quick brown fox " * 20)
 
 
@@ -171,5 +171,5 @@ def test_a_base_without_a_template_is_named(model):
 
 
 def test_no_room_for_a_turn_is_named_before_any(model):
-    with pytest.raises(DataError, match="room for"):
+    with pytest.raises(DataError, match="more than the 192 that the model takes"):
         Chat(model, None, "the quick brown fox " * 50, SHORT)

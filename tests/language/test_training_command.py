@@ -41,6 +41,20 @@ def run(language_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     return command
 
 
+def test_notes_of_an_unknown_name_may_be_plain_text(run: Command, tmp_path: Path):
+    path = tmp_path / "notes.md"
+    path.write_text("the quick brown fox")
+    status, _, said = run("train", "--adapter", "ann", "--data", path)
+    assert status == 2 and "is it plain text, CSV or JSONL? Name it .txt, .csv or .jsonl, or say --format" in said
+    assert run("train", "--adapter", "ann", "--data", path, "--format", "txt", "--max-steps", "1")[0] == 0
+
+
+def test_weights_of_classes_are_for_tasks_that_have_some(run: Command, tmp_path: Path):
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    status, _, said = run("train", "--adapter", "ann", "--data", path, "--class-weight", "balanced")
+    assert status == 2 and "class_weight is for classes, and text-generation has none" in said
+
+
 def test_a_text_file_is_learned_and_evaluated(run: Command, tmp_path: Path):
     path = tmp_path / "notes.txt"
     path.write_text("".join(f"{i}. {LINES[i % len(LINES)]}\n" for i in range(120)), encoding="utf-8")
