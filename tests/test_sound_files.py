@@ -56,8 +56,11 @@ def test_a_stream_of_unknown_size_is_read_to_its_end():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a wav file"),
-        (b"ID3\4 an mp3 file", "not a wav file"),
+        (b"", "an empty file; record"),
+        (b"hello", "not a wav file; convert"),
+        (b"ID3\4 an mp3 file", "not a wav file but MP3; convert"),
+        (b"\xff\xfb\x90\x64 an mp3 file", "not a wav file but MP3; convert"),
+        (b"OggS an Ogg file", "not a wav file but Ogg; convert"),
         (wav_bytes(np.ones(8, np.float32), 8000)[:-3], "cut off: 13 of 16 bytes"),
         (wav_bytes(np.ones(8, np.float32), 8000)[:36], "without samples"),
         (wav_bytes(np.zeros(0, np.float32), 8000), "no samples"),

@@ -13,6 +13,7 @@ from edgelora.cli.common import Verbs, add_bundle, add_verb, emit, size_text, ta
 from edgelora.config import LoraConfig
 from edgelora.manifest import LORA_GRAPHS, LostPoint, Manifest
 from edgelora.media.images import ImageSettings
+from edgelora.media.sound import SoundSettings
 
 _MOST_NAMES = 12
 
@@ -123,8 +124,18 @@ def run_info(options: argparse.Namespace) -> None:
 
 
 def preprocessing_text(manifest: Manifest) -> str:
-    """How what people have becomes the graph's input: of pictures also the size, the fit and the order of channels."""
+    """How what people have becomes the graph's input: of pictures also the size, the fit and the order of channels.
+
+    Of sounds the window, the rate, how a shorter sound is filled up, and the features.
+    """
     kind = str(manifest.preprocessing.get("kind"))
+    if kind == "audio":
+        heard = SoundSettings.of(manifest.preprocessing, manifest.name)
+        window = f"windows of {heard.samples / heard.rate:.3g} s"
+        rate = f"{'resampled to' if heard.resample else 'of'} {heard.rate:,} Hz"
+        fill = "repeated" if heard.fill == "repeat" else "filled up with zeros"
+        features = "samples as they are" if heard.features is None else f"features by {heard.features}"
+        return f"{kind}, {window} {rate}, shorter sounds {fill}; {features}"
     if kind != "image":
         return kind
     settings = ImageSettings.read(manifest.preprocessing, manifest.name)

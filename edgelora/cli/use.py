@@ -202,8 +202,12 @@ def with_thresholds(task: Task, options: argparse.Namespace) -> Task:
     """The task with the thresholds that were given.
 
     Raises:
-        ConfigError: the task has none, or one is out of range.
+        ConfigError: the task has none, one is out of range, or that of voices comes without voices.
     """
+    if (cosine := options.threshold) is not None and options.voices is None:
+        raise ConfigError("--threshold is for --voices: give those to enrol")
+    if cosine is not None and not -1 <= cosine <= 1:
+        raise ConfigError(f"--threshold is a cosine, from -1 to 1, not {cosine:g}")
     given = {name: getattr(options, name) for name in ("score", "overlap") if getattr(options, name) is not None}
     if not given:
         return task

@@ -104,9 +104,9 @@ def heard(sound: SoundLike, settings: SoundSettings, name: str = "sound") -> Sam
 def sound_problem(sound: Sound, settings: SoundSettings) -> str | None:
     """Why these settings take no such sound; None if they do."""
     if not settings.resample and sound.rate != settings.rate:
-        return f"its sample rate is {sound.rate:,} Hz, and this bundle takes {settings.rate:,} Hz alone"
+        return f"its sample rate is {sound.rate:,} Hz, and this bundle takes {settings.rate:,} Hz alone: convert it"
     if not len(sound.samples) or float(np.abs(sound.samples).max()) < SILENT:
-        return "nothing but silence"
+        return "nothing but silence; record it again or leave it out"
     return None
 
 

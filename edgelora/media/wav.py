@@ -18,6 +18,18 @@ MOST_BYTES = 100_000_000  # of a file
 RATES = (1_000, 192_000)  # Hz
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _MOST_CHANNELS = 32
+_OTHERS = {  # by how a file begins
+    b"ID3": "MP3",
+    b"\xff\xfb": "MP3",
+    b"\xff\xf3": "MP3",
+    b"\xff\xf1": "AAC",
+    b"\xff\xf9": "AAC",
+    b"OggS": "Ogg",
+    b"fLaC": "FLAC",
+    b"FORM": "AIFF",
+    b"caff": "CAF",
+    b"#!AMR": "AMR",
+}
 _UNKNOWN_SIZE = 0xFFFFFFFF  # what a writer says that does not know yet
 
 
@@ -82,15 +94,21 @@ def _decoded(content: bytes) -> Sound:
             if size == _UNKNOWN_SIZE:
                 size = len(content) - start
             if start + size > len(content):
-                raise ValueError(f"cut off: {len(content) - start:,} of {size:,} bytes of samples are there")
+                raise ValueError(
+                    f"cut off: {len(content) - start:,} of {size:,} bytes of samples are there; record or copy it again"
+                )
             return Sound(_mono(content[start : start + size], form), form.rate)
-    raise ValueError("a wav file without samples")
+    raise ValueError("a wav file without samples; record or copy it again")
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Kind, start and size of each chunk."""
+    if not content:
+        raise ValueError("an empty file; record or copy it again")
     if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
-        raise ValueError("not a wav file; convert the recording to wav (PCM of 16 bits, for example)")
+        kind = next((kind for start, kind in _OTHERS.items() if content.startswith(start)), None)
+        found = "" if kind is None else f" but {kind}"
+        raise ValueError(f"not a wav file{found}; convert the recording to wav (PCM of 16 bits, for example)")
     at = 12
     while at + 8 <= len(content):
         kind, size = content[at : at + 4], struct.unpack_from("<I", content, at + 4)[0]
@@ -100,7 +118,7 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def _format(chunk: bytes) -> _Format:
     if len(chunk) < 16:
-        raise ValueError("cut off within its format")
+        raise ValueError("cut off within its format; record or copy it again")
     tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", chunk)
     if tag == _EXTENSIBLE and len(chunk) >= 26:
         tag = struct.unpack_from("<H", chunk, 24)[0]
@@ -117,7 +135,7 @@ def _format(chunk: bytes) -> _Format:
 def _mono(data: bytes, form: _Format) -> Samples:
     frame = form.channels * form.bits // 8
     if len(data) < frame:
-        raise ValueError("it holds no samples")
+        raise ValueError("it holds no samples; record it again or leave it out")
     values = _values(data[: len(data) // frame * frame], form)
     if not np.isfinite(values).all():
         raise ValueError("it holds samples that are not finite")

@@ -175,8 +175,16 @@ def test_the_command_line(bundle_of: Any, sounds: Path, others: Path, tmp_path: 
     assert main(predict) == 0
     results = json.loads(capsys.readouterr().out)
     assert [r["nearest"] for r in results] == ["deep", *["shrill"] * 6]
-    assert main([*predict, "--threshold", "1.1"]) == 0
+    assert main([*predict, "--threshold", "1"]) == 0
     assert {r["speaker"] for r in json.loads(capsys.readouterr().out)} == {None}
+    for wrong in ("80", "nan"):
+        assert main([*predict, "--threshold", wrong]) == 2
+        assert f"--threshold is a cosine, from -1 to 1, not {wrong}" in capsys.readouterr().err
+    assert main(["predict", bundle, *store, heard[0], "--threshold", "0.5"]) == 2
+    assert "--threshold is for --voices" in capsys.readouterr().err
+    assert main(["info", bundle]) == 0
+    window = "audio, windows of 0.237 s resampled to 8,000 Hz, shorter sounds repeated; features by features.onnx"
+    assert window in capsys.readouterr().out
     assert main(["eval", bundle, *store, "--adapter", "home", "--data", f"{others}/{{label}}/*.wav"]) == 0
     assert "eer" in capsys.readouterr().out
     assert main(["predict", bundle, *store, heard[0], "--json"]) == 0
