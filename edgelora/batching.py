@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,5 +40,5 @@ def shares(rows: NDArray[np.int64], lengths: NDArray[np.int64], count: int) -> l
     work = np.maximum(lengths[rows], 1)
     twice_middle = 2 * np.cumsum(work) - work
     parts = twice_middle * count // (2 * work.sum())
-    cuts = np.flatnonzero(np.diff(parts)) + 1
-    return np.split(rows, cuts)
+    edges = np.searchsorted(parts, np.arange(count + 1)).tolist()
+    return [rows[begin:end] for begin, end in pairwise(edges) if begin < end]

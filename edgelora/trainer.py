@@ -6,10 +6,11 @@ are a few numpy operations whatever the number of points.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +131,7 @@ class Trainer:
             else SGD(momentum=config.momentum, weight_decay=config.weight_decay, factors=factors)
         )
         self.step_number = 0
-        self._pool = ThreadPoolExecutor(bundle.settings.cores, "edgelora-train")
+        self._pool = ThreadPoolExecutor(max(1, bundle.settings.cores - 1), "edgelora-train")  # beside this thread
         self._lengths = objective.lengths()
         self._most = self._most_samples()
         steps = self.steps_per_epoch * config.num_train_epochs
@@ -280,15 +281,34 @@ class Trainer:
         self._pull_back()
         return loss
 
-    def _sum_at_once(self, run: Callable[..., float], work: Iterable[tuple[object, ...]]) -> float:
-        """The sum of what `run` makes of each item, in their order; the next item is made while others run."""
-        begun: list[Future[float]] = []
+    def _sum_at_once(self, run: Callable[..., float], work: Iterator[tuple[object, ...]]) -> float:
+        """The sum of what `run` makes of each item, in their order, on all cores, this thread's among them.
+
+        An item is made when a core is free for it, while others run.
+        """
+        made: list[float] = []
+        one_at_a_time = Lock()
+
+        def take() -> tuple[int, tuple[object, ...] | None]:
+            with one_at_a_time:
+                made.append(0.0)
+                return len(made) - 1, next(work, None)
+
+        def go_on(place: int, one: tuple[object, ...] | None) -> None:
+            while one is not None:
+                made[place] = run(*one)
+                place, one = take()
+
+        helpers: list[Future[None]] = []
         try:
-            for one in work:
-                begun.append(self._pool.submit(run, *one))
+            while len(helpers) < self._workers - 1:
+                helpers.append(self._pool.submit(go_on, *take()))
+            go_on(*take())
         finally:
-            wait(begun)  # they write to the gradients
-        return sum(one.result() for one in begun)
+            wait(helpers)  # they write to the gradients
+        for helper in helpers:
+            helper.result()
+        return sum(made)
 
     def _room(self, count: int, beside_the_sum: bool) -> list[tuple[Floats, list[Floats]]]:
         """Where the gradients of so many parts go, flat and in views: beside the sum, or the first in its place."""

@@ -78,6 +78,16 @@ def test_the_inputs_of_a_piece_are_made_while_another_runs(open_model, tmp_path)
     assert seen == [True]
 
 
+def test_no_more_pieces_have_inputs_than_there_are_cores(open_model, tmp_path, monkeypatch):
+    ended, waiting = [], []
+    trainer, watched = two_cores(open_model, tmp_path, lambda: (time.sleep(0.02), ended.append(True)))
+    monkeypatch.setattr("edgelora.trainer.piece_count", lambda *_: len(ROWS))
+    watched.before = lambda piece: waiting.append(piece - len(ended))
+    trainer.step(ROWS)
+    assert len(ended) == len(ROWS)
+    assert max(waiting) <= 1, "those that run beside the one that is made"
+
+
 def test_the_gradients_have_the_same_bits_whatever_takes_how_long(open_model, tmp_path):
     found = []
     for delays in ((0.0, 0.0, 0.0), (0.05, 0.0, 0.0), (0.0, 0.05, 0.0), (0.0, 0.0, 0.05)):
