@@ -260,16 +260,15 @@ class Trainer:
 
     def _accumulate_backward(self, record: TrainingGraph, parts: list[NDArray[np.int64]], total: float) -> float:
         """The exact gradient, by the training graph; returns the loss."""
-        adapter = self._adapter_feeds()
+        adapter, graphs = self._adapter_feeds(), self.graphs(record)
         loss = 0.0
 
         def run(feeds: Feeds, rows: NDArray[np.int64], gradients: list[Floats]) -> float:
-            return self._backward(record, feeds | self._masks(record, feeds, rows), rows, total, gradients)
+            return self._backward(record, graphs, feeds | self._masks(record, feeds, rows), rows, total, gradients)
 
         for part, members in enumerate(parts):
             pieces = shares(members, self._lengths, piece_count(len(members), self._most, self._workers))
             made = self._room(len(pieces), beside_the_sum=part > 0)
-            graphs = self.graphs(record)
             fed = (self._feeds(adapter, rows, total, graphs) for rows in pieces)
             work = zip(fed, pieces, (views for _, views in made), strict=True)
             loss += sum(run(*one) for one in work) if self._workers == 1 else self._sum_at_once(run, work)
@@ -373,11 +372,16 @@ class Trainer:
         return self.bundle.graph(file, settings if self._workers == 1 else replace(settings, threads=1))
 
     def _backward(
-        self, record: TrainingGraph, feeds: Feeds, rows: NDArray[np.int64], total: float, gradients: list[Floats]
+        self,
+        record: TrainingGraph,
+        graphs: Sequence[Graph],
+        feeds: Feeds,
+        rows: NDArray[np.int64],
+        total: float,
+        gradients: list[Floats],
     ) -> float:
         """These samples' share of the loss; what is fed has its gradients in `gradients`, in the order of the feeds."""
         share, made = np.zeros((), np.float32), dict(zip(self._gradient_names, gradients, strict=True))
-        graphs = self.graphs(record)
         if self._host is None:
             graphs[0].run_into(feeds, {"loss": share, **made})
             return float(share)
