@@ -111,6 +111,8 @@ def run_export(options: argparse.Namespace) -> None:
     emit(options, result, f"{options.adapter or 'base'}: written to {options.output}")
     if (gap := result.get("difference")) is not None:
         note(f"in TFLite's interpreter it differs from the bundle by {gap:.1e} of the largest value")
+    elif options.to == "tflite":
+        note("not compared with the bundle: there is no TFLite interpreter (ai-edge-litert or tflite-runtime)")
     if result.get("rescaled"):
         note(f"scales of codes grew to hold the adapter: {', '.join(result['rescaled'])}")
     if result.get("beside"):

@@ -309,7 +309,11 @@ def test_what_is_not_the_source_is_refused(bundles, tiny, tmp_path):
     other = tiny / "vww_96_float.tflite"
     cut = tmp_path / "cut.tflite"
     cut.write_bytes(path.read_bytes()[:-1000])
-    for wrong, says in ((other, "is not the file"), (tmp_path / "none.tflite", "cannot be read"), (cut, "cut.tflite")):
+    for wrong, says in (
+        (other, "is not the file.*pass the one"),
+        (tmp_path / "none.tflite", "cannot be read"),
+        (cut, "cut.tflite"),
+    ):
         with pytest.raises(ConversionError, match=says):
             merged_file(bundle, "lora", feeds, wrong)
 
@@ -357,8 +361,8 @@ def test_other_changes_of_weights_and_biases(method, with_methods):
     assert len(merged.changed) == len(bundle.manifest.points) and gap is not None and gap <= 1e-5
 
 
-def test_without_an_interpreter(with_methods, monkeypatch):
-    """An export goes without the comparison; as an engine it is asked for by name."""
+def test_without_an_interpreter(with_methods, tmp_path, monkeypatch, capsys):
+    """An export goes without the comparison, and says so; a conversion asks for it before its work, an engine too."""
     bundle, path = with_methods
     monkeypatch.setattr(interpreter, "_PACKAGES", ("no_such_interpreter",))
     feeds = random_feeds(bundle, 0)
@@ -366,6 +370,14 @@ def test_without_an_interpreter(with_methods, monkeypatch):
     model = InterpreterModel(Model.open(bundle.path), path)
     with pytest.raises(ConversionError, match=r"ai-edge-litert.*edgelora\[tflite\]"):
         model.outputs(parity_samples(bundle)[0][0])
+    with pytest.raises(ConversionError, match=r"ai-edge-litert or tflite-runtime.*edgelora\[tflite\]"):
+        open_source(str(path))
+    store, out = tmp_path / "store", tmp_path / "ann.tflite"
+    Model.open(bundle.path, store).store.save("ann", with_random(bundle, 0))
+    command = ["export", str(bundle.path), "--store", str(store), "--adapter", "ann", "--to", "tflite"]
+    assert main([*command, "--source", str(path), "-o", str(out)]) == 0
+    assert "not compared with the bundle: there is no TFLite interpreter" in capsys.readouterr().err
+    assert out.exists()
 
 
 def test_half_precision(tmp_path):

@@ -120,7 +120,9 @@ def _original(manifest: Manifest, path: Path) -> tuple[Mapping[str, int], bytear
         raise ConversionError(f"{path} cannot be read: {error.strerror or error}") from error
     graph = read_model(content, str(path))
     if graph.sha256 != told.get("sha256"):
-        raise ConversionError(f"{path} is not the file that the bundle was made from: its sha256 is {graph.sha256}")
+        raise ConversionError(
+            f"{path} is not the file that the bundle was made from: pass the one whose sha256 is {told.get('sha256')}"
+        )
     if tflite.Model.GetRootAs(content, 0).SubgraphsLength() != 1:
         raise ConversionError(f"{path} has several subgraphs, which may share weights: it is not written to")
     return told["weights"], content

@@ -36,6 +36,9 @@ def tflite_source(path: Path, tokenizer: Path | None = None) -> Source:
         if error.name not in ("tflite", "flatbuffers"):
             raise
         raise ConversionError(f'this needs the TFLite schema: pip install "edgelora[tflite]" ({error})') from error
+    from edgelora_tools.sources.tflite.interpreter import interpreter_module
+
+    interpreter_module()  # what the source returns is compared with: better missed now than after the work
     return graph_source(path, read_model(path.read_bytes(), str(path)), tokenizer)
 
 

@@ -30,7 +30,7 @@ def interpreter_module() -> Any:
         except ModuleNotFoundError as error:
             if (error.name or "").split(".")[0] != package:
                 raise
-    raise ConversionError(f"this needs TFLite's interpreter, as ai-edge-litert has it: {INSTALL}")
+    raise ConversionError(f"this needs TFLite's interpreter, as ai-edge-litert or tflite-runtime has it: {INSTALL}")
 
 
 class Original:

@@ -218,7 +218,8 @@ class _Reader:
         data = np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype, copy=False) if raw.size else None
         if data is not None and sparsity is None:
             if data.size != math.prod(shape):
-                raise ConversionError(f"tensor {name!r} holds {data.size} numbers and has the shape {list(shape)}")
+                problem = f"tensor {name!r} holds {data.size} numbers and has the shape {list(shape)}"
+                raise ConversionError(f"a damaged TFLite file ({problem}); copy or convert it again")
             data = data.reshape(shape)
         open_batch = bool(signature.size) and int(signature[0]) == -1
         return Tensor(name, shape, open_batch, dtype, data, self._quantization(found, name, shape), sparsity)
