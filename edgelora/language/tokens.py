@@ -144,7 +144,7 @@ class Tokens:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise DataError("the text is not valid Unicode (half of a surrogate pair)") from error
+            raise DataError("the text is not valid Unicode (bytes that are not UTF-8, or half a pair)") from error
         encoded = self._tokenizer.encode(text, add_special_tokens=special)
         ids = np.asarray(encoded.ids, np.int64)
         if ids.size and (largest := int(ids.max())) >= self.vocabulary:
