@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from edgelora.errors import ConversionError
 from edgelora_tools.sources import open_source
+from edgelora_tools.sources.pretrained import load_pretrained
 from tests.families import build as build_encoder
 
+hf: Any = transformers
 TASKS = ("text-generation", "sequence-classification")
 
 
@@ -50,6 +53,21 @@ def test_code_of_the_directory_is_not_run(
     (tmp_path / "custom" / "own.py").write_text("raise SystemExit('it ran')")
     with pytest.raises(ConversionError, match="custom code"):
         open_source(custom, task=task)
+
+
+def test_what_only_pretraining_reads_may_be_missing(tmp_path: Path) -> None:
+    """As in wav2vec2-base-960h."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    convolved = {"conv_dim": (8,), "conv_stride": (5,), "conv_kernel": (10,), "num_conv_pos_embeddings": 4}
+    groups = {"num_conv_pos_embedding_groups": 2, "num_feat_extract_layers": 1}
+    model: Any = hf.Wav2Vec2Model(hf.Wav2Vec2Config(**sizes, **convolved, **groups))
+    del model.masked_spec_embed
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConversionError, match="there is no masked_spec_embed"):
+        load_pretrained(hf.AutoModel, tmp_path, tmp_path)
+    assert load_pretrained(hf.AutoModel, tmp_path, tmp_path, ["pooler", "masked_spec_embed"])[1] == {
+        "masked_spec_embed"
+    }
 
 
 def test_an_encoder_without_a_pooler_has_no_pooled_output(tmp_path: Path) -> None:

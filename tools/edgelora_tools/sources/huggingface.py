@@ -16,6 +16,7 @@ from edgelora_tools.sources.torch_export import module_source, require_torch
 
 _TEXT_SAMPLE = (2, 8)
 _RESAMPLES = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
+_SPARE = ("pooler", "masked_spec_embed")  # what a head's model has not, and what masks sounds in pretraining
 _VOCABULARIES = ("vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 
 
@@ -40,8 +41,8 @@ def huggingface_source(folder: Path, exporter: str = "dynamo", tokenizer: Path |
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    module, pools = load_pretrained(transformers.AutoModel, folder, folder, spare="pooler")
-    if not pools:
+    module, absent = load_pretrained(transformers.AutoModel, folder, folder, _SPARE)
+    if "pooler" in absent:
         module.pooler = None
     files, facts = _tokenizer(folder) if tokenizer is None else tokenizer_files(tokenizer, required=True)
     config = module.config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  
 _NAMED = 5
 
 
-def load_pretrained(auto: Any, folder: Path, where: Path, spare: str | None = None, **options: Any) -> tuple[Any, bool]:
-    """The model that `auto` (a class of transformers) finds in `folder`, in float32 with eager attention.
+def load_pretrained(
+    auto: Any, folder: Path, where: Path, spare: Sequence[str] = (), **options: Any
+) -> tuple[Any, set[str]]:
+    """The model that `auto` (a class of transformers) finds in `folder`, in float32 with eager attention; and which of
+    the `spare` modules and tensors the checkpoint is without, as it may be.
 
-    `spare` is the name of a module that a checkpoint may be without; the second of what is returned tells whether it
-    has it. `where` names the checkpoint in messages.
+    `where` names the checkpoint in messages.
 
     Raises:
         ConversionError: it cannot be loaded, or lacks tensors that the configuration asks for, or has them in other
@@ -37,14 +40,14 @@ def load_pretrained(auto: Any, folder: Path, where: Path, spare: str | None = No
             **LOCAL,
             **options,
         )
-    missing = sorted(found["missing_keys"])
-    lacks = [name for name in missing if spare is None or spare not in name.split(".")]
+    missing = {name: set(spare).intersection(name.split(".")) for name in sorted(found["missing_keys"])}
+    lacks = [name for name, spared in missing.items() if not spared]
     shapes = [
         f"{name} is {list(own)} and should be {list(asked)}" for name, own, asked in sorted(found["mismatched_keys"])
     ]
     if lacks or shapes:
         raise ConversionError(f"{where}: its weights are not those of its configuration: {_told(lacks, shapes)}")
-    return module, len(lacks) == len(missing)
+    return module, set().union(*missing.values())
 
 
 def _told(lacks: list[str], shapes: list[str]) -> str:
