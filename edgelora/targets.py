@@ -39,6 +39,11 @@ def select_points(points: Sequence[InsertionPoint], config: AdapterConfig) -> tu
     named = [p for p in points if targets is None or matches(targets, p.id)]
     if targets == ALL_LINEAR:
         named = [p for p in points if not p.kernel and p.op not in RECURRENT]
+        if points and not named:
+            raise ConfigError(
+                f"all-linear leaves convolutions and recurrent layers out, and all {len(points)} insertion points are "
+                "of these: name them, all by 're:.*'"
+            )
     chosen = tuple(p for p in named if not _excluded(config, p.id) and _in_layers(config, p.id))
     if named and not chosen:
         raise ConfigError(

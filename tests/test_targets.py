@@ -124,6 +124,15 @@ def test_all_points(targets: str | None):
     assert chosen(LoraConfig(target_modules=targets, layers_to_transform=11), BERT) == BERT[-4:]
 
 
+def test_all_linear_of_a_network_of_convolutions_is_refused():
+    layers = [InsertionPoint(name, "Conv", 4, 4, kernel=(3, 3)) for name in ("stem", "body.0")]
+    with pytest.raises(ConfigError, match=r"all-linear.*convolutions.*'re:\.\*'"):
+        select_points(layers, LoraConfig(target_modules="all-linear"))
+    linear = InsertionPoint("head", "MatMul", 4, 4)
+    assert select_points([*layers, linear], LoraConfig(target_modules="all-linear")) == (linear,)
+    assert select_points([], LoraConfig(target_modules="all-linear")) == ()
+
+
 def test_no_targets_choose_no_point():
     assert chosen(LoraConfig(target_modules=())) == []
 
