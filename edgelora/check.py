@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgelora.bundle import MANIFEST_FILE, Bundle
+from edgelora.divergence import Divergence, check_alike, check_divergence, is_asked
 from edgelora.files import write_atomic
 from edgelora.gradient_checks import PointVerdict, check_head, check_point
 from edgelora.graph_checks import (
@@ -27,12 +28,13 @@ from edgelora.graph_checks import (
 )
 from edgelora.language_checks import check_decode
 from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest
-from edgelora.parity import parity_errors, parity_samples, parity_tolerance, source_spread
+from edgelora.parity import parity_errors, parity_samples, parity_tolerance, source_spread, written_sample
 from edgelora.probes import Feeds
 from edgelora.quantization import QuantizedVerdict, check_quantization
 from edgelora.session import ENGINE_VERSION
 
 _LARGE = 1 << 15  # numbers of a sample, as pictures and sounds have
+_FEW = 4
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,10 @@ class Verdict:
     """What `check` found. `parity` is the largest difference to the source, relative to its largest value.
 
     `outputs` has it for each output, with what is allowed there.
-    `points` has a row per insertion point that has a gradient, and one for the head where there is one; `quantized`
-    the cosines of a bundle that was quantized at conversion, and `unreached` the points that have none there, for all
-    of their gradient is zeros.
+    `points` has a row per insertion point that has a gradient, and one for the head where there is one; of a quantized
+    language model, for the few whose differences were asked. `quantized` has the cosines of a bundle that was
+    quantized at conversion, and `unreached` the points that have none there, for all of their gradient is zeros.
+    `divergence` decides in place of the outputs' gaps where it is there.
     """
 
     passed: bool
@@ -68,6 +71,7 @@ class Verdict:
     quantized: tuple[QuantizedVerdict, ...] = ()
     unreached: tuple[str, ...] = ()
     outputs: tuple[OutputVerdict, ...] = ()
+    divergence: Divergence | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping."""
@@ -93,7 +97,8 @@ def check(
     decided = {verdict.id: verdict.passed for verdict in quantized}
     points: list[PointVerdict] = []
     large = is_large(samples[0][0])
-    for point, on in inputs_of_points(manifest.trainable, inputs, samples[0][0]):
+    asked = manifest.trainable if manifest.language is None else asked_points(manifest.trainable, decided)
+    for point, on in inputs_of_points(asked, inputs, samples[0][0]):
         progress(point.id)
         verdict = check_point(bundle, point, on, rng)
         if not verdict.passed and large:  # it bends at so many places, one sample more than the mean of several
@@ -124,12 +129,18 @@ def check(
     if manifest.language is not None:
         progress(manifest.language.decode)
         graphs += check_decode(bundle, manifest.language, inputs, rng)
+    written, divergence = written_sample(bundle), None
+    if written is not None and manifest.language is not None and is_asked(bundle):
+        progress("what the source wrote")
+        divergence = check_divergence(bundle, written, samples)
+        outputs = tuple(replace(verdict, passed=divergence.passed) for verdict in outputs)
+        graphs += check_alike(bundle, manifest.language, written[0])
     for prefix in manifest.prefixes:
         progress(prefix.file)
         graphs += check_prefix(bundle, prefix, inputs, rng)
     passed = all(v.passed for v in (*outputs, *points, *graphs, *quantized))
     unreached = tuple(point.id for point in manifest.trainable if quantized and point.id not in decided)
-    found = (tuple(points), tuple(graphs), ENGINE_VERSION, quantized, unreached, outputs)
+    found = (tuple(points), tuple(graphs), ENGINE_VERSION, quantized, unreached, outputs, divergence)
     return Verdict(passed, max(v.error for v in outputs), len(samples), *found)
 
 
@@ -140,6 +151,13 @@ def output_verdicts(manifest: Manifest, errors: Mapping[str, float]) -> tuple[Ou
         allowed = parity_tolerance(manifest, output)
         verdicts.append(OutputVerdict(output, error, allowed, source_spread(manifest, output), error <= allowed))
     return tuple(verdicts)
+
+
+def asked_points(points: Sequence[InsertionPoint], decided: Mapping[str, bool]) -> list[InsertionPoint]:
+    """Whose differences are asked: of points that known gradients decide a few from first to last, and all others."""
+    known = [point.id for point in points if point.id in decided]
+    few = {known[number * (len(known) - 1) // (_FEW - 1)] for number in range(_FEW)} if known else set[str]()
+    return [point for point in points if point.id not in decided or point.id in few]
 
 
 def is_large(sample: Feeds) -> bool:

@@ -31,10 +31,12 @@ def check_decode(
     Of the inputs' tokens `[batch, sequence]` all are read, whatever their mask says.
     """
     ids = inputs["input_ids"]
-    whole = _tokens(ids, 0, ids.shape[1])
+    whole = tokens_of(ids, 0, ids.shape[1])
     adapter = whole_adapter(bundle, inputs, rng)
     wanted = bundle.forward.run({**whole, **adapter})["logits"]
-    verdicts = [_verdict(bundle, language.decode, _decoded(bundle, language, language.decode, ids, adapter), wanted)]
+    verdicts = [
+        _verdict(bundle, language.decode, decoded_logits(bundle, language, language.decode, ids, adapter), wanted)
+    ]
     verdicts.append(_scored(bundle, language, language.score, ids, adapter, wanted, rng))
     for name, found in bundle.manifest.methods.items():
         verdicts += _check_set(bundle, language, name, found, ids, rng)
@@ -47,7 +49,7 @@ def check_decode(
         off = bundle.forward.run({**whole, **absent})["logits"]
         off[rows == 1] = wanted[rows == 1]
         with AdapterStack(bundle.manifest, _MEMORY).loaded(rows.tolist(), adapters) as stacked:
-            made = None if stacked is None else _decoded(bundle, language, language.decode_mixed, ids, stacked)
+            made = None if stacked is None else decoded_logits(bundle, language, language.decode_mixed, ids, stacked)
         verdicts.append(_verdict(bundle, language.decode_mixed, made, off))
     return verdicts
 
@@ -57,14 +59,14 @@ def _check_set(
 ) -> list[GraphVerdict]:
     """The graphs of another method, under a random adapter at every place."""
     adapter = method_adapter(bundle, name, absent_adapter(bundle.manifest, name, bundle), rng)
-    wanted = bundle.forward_in(name).run({**_tokens(ids, 0, ids.shape[1]), **adapter})["logits"]
+    wanted = bundle.forward_in(name).run({**tokens_of(ids, 0, ids.shape[1]), **adapter})["logits"]
     verdicts: list[GraphVerdict] = []
     if found.decode is not None and found.before is None:
-        made = _decoded(bundle, language, found.decode, ids, adapter)
+        made = decoded_logits(bundle, language, found.decode, ids, adapter)
         verdicts.append(_verdict(bundle, found.decode, made, wanted))
     if found.decode is not None and found.before is not None:
         before: Feeds = bundle.graph(found.before).run(adapter)
-        made = _decoded(bundle, language, found.decode, ids, absent_adapter(bundle.manifest), before)
+        made = decoded_logits(bundle, language, found.decode, ids, absent_adapter(bundle.manifest), before)
         verdicts.append(_verdict(bundle, found.before, made, wanted))
     if found.score is not None:
         verdicts.append(_scored(bundle, language, found.score, ids, adapter, wanted, rng))
@@ -85,11 +87,11 @@ def _scored(
     z = logits.astype(np.float64)
     z -= z.max(-1, keepdims=True)
     nll = np.log(np.exp(z).sum(-1)) - np.take_along_axis(z, labels[..., None], -1)[..., 0]
-    got = bundle.graph(file).run({**_tokens(ids, 0, ids.shape[1]), **adapter, "labels": labels})["nll"]
+    got = bundle.graph(file).run({**tokens_of(ids, 0, ids.shape[1]), **adapter, "labels": labels})["nll"]
     return _verdict(bundle, file, got, nll)
 
 
-def _decoded(
+def decoded_logits(
     bundle: Bundle,
     language: LanguageModel,
     file: str,
@@ -115,14 +117,14 @@ def _decoded(
     for at in range(length):
         start, stop = (0, begun) if at < begun else (at, at + 1)
         last = np.full(batch, at - start, np.int64)
-        made = graph.run({**_tokens(ids, start, stop, virtual), **past, **adapter, "last": last})
+        made = graph.run({**tokens_of(ids, start, stop, virtual), **past, **adapter, "last": last})
         logits.append(made["logits"])
         if stop == at + 1:
             past = {f"past_key_values.{name}": made[f"present.{name}"] for name in names}
     return np.stack(logits, 1)
 
 
-def _tokens(ids: NDArray[Any], start: int, stop: int, virtual: int = 0) -> Feeds:
+def tokens_of(ids: NDArray[Any], start: int, stop: int, virtual: int = 0) -> Feeds:
     """The tokens from `start` to `stop` as graph inputs, one segment with those before, the `virtual` ones first."""
     positions = np.broadcast_to(virtual + np.arange(start, stop), (len(ids), stop - start))
     return {

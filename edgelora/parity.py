@@ -16,7 +16,7 @@ from edgelora.manifest import Manifest
 from edgelora.probes import Feeds, random_head
 from edgelora.slopes import LARGEST, bounded
 
-PARITY_FILE = "parity.safetensors"
+PARITY_FILE, WRITTEN = "parity.safetensors", "written"
 COLOURS = (1, 3, 4)  # how many an axis of a picture may hold
 PARITY_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 1e-1, "int4": 2e-1}
 SPREADS = 3  # the largest of a few differences, and both sets may err in one direction
@@ -45,7 +45,16 @@ def source_spread(manifest: Manifest, output: str) -> float:
 
 
 def parity_samples(bundle: Bundle) -> list[tuple[Feeds, Feeds]]:
-    """Inputs and the source's outputs for them, recorded at conversion."""
+    """Random inputs and the source's outputs for them, recorded at conversion."""
+    return [sample for number, sample in _recorded(bundle).items() if number != WRITTEN]
+
+
+def written_sample(bundle: Bundle) -> tuple[Feeds, Feeds] | None:
+    """The same of the text that the source wrote, where it is a language model that was quantized at conversion."""
+    return _recorded(bundle).get(WRITTEN)
+
+
+def _recorded(bundle: Bundle) -> dict[str, tuple[Feeds, Feeds]]:
     path = bundle.path / PARITY_FILE
     try:
         arrays = load_file(path)
@@ -55,7 +64,7 @@ def parity_samples(bundle: Bundle) -> list[tuple[Feeds, Feeds]]:
     for key, array in arrays.items():
         number, side, name = key.split("/", 2)
         samples.setdefault(number, ({}, {}))[side == "out"][name] = array
-    return [samples[number] for number in sorted(samples)]
+    return {number: samples[number] for number in sorted(samples)}
 
 
 def parity_errors(

@@ -80,10 +80,14 @@ def points_text(verdict: Verdict) -> str:
     """The table of the points; where the float32 gradients decide, with their cosine and size before the verdict."""
     nearness = {q.id: (q.cosine, q.size) for q in verdict.quantized}
     rows: list[tuple[object, ...]] = []
+    asked = {p.id for p in verdict.points}
     head = ["point", "gradient", "differences", "relative gap", ""]
     for p in verdict.points:
         extra = nearness.get(p.id, ("", "")) if nearness else ()
         rows.append((p.id, p.analytic, p.numeric, p.error, *extra, "ok" if p.passed else "WRONG"))
+    for q in verdict.quantized:
+        if q.id not in asked:
+            rows.append((q.id, "", "", "", q.cosine, q.size, "ok" if q.passed else "WRONG"))
     if nearness:
         head[-1:] = ["float32 cosine", "size", ""]
     return table(rows, tuple(head))
@@ -102,10 +106,21 @@ def unsure_text(verdict: Verdict) -> list[str]:
 
 def verdict_text(verdict: Verdict) -> str:
     """The verdict in a line."""
-    said = f"check {'passed' if verdict.passed else 'FAILED'}: parity {verdict.parity:.1e} on {verdict.parity_samples} "
+    said = f"check {'passed' if verdict.passed else 'FAILED'}: {parity_text(verdict)}"
     worst = max((v.error for v in (*verdict.points, *verdict.graphs)), default=0.0)
     if not verdict.quantized:
-        return f"{said}samples, largest gradient error {worst:.1e} over {len(verdict.points)} points"
+        return f"{said}, largest gradient error {worst:.1e} over {len(verdict.points)} points"
     least = min(verdict.quantized, key=lambda q: q.cosine)
     cosines = cosines_text([q.cosine for q in verdict.quantized], verdict.unreached)
-    return f"{said}samples, {cosines} ({least.id}); differences, coarse for rounded outputs, within {worst:.1e}"
+    asked = f"differences at {len(verdict.points)} points, coarse for rounded outputs, within {worst:.1e}"
+    return f"{said}, {cosines} ({least.id}); {asked}"
+
+
+def parity_text(verdict: Verdict) -> str:
+    """How near the source is: by outputs, or where these do not decide, by answers."""
+    if (found := verdict.divergence) is None:
+        return f"parity {verdict.parity:.1e} on {verdict.parity_samples} samples"
+    return (
+        f"answers {found.written:.4f} nats a token from the source's on {found.tokens} tokens that it wrote (worst "
+        f"{found.worst:.2f}), {found.drawn:.4f} on random ones (at most {found.most:.2f})"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,8 @@ WEIGHTS_FILE, PARITY_FILE, MANIFEST_FILE = "weights.bin", "parity.safetensors", 
 INLINE_LIMIT = 1024
 PAGE, LARGE_PAGE = 4096, 65536
 
-Samples = Sequence[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]
+Samples = Mapping[str, tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]
+"""Inputs and outputs of the source, by the name of the sample."""
 
 
 def base_digest(model: ir.Model, features: Iterable[bytes] = ()) -> str:
@@ -146,7 +147,7 @@ def _write_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> None:
 
 def _write_samples(path: Path, samples: Samples) -> None:
     arrays = {}
-    for number, (inputs, outputs) in enumerate(samples):
+    for number, (inputs, outputs) in samples.items():
         arrays |= {f"{number}/in/{name}": np.asarray(x, order="C") for name, x in inputs.items()}
         arrays |= {f"{number}/out/{name}": np.asarray(x, order="C") for name, x in outputs.items()}
     save_file(arrays, path)

@@ -13,7 +13,7 @@ from edgelora.errors import ConfigError, ConversionError
 from edgelora.manifest import RECURRENT, Budget, GraphSet, InsertionPoint, Manifest, MemoryTable, Prefix, TensorSpec
 from edgelora.memory_forecast import forecast
 from edgelora.memory_plan import MemoryPlan
-from edgelora.parity import differences
+from edgelora.parity import WRITTEN, differences
 from edgelora.targets import ALL_LINEAR, select_points
 from edgelora_tools.base_values import values_graph
 from edgelora_tools.bundle_writer import base_digest, check_destination, frozen_weights, write_bundle
@@ -42,6 +42,7 @@ from edgelora_tools.sources.base import Source
 from edgelora_tools.sources.fixed import fixed
 from edgelora_tools.training_graphs import training_graph, training_graphs
 from edgelora_tools.vocabulary import head_weights, vocabulary_head
+from edgelora_tools.written_text import written_text
 
 # PEFT's defaults for the encoders and decoders that it knows (TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING).
 USUAL_TARGETS = (
@@ -200,6 +201,12 @@ def convert(
         detector=detector,
         language=language,
     )
+    recorded = {str(number): sample for number, sample in enumerate(samples)}
+    if found is not None and source.decoder is not None:
+        progress("what the source writes")
+        text = written_text(source, source.decoder, np.random.default_rng(0))
+        with onnx_errors("the source does not run on the text that it wrote"):
+            recorded[WRITTEN] = (text, {"logits": source.run(text)["logits"]})
     progress("writing")
     files = {**source.files, **features, **({} if found is None else found.files)}
     weighty = {manifest.forward, *(file for graph in manifest.training for file in graph.files)}
@@ -218,7 +225,7 @@ def convert(
         destination,
         manifest,
         graphs,
-        samples,
+        recorded,
         files,
         options.overwrite,
         lambda path, graph: measured(path, graph) if path.name in weighty else None,
