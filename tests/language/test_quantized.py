@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from edgelora.bundle import Bundle
-from edgelora.check import check
+from edgelora.check import asked_points, check
+from edgelora.divergence import check_alike, check_divergence
 from edgelora.errors import DataError
-from edgelora.quantization import near_enough
+from edgelora.parity import parity_samples, written_sample
+from edgelora.quantization import check_quantization, near_enough
 from edgelora_tools.calibration import language_sample
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.measure_shapes import measure_shapes
 from edgelora_tools.normalize import normalize
+from tests.convert.test_check import resign
+from tests.language_models import stories_archive, stories_folder, to_language_bundle
+
+Array = NDArray[Any]
 
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n" * 8
 
@@ -41,6 +54,7 @@ def test_it_is_checked_with_the_tokens_that_come_next(bundle: Bundle) -> None:
     verdict = check(bundle)
     assert verdict.passed
     assert verdict.quantized
+    assert verdict.divergence is not None and verdict.divergence.tokens == 96
     assert np.mean([point.cosine for point in verdict.quantized]) >= 0.99
     assert all(point.cosine >= 0.95 for point in verdict.quantized)
 
@@ -127,3 +141,108 @@ def test_a_calibration_that_cannot_be_read_is_named(language_source: Any, tmp_pa
         options = ConvertOptions(task="text-generation", calibration=tmp_path / name)
         with pytest.raises(DataError, match=said):
             language_sample(language_source, language_source.decoder, model, {}, options)
+
+
+def broken(bundle: Bundle, tmp_path: Path, suffix: str, number: int, change: Callable[[Array], Array]) -> Bundle:
+    """A copy in whose graphs one tensor of a product is another: they agree, as those of a wrong compiler would."""
+    path = tmp_path / "broken.edgelora"
+    shutil.copytree(bundle.path, path)
+    for file in path.glob("*.onnx"):
+        model = onnx.load(file)  # with the weights, that small models hold inline
+        found = sorted((t for t in model.graph.initializer if t.name.endswith(suffix)), key=lambda t: natural(t.name))
+        if found:
+            tensor = found[number]
+            wrong = change(numpy_helper.to_array(tensor))
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(wrong), tensor.name))
+        file.write_bytes(model.SerializeToString())
+        resign(path, file.name)
+    return Bundle.open(path)
+
+
+def natural(name: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", name)]
+
+
+def heads_swapped(codes: Array) -> Array:
+    return np.concatenate([codes[8:16], codes[:8], codes[16:]])
+
+
+BROKEN: dict[str, Any] = {
+    "scale": (".scale", 19, lambda x: x * np.float32(1.5)),
+    "heads": (".codes", 17, heads_swapped),
+    "layer": (".scale", 20, lambda x: x * 0),
+    "rotation": ("inv_freq", 0, lambda x: x * np.float32(0.5)),
+}
+
+
+@pytest.fixture(scope="module")
+def stories(calibration: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Real weights: in random ones heads are much alike."""
+    archive = stories_archive()
+    if archive is None:
+        pytest.skip("stories260k.zip is not there: EDGELORA_DATA names its folder")
+    folder = stories_folder(archive, tmp_path_factory.mktemp("stories") / "stories")
+    path = folder.with_suffix(".edgelora")
+    return Bundle.open(to_language_bundle(folder, path, quantize="int8", calibration=calibration))
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_model_does_not_pass(stories: Bundle, what: str, tmp_path: Path) -> None:
+    written = written_sample(stories)
+    assert written is not None
+    assert check_divergence(stories, written, parity_samples(stories)).passed
+    assert all(point.passed for point in check_quantization(stories))
+    wrong = broken(stories, tmp_path, *BROKEN[what])
+    answers = check_divergence(wrong, written, parity_samples(wrong))
+    assert not answers.passed or not all(point.passed for point in check_quantization(wrong))
+    assert answers.passed == (what == "heads")  # of which the gradients alone tell
+
+
+def test_a_graph_that_breaks_alone_does_not_pass(bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "broken.edgelora"
+    shutil.copytree(bundle.path, path)
+    model = onnx.load(path / "score.onnx", load_external_data=False)
+    (cost,) = [node for node in model.graph.node if "nll" in node.output]
+    cost.output[:] = ["right" if name == "nll" else name for name in cost.output]
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(1.02), "factor"))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["right", "factor"], ["nll"]))
+    (path / "score.onnx").write_bytes(model.SerializeToString())
+    resign(path, "score.onnx")
+    wrong, written = Bundle.open(path), written_sample(bundle)
+    assert written is not None and bundle.manifest.language is not None
+    assert all(graph.passed for graph in check_alike(bundle, bundle.manifest.language, written[0]))
+    found = check_alike(wrong, bundle.manifest.language, written[0])
+    assert [graph.file for graph in found if not graph.passed] == ["score.onnx"]
+
+
+def test_one_token_of_many_may_stand_on_an_edge(bundle: Bundle) -> None:
+    written = written_sample(bundle)
+    assert written is not None
+    inputs, source = written
+
+    def shifted(count: int) -> bool:
+        logits = source["logits"].copy()
+        logits[0, :count, 7] += 60
+        return check_divergence(bundle, (inputs, {"logits": logits}), parity_samples(bundle)).passed
+
+    assert shifted(2) and not shifted(3)
+
+
+def test_the_source_writes_two_texts_a_row(bundle: Bundle, language_source: Any) -> None:
+    written = written_sample(bundle)
+    assert written is not None
+    inputs, source = written
+    ids, segments, places = (inputs[name] for name in ("input_ids", "attention_mask", "position_ids"))
+    assert ids.shape == (4, 24) and (segments[1:, -1] == 2).all()
+    assert all((row == np.r_[:n, : 24 - n]).all() for row, n in zip(places, (segments == 1).sum(1), strict=True))
+    starts = ids[places == 0]
+    assert (starts == language_source.decoder.bos).all()
+    np.testing.assert_array_equal(source["logits"], language_source.run(inputs)["logits"])
+
+
+def test_differences_are_asked_of_a_few_points(bundle: Bundle) -> None:
+    points = bundle.manifest.trainable * 5
+    named = [replace(point, id=str(number)) for number, point in enumerate(points)]
+    known = {point.id: True for point in named[:-1]}
+    asked = [int(point.id) for point in asked_points(named, known)]
+    assert asked[0] == 0 and asked[-2:] == [len(named) - 2, len(named) - 1] and len(asked) == 5
