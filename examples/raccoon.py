@@ -4,7 +4,7 @@
 
 FastestDet knows COCO's 80 classes. Its outputs are taken off, and an adapter gets a head of its own on the maps before
 them: once on the frozen network, and once in two stages of together as many epochs, first the head alone and then LoRA
-at every dense convolution beside it. The learning rates are the best of those tried on photographs held out of the 160.
+at every dense convolution beside it. The learning rates were chosen on photographs held out of the 160.
 AP50 and AP are COCO's, on 40 other photographs; a plot shows AP after each epoch. Needs edgelora[torch] and matplotlib
 to make the bundle and the plot, edgelora[vision] to train, and the archives `fastestdet.zip` and `raccoon.zip` in
 $EDGELORA_DATA. FOLDER keeps the bundle, the adapters and the plot.

@@ -27,7 +27,7 @@ from edgelora_tools.sources.torch_export import module_source
 
 HEAD = "detector"
 RANK, BATCH = 8, 16
-RATES = {HEAD_ALONE: 2e-2, LORA: 4e-3}  # each the best of those tried on training photographs held out
+HEAD_RATE, RATE = 2e-2, 4e-3  # of a head alone, of LoRA with it: chosen on training photographs held out
 METRICS = ("AP50", "AP")
 AUGMENT = ("flip", "crop", "color")
 
@@ -39,17 +39,16 @@ class Raccoon:
     title: str = "Raccoons, FastestDet"
 
     def sizes(self, quick: bool) -> tuple[int, int | None, int]:
-        """Side of the pictures, training pictures, half of the epochs."""
+        """Side of the pictures, training pictures, epochs of each half of the training."""
         return (64, 16, 1) if quick else (256, None, 5)
 
     def settings(self, quick: bool) -> str:
         side, count, epochs = self.sizes(quick)
         return (
             f"{count or 160} photographs of one new class, {side} × {side}, {', '.join(AUGMENT)} varied; a new head on "
-            f"the maps before the detector's outputs, batch {BATCH}, {2 * epochs} epochs of AdamW falling linearly from"
-            f" {RATES[HEAD_ALONE]:g}. With LoRA the head learns alone for {epochs} epochs, then {epochs} from "
-            f"{RATES[LORA]:g} beside r={RANK} at every dense convolution. "
-            f"AP as COCO has it on {count or 40} other photographs. "
+            f"the maps before the detector's outputs, batch {BATCH}, {2 * epochs} epochs of AdamW falling linearly "
+            f"from {HEAD_RATE:g}. With LoRA the head learns alone for {epochs} epochs, then {epochs} from {RATE:g} beside "
+            f"r={RANK} at every dense convolution. AP as COCO has it on {count or 40} other photographs. "
             "PEFT's side takes the same pictures and the same gradient of the loss."
         )
 
@@ -66,12 +65,11 @@ class Raccoon:
         points = tuple(point.id for point in model.bundle.manifest.points)
         alone, lora = LoraConfig(r=RANK, target_modules=()), LoraConfig(r=RANK, lora_alpha=RANK, target_modules=points)
         for seed in seeds:
-            head_first, then_lora = _config(HEAD_ALONE, epochs, seed), _config(LORA, epochs, seed)
+            head_alone = _config(2 * epochs, HEAD_RATE, seed)
+            head_first, then_lora = _config(epochs, HEAD_RATE, seed), _config(epochs, RATE, seed)
             progress(HEAD_ALONE)
-            report = train(
-                model, "learner", train_data, lora=alone, config=_config(HEAD_ALONE, 2 * epochs, seed), restart=True
-            )
-            yield _outcome(HEAD_ALONE, model, test_data, head_first, report.seconds)
+            seconds = train(model, "learner", train_data, lora=alone, config=head_alone, restart=True).seconds
+            yield _outcome(HEAD_ALONE, model, test_data, head_alone, seconds)
             progress(LORA)
             seconds = train(model, "learner", train_data, lora=alone, config=head_first, restart=True).seconds
             seconds += train(model, "learner", train_data, lora=lora, config=then_lora).seconds
@@ -89,10 +87,8 @@ class Raccoon:
             )
 
 
-def _config(side: str, epochs: int, seed: int) -> TrainingConfig:
-    return TrainingConfig(
-        num_train_epochs=epochs, batch_size=BATCH, learning_rate=RATES[side], augment=AUGMENT, seed=seed
-    )
+def _config(epochs: int, rate: float, seed: int) -> TrainingConfig:
+    return TrainingConfig(num_train_epochs=epochs, batch_size=BATCH, learning_rate=rate, augment=AUGMENT, seed=seed)
 
 
 def _outcome(
