@@ -44,8 +44,9 @@ from edgelora.session import SessionSettings
 from edgelora.store import AdapterStore
 from edgelora.store_settings import StoreSettings
 from edgelora.trainer import Trainer, evaluate
-from edgelora.training import TrainingReport, train
+from edgelora.training import train
 from edgelora.training_config import TrainingConfig
+from edgelora.training_report import TrainingReport
 
 __version__ = "0.1.0"
 

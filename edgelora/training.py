@@ -3,82 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 
-from edgelora.adapter import Adapter, new_adapter, settings_field
-from edgelora.config import AdapterConfig, LoraConfig
+from edgelora.adapter import Adapter, settings_field
+from edgelora.config import AdapterConfig
 from edgelora.errors import AdapterError, ConfigError
 from edgelora.files import remove_tree
-from edgelora.gate import Gate, Verdict, judge
-from edgelora.manifest import BIAS_OP, LORA_GRAPHS, Manifest, Prefix
-from edgelora.memory import resident_memory
+from edgelora.gate import Gate, judge
+from edgelora.manifest import Manifest
 from edgelora.memory_layout import read_layout, write_layout
 from edgelora.memory_plan import MemoryPlan, follow, plan_memory
-from edgelora.methods import UNKNOWN, BaseValues, method_of, no_prefix
 from edgelora.prefix_cache import chosen_prefix
 from edgelora.runtime import Model
 from edgelora.samples import Sample, digest
-from edgelora.targets import select_points
-from edgelora.tasks import objective_for, task_named
-from edgelora.trainer import Trainer, trained_tensors
+from edgelora.tasks import objective_for
+from edgelora.trainer import Trainer
 from edgelora.training_checks import check_targets
 from edgelora.training_clock import read_began, told_the_time, write_began
 from edgelora.training_config import TrainingConfig
+from edgelora.training_report import TrainingReport, recorded, report_of
 from edgelora.training_run import Callback, RunResult, finish, fit, run_id
-from edgelora.training_state import STATE_FILE, Progress, StateFile, unfinished
+from edgelora.training_start import chosen_lora, default_budget, identity_of, merged_labels, starting_adapter
+from edgelora.training_state import STATE_FILE, StateFile, unfinished
 
-OF_BUNDLE = "the bundle's --ram"
-
-
-@dataclass(frozen=True)
-class TrainingReport:
-    """What `train` did. `already_done` when this very run had been finished before and nothing was trained.
-
-    `version` is the adapter's in the store, `steps` the updates of the whole run, `resumed_at` the step at
-    which this call went on (0: from the start), `seconds` the run's, earlier calls included, and
-    `step_seconds_median` of this call's steps (None if there was none). `history` has a mapping per epoch:
-    `epoch` from 1, `train_loss` and, with validation samples, `eval_loss` and the task's metrics as `eval_…`.
-    `best_epoch` is the one with the best metric, None without validation samples. `memory` is how the run was laid
-    out, if there was a budget. `gate` is what the gate found, if there was one: `version` is current unless it was not
-    accepted. `notes` say what the settings made otherwise than one might expect.
-    """
-
-    adapter: str
-    version: int
-    steps: int
-    resumed_at: int
-    seconds: float
-    step_seconds_median: float | None
-    history: tuple[dict[str, float], ...]
-    best_epoch: int | None
-    stopped_early: bool
-    already_done: bool
-    trainable_parameters: int
-    labels: tuple[str, ...] | None
-    memory: MemoryPlan | None = None
-    gate: Verdict | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def active(self) -> bool:
-        """Whether the version is current."""
-        return self.gate is None or self.gate.accepted
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-able mapping."""
-        nested = {name: getattr(self, name) for name in ("memory", "gate")}
-        return (
-            dataclasses.asdict(self)
-            | {name: None if value is None else value.to_dict() for name, value in nested.items()}
-            | {"active": self.active}
-        )
+_OF_BUNDLE = "the bundle's --ram"
 
 
 def train(
@@ -124,12 +77,7 @@ def train(
     """
     manifest, config = model.bundle.manifest, config or TrainingConfig()
     given, ram = ram, default_budget(manifest, config) if ram is None else ram or None
-    if config.early_stopping_patience is not None and not validation:
-        raise ConfigError("early_stopping_patience needs validation samples to judge by")
-    if model.store.key is not None and config.cache == "disk" and chosen_prefix(manifest, config.train_last, True):
-        raise ConfigError(
-            'a store with a key keeps no cache on the disk, where it would not be encrypted: take "memory"'
-        )
+    _check_settings(model, config, validation)
     model.bundle.verified()
     with model.store.lock(name):
         current = None if restart or not model.store.exists(name) else model.store.load(name)
@@ -144,12 +92,10 @@ def train(
             **({} if ram is None else {"ram": ram}),
         }
         if current is not None and not again:
-            first = chosen_lora(manifest, None, asked, config)  # PiSSA's run had others than the adapter has
-            runs = (decisive, {**decisive, settings_field(first): first.to_dict()})
-            if current.training.get("run_id") in [run_id(**r, parent=current.training.get("parent")) for r in runs]:
-                return _report(
-                    name, model.store.current_version(name), current, _recorded(current), config, already_done=True
-                )
+            first = chosen_lora(manifest, None, asked, config)
+            if _made_by(current, decisive, first):
+                version = model.store.current_version(name)
+                return report_of(name, version, current, recorded(current), config, already_done=True)
         parent = None if current is None else identity_of(current)
         identity = run_id(**decisive, parent=parent)
         start = starting_adapter(manifest, current, lora, labels, samples, config.seed, model.bundle)
@@ -172,10 +118,10 @@ def train(
         usable = continued and unfinished(folder, model.store.key, trainer) == identity
         plan = None
         if ram is not None:
-            origin = "--ram" if given else OF_BUNDLE
             evaluated = [one for one in (held_out, judged) if one is not None]
             longest = max(evaluated, key=lambda one: int(one.lengths().max()), default=None)
-            plan = plan_memory(trainer, longest, ram, read_layout(folder, identity) if continued else None, origin)
+            layout = read_layout(folder, identity) if continued else None
+            plan = plan_memory(trainer, longest, ram, layout, "--ram" if given else _OF_BUNDLE)
         if ((restart or discard) and not usable) or (owner is not None and owner == parent):
             remove_tree(folder)  # discarded, or what a finished run had no time to remove
         held_back = None if again else _held_back(model, name, identity)
@@ -193,7 +139,7 @@ def train(
                 result = fit(trainer, held_out, StateFile(folder, identity, model.store.key), callback)
             else:
                 steps = int(held_back.training["steps"])
-                result = RunResult(held_back, _recorded(held_back), steps, ())
+                result = RunResult(held_back, recorded(held_back), steps, ())
             adapter = finish(result, identity, parent, settings)
             verdict = None
             if gate is not None and judged is not None:
@@ -209,7 +155,7 @@ def train(
             (folder / STATE_FILE).unlink(missing_ok=True)
         else:
             remove_tree(folder)
-    report = _report(name, version, adapter, result.progress, config, already_done=held_back is not None)
+    report = report_of(name, version, adapter, result.progress, config, already_done=held_back is not None)
     median = float(np.median(result.step_seconds)) if result.step_seconds else None
     return replace(
         report,
@@ -219,6 +165,25 @@ def train(
         gate=verdict,
         notes=_notes(manifest, trainer, config),
     )
+
+
+def _check_settings(model: Model, config: TrainingConfig, validation: Sequence[Sample] | None) -> None:
+    """Raise ConfigError for settings that ask for what is not there, or for what must not be."""
+    if config.early_stopping_patience is not None and not validation:
+        raise ConfigError("early_stopping_patience needs validation samples to judge by")
+    if model.store.key is None or config.cache != "disk":
+        return
+    if chosen_prefix(model.bundle.manifest, config.train_last, keeps=True) is not None:
+        raise ConfigError(
+            'a store with a key keeps no cache on the disk, where it would not be encrypted: take "memory"'
+        )
+
+
+def _made_by(adapter: Adapter, decisive: Mapping[str, Any], first: AdapterConfig) -> bool:
+    """Whether the run that these decide made the adapter; PiSSA's had the settings `first`, and saved others."""
+    parent = adapter.training.get("parent")
+    runs = (decisive, {**decisive, settings_field(first): first.to_dict()})
+    return adapter.training.get("run_id") in [run_id(**one, parent=parent) for one in runs]
 
 
 def _notes(manifest: Manifest, trainer: Trainer, config: TrainingConfig) -> tuple[str, ...]:
@@ -239,196 +204,3 @@ def _held_back(model: Model, name: str, identity: str) -> Adapter | None:
         if adapter.training.get("run_id") == identity:
             return adapter
     return None
-
-
-def default_budget(manifest: Manifest, config: TrainingConfig) -> int | None:
-    """The bundle's budget in bytes; None if it has none, or it cannot be kept.
-
-    That is so on some systems, and after a prefix of an older bundle, which does not tell what its graphs need.
-    """
-    if manifest.budget is None or resident_memory() is None:
-        return None
-    prefix = chosen_prefix(manifest, config.train_last, config.cache is not None)
-    return None if prefix is not None and prefix.file not in manifest.memory else manifest.budget.bytes
-
-
-def merged_labels(manifest: Manifest, current: Adapter | None, samples: Sequence[Sample]) -> tuple[str, ...] | None:
-    """The classes: the base's where it has its own, else those of the adapter that exists, then the data's new ones.
-
-    Raises:
-        ConfigError: fewer classes than the task needs.
-    """
-    task = task_named(manifest.task)
-    if not task.has_classes:
-        return None
-    if manifest.detector is not None and manifest.detector.labels:
-        return manifest.detector.labels
-    known = () if current is None or current.labels is None else current.labels
-    labels = (*known, *(label for label in task.classes(samples) if label not in known))
-    if len(labels) < task.least_classes:
-        named = "no class" if not labels else f"{len(labels)} class ({', '.join(labels)})"
-        raise ConfigError(f"the data names {named}: {task.name} needs {task.least_classes} or more")
-    return labels
-
-
-def chosen_lora(
-    manifest: Manifest, current: Adapter | None, asked: AdapterConfig | None, config: TrainingConfig | None = None
-) -> AdapterConfig:
-    """The adapter's settings: those that exist, else those asked for, else rank 8 on the bundle's points.
-
-    An adapter that is a head alone takes those asked for: it gets points beside its head.
-
-    Where no points are asked for, they are those that have a gradient, or with "spsa" all. With `train_last` they are
-    of the last layers.
-
-    Raises:
-        ConfigError: what is asked for differs from the adapter that exists, or leaves no point; the bundle cannot train
-            the last layers alone.
-    """
-    config = config or TrainingConfig()
-    prefix = chosen_prefix(manifest, config.train_last)
-    if asked is not None and prefix is not None:
-        asked = in_last_layers(manifest, asked, prefix)
-    if current is None or (asked is not None and asked.target_modules != () and _is_head_alone(manifest, current)):
-        wanted = asked or LoraConfig(r=8, lora_alpha=16)
-        graphs = method_of(wanted).graphs
-        places = [point for point in manifest.points_in(graphs) if point.op != BIAS_OP]
-        reached = tuple(point.id for point in manifest.trainable_in(graphs) if point.op != BIAS_OP)
-        all_reached = len(reached) == len(places)
-        if wanted.target_modules is None and config.gradient == "backward" and not all_reached:
-            wanted = replace(wanted, target_modules=reached)
-        return wanted if prefix is None else in_last_layers(manifest, wanted, prefix)
-    existing = replace(current.config, modules_to_save=None)  # the head is the task's, not a setting
-    if asked is not None and asked.saved() != existing:
-        theirs, ours = ({"method": one.peft_type, **one.to_dict()} for one in (existing, asked.saved()))
-        differing = [f"{k} {theirs.get(k)} against {v}" for k, v in ours.items() if theirs.get(k) != v]
-        raise ConfigError(
-            f"the adapter exists with other settings ({'; '.join(differing)}): leave them out to train it further, "
-            "or add --restart to begin anew"
-        )
-    return existing
-
-
-def in_last_layers(manifest: Manifest, lora: AdapterConfig, prefix: Prefix) -> AdapterConfig:
-    """The settings, narrowed to the points behind the prefix: by PEFT's `layers_to_transform` where that says it.
-
-    Raises:
-        ConfigError: none of the points that they name stands there, or the method has no graphs after a prefix.
-    """
-    method = method_of(lora)
-    if method.graphs != LORA_GRAPHS:
-        raise ConfigError(no_prefix(method))
-    points = manifest.points_in(method.graphs)
-    named = select_points(points, lora)
-    kept = tuple(point for point in named if point.id in prefix.points)
-    if len(kept) == len(named):
-        return lora
-    if not kept:
-        raise ConfigError(f"none of the points that are asked for stands in the layers that {prefix.name} trains")
-    layers = tuple(sorted({point.layer for point in kept if point.layer is not None}))
-    narrowed = replace(lora, layers_to_transform=layers)
-    with contextlib.suppress(ConfigError):
-        if layers and select_points(points, narrowed) == kept:
-            return narrowed
-    ids = tuple(point.id for point in kept)
-    return replace(lora, target_modules=ids, exclude_modules=None, layers_to_transform=None)
-
-
-def starting_adapter(
-    manifest: Manifest,
-    current: Adapter | None,
-    lora: AdapterConfig,
-    labels: tuple[str, ...] | None,
-    samples: Sequence[Sample],
-    seed: int,
-    base: BaseValues = UNKNOWN,
-) -> Adapter:
-    """A fresh adapter, or the current one with rows in its head for new labels and, if it is a head alone, `lora`.
-
-    Raises:
-        ConfigError: the current one has a head of classes that have no names.
-    """
-    fresh = new_adapter(
-        manifest,
-        lora,
-        labels=labels,
-        outputs=task_named(manifest.task).outputs(samples),
-        rng=np.random.default_rng(seed),
-        base=base,
-    )
-    if current is None:
-        return fresh
-    if _is_head_alone(manifest, current):
-        current = replace(current, config=fresh.config, tensors={**fresh.tensors, **current.tensors})
-    tensors, settings, head = dict(current.tensors), current.config, manifest.head
-    if head is not None and head.weight not in tensors:  # imported without one
-        tensors |= {name: fresh.tensors[name] for name in (head.weight, head.bias)}
-        settings = replace(settings, modules_to_save=(head.name,))
-    elif head is not None and labels is not None:
-        if current.labels is None:
-            raise ConfigError("the adapter's head has classes without names: add --restart to begin anew")
-        for name in (head.weight, head.bias):
-            tensors[name] = np.concatenate([tensors[name], fresh.tensors[name][len(tensors[name]) :]])
-    return replace(current, config=settings, tensors=tensors, labels=labels)
-
-
-def _is_head_alone(manifest: Manifest, adapter: Adapter) -> bool:
-    head = manifest.head
-    return head is not None and set(adapter.tensors) == {head.weight, head.bias}
-
-
-def before_training(
-    model: Model,
-    name: str,
-    samples: Sequence[Sample],
-    lora: AdapterConfig | None,
-    config: TrainingConfig,
-    restart: bool = False,
-) -> Adapter:
-    """What a training of the adapter `name` begins from: its current version with rows for new labels, or a fresh one.
-
-    Raises:
-        as `train` does of the settings and the labels.
-    """
-    manifest = model.bundle.manifest
-    current = None if restart or not model.store.exists(name) else model.store.load(name)
-    labels, lora = merged_labels(manifest, current, samples), chosen_lora(manifest, current, lora, config)
-    return starting_adapter(manifest, current, lora, labels, samples, config.seed, model.bundle)
-
-
-def identity_of(adapter: Adapter) -> str:
-    """What a run that starts from this adapter depends on: its run, or its bytes if it was imported."""
-    known = adapter.training.get("run_id")
-    if isinstance(known, str):
-        return known
-    content = b"".join(name.encode() + adapter.tensors[name].tobytes() for name in sorted(adapter.tensors))
-    return hashlib.sha256(content).hexdigest()
-
-
-def _recorded(adapter: Adapter) -> Progress:
-    record = adapter.training
-    return Progress(
-        step=int(record.get("steps", 0)),
-        history=list(record.get("history", [])),
-        best_epoch=record.get("best_epoch"),
-        stopped_early=bool(record.get("stopped_early", False)),
-    )
-
-
-def _report(
-    name: str, version: int, adapter: Adapter, progress: Progress, config: TrainingConfig, already_done: bool
-) -> TrainingReport:
-    return TrainingReport(
-        adapter=name,
-        version=version,
-        steps=progress.step,
-        resumed_at=progress.step if already_done else 0,
-        seconds=progress.seconds,
-        step_seconds_median=None,
-        history=tuple(progress.history),
-        best_epoch=progress.best_epoch,
-        stopped_early=progress.stopped_early,
-        already_done=already_done,
-        trainable_parameters=sum(adapter.tensors[name].size for name in trained_tensors(adapter, config)),
-        labels=adapter.labels,
-    )

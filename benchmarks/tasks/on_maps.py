@@ -16,7 +16,7 @@ from edgelora import LoraConfig, Model, TrainingConfig, train
 from edgelora.samples import Sample
 from edgelora.tasks import objective_for
 from edgelora.trainer import evaluate
-from edgelora.training import merged_labels, starting_adapter
+from edgelora.training_start import merged_labels, starting_adapter
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.recipes import fetch, load_recipe, network, open_recipe
 from edgelora_tools.sources import fixed

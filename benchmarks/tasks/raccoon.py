@@ -17,8 +17,9 @@ from edgelora.config import LoraConfig
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for
 from edgelora.trainer import evaluate
-from edgelora.training import starting_adapter, train
+from edgelora.training import train
 from edgelora.training_config import TrainingConfig
+from edgelora.training_start import starting_adapter
 from edgelora.vision.annotations import DetectionSample, read_boxes
 from edgelora.vision.detectors.objective import Detection
 from edgelora_tools.compile import ConvertOptions, convert

@@ -15,7 +15,7 @@ from benchmarks.tasks.peft_side import train_by_peft
 from edgelora import ImageSample, LoraConfig, Model, TrainingConfig, train
 from edgelora.objectives import Classification
 from edgelora.tasks import objective_for
-from edgelora.training import starting_adapter
+from edgelora.training_start import starting_adapter
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.recipes import load_recipe, network, open_recipe
 

@@ -15,7 +15,7 @@ from benchmarks.tasks.peft_side import fit_in_torch, with_peft
 from edgelora import LoraConfig, Model, TrainingConfig, evaluate, read_samples, train
 from edgelora.tasks import objective_for
 from edgelora.tasks.sound import SoundSample
-from edgelora.training import starting_adapter
+from edgelora.training_start import starting_adapter
 from edgelora.verification import SameSpeaker
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.recipes import fetch, load_recipe, network, open_recipe

@@ -19,7 +19,8 @@ from edgelora.gate import Gate
 from edgelora.language.samples import Preference
 from edgelora.memory import peak_memory
 from edgelora.samples import Sample, split
-from edgelora.training import before_training, train
+from edgelora.training import train
+from edgelora.training_start import before_training
 
 
 def add_verbs(verbs: Verbs) -> None:

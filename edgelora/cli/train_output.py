@@ -9,8 +9,8 @@ import numpy as np
 from edgelora.cli.common import end_progress, note, progress_line, table
 from edgelora.memory import peak_memory
 from edgelora.trainer import StepResult
-from edgelora.training import TrainingReport
 from edgelora.training_config import TrainingConfig
+from edgelora.training_report import TrainingReport
 from edgelora.training_state import Progress
 
 

@@ -15,8 +15,8 @@ from edgelora.config import LoraConfig
 from edgelora.errors import ConfigError
 from edgelora.objectives import OwnLoss
 from edgelora.trainer import Trainer
-from edgelora.training import chosen_lora
 from edgelora.training_config import TrainingConfig
+from edgelora.training_start import chosen_lora
 from edgelora_tools.backward import MissingRuleError, differentiate
 from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.gradients import NON_DIFFERENTIABLE, RULES

@@ -20,7 +20,7 @@ from edgelora.cli.pictures import drawn_files  # noqa: E402
 from edgelora.errors import ConfigError  # noqa: E402
 from edgelora.tasks import objective_for, task_named  # noqa: E402
 from edgelora.trainer import Trainer, evaluate  # noqa: E402
-from edgelora.training import before_training  # noqa: E402
+from edgelora.training_start import before_training  # noqa: E402
 from edgelora.vision.masks import IGNORED  # noqa: E402
 from edgelora.vision.runs import from_runs  # noqa: E402
 from tests.device import pictures  # noqa: E402

@@ -30,8 +30,9 @@ from edgelora.methods import PrefixTuningConfig, PromptTuningConfig
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for
 from edgelora.trainer import Trainer
-from edgelora.training import default_budget, train
+from edgelora.training import train
 from edgelora.training_config import TrainingConfig
+from edgelora.training_start import default_budget
 from edgelora_tools import memory_table
 from tests.convert.bundles import to_bundle
 from tests.convert.networks import Net, perceptron

@@ -21,8 +21,9 @@ from edgelora.media.wav import Sound, read_wav
 from edgelora.runtime import Model
 from edgelora.tasks import objective_for
 from edgelora.trainer import Trainer
-from edgelora.training import starting_adapter, train
+from edgelora.training import train
 from edgelora.training_config import TrainingConfig
+from edgelora.training_start import starting_adapter
 from edgelora.voices import enrol, recognise, threshold_of
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.sound_features import SoundOptions

@@ -5,8 +5,8 @@ from __future__ import annotations
 from edgelora.cli.common import table
 from edgelora.cli.train_output import EpochLines, report_text
 from edgelora.trainer import StepResult
-from edgelora.training import TrainingReport
 from edgelora.training_config import TrainingConfig
+from edgelora.training_report import TrainingReport
 from edgelora.training_state import Progress
 
 HISTORY = [{"epoch": 1, "train_loss": 2.0, "eval_accuracy": 0.9}, {"epoch": 2, "train_loss": 1.0, "eval_accuracy": 0.8}]

@@ -23,8 +23,9 @@ from edgelora.runtime import Model
 from edgelora.tasks import objective_for
 from edgelora.tasks.object_detection import ObjectDetection
 from edgelora.trainer import Trainer, evaluate
-from edgelora.training import starting_adapter, train
+from edgelora.training import train
 from edgelora.training_config import TrainingConfig
+from edgelora.training_start import starting_adapter
 from edgelora.vision.annotations import DetectionSample, read_boxes
 from edgelora.vision.average_precision import Found
 from edgelora.vision.boxes import overlaps
