@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from types import UnionType
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field
+from typing import Any, cast
 
 from edgelora.errors import BundleError
-from edgelora.manifest_checks import value_problems
+from edgelora.manifest_checks import check_references, value_problems
+from edgelora.typed_json import read_typed
 
 FORMAT = "edgelora-bundle"
 FORMAT_VERSION = (1, 8)
@@ -417,70 +417,10 @@ class Manifest:
                 f"{FORMAT_VERSION[0]}.x; upgrade edgelora or convert the model again"
             )
         try:
-            manifest: Manifest = _read(cls, body, "")
-            _check_references(manifest)
+            manifest: Manifest = read_typed(cls, body, "")
+            check_references(manifest)
             if problems := value_problems(manifest):
                 raise ValueError("; ".join(problems[:_SHOWN]))
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{where}: a field is missing or malformed: {error}; convert the model again") from error
         return manifest
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """A JSON value as the annotated type `kind`.
-
-    Raises:
-        ValueError: it has another form; names the field.
-    """
-    if get_origin(kind) is UnionType:
-        kind = next((one for one in get_args(kind) if _fits(one, value)), kind)
-    if not _fits(kind, value):
-        name = kind.__name__ if isinstance(kind, type) else str(kind)
-        raise ValueError(f"{where} must be {name}, not {json.dumps(value)[:60]}")
-    if is_dataclass(kind):
-        return _read_fields(kind, value, where)
-    if get_origin(kind) is Mapping:
-        return {key: _read(get_args(kind)[1], one, f"{where}[{key!r}]") for key, one in value.items()}
-    if get_origin(kind) is tuple:
-        return tuple(_read(get_args(kind)[0], one, f"{where}[{i}]") for i, one in enumerate(value))
-    return value
-
-
-def _read_fields(kind: Any, body: Mapping[str, Any], where: str) -> Any:
-    """A dataclass; keys that a later minor version added are passed over."""
-    hints = get_type_hints(kind)
-    missing = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING and f.name not in body]
-    if missing:
-        raise ValueError(f"{where or 'the manifest'} has no {', '.join(missing)}")
-    return kind(
-        **{key: _read(hints[key], one, f"{where}.{key}".lstrip(".")) for key, one in body.items() if key in hints}
-    )
-
-
-def _fits(kind: Any, value: Any) -> bool:
-    """Whether a JSON value has the outer form of `kind`."""
-    form = dict if is_dataclass(kind) or get_origin(kind) is Mapping else list if get_origin(kind) is tuple else kind
-    return kind is Any or type(value) is form
-
-
-def _check_references(manifest: Manifest) -> None:
-    """Raise ValueError unless every file that is named is listed, and there is an output."""
-    named = [manifest.forward, *(file for graph in manifest.training for file in graph.all_files)]
-    for prefix in manifest.prefixes:
-        named += [prefix.file, prefix.forward, *(file for graph in prefix.training for file in graph.all_files)]
-    for graphs in manifest.methods.values():
-        named += [graphs.forward, *(file for graph in graphs.training for file in graph.all_files)]
-        named += [x for x in (graphs.norms, graphs.score, graphs.decode, graphs.before) if x is not None]
-    named += [file for file in (manifest.mixed, manifest.values) if file is not None]
-    if (language := manifest.language) is not None:
-        optional = (language.decode_mixed, language.chat_template)
-        named += [language.score, language.decode, *(file for file in optional if file is not None)]
-    if manifest.preprocessing.get("kind") == "text":
-        named.append(_read(str, manifest.preprocessing.get("tokenizer"), "preprocessing.tokenizer"))
-    if manifest.preprocessing.get("kind") == "audio" and manifest.preprocessing.get("features") is not None:
-        named.append(_read(str, manifest.preprocessing["features"], "preprocessing.features"))
-    absent = [name for name in named if name not in manifest.files]
-    if absent:
-        raise ValueError(f"files does not list {', '.join(absent)}")
-    if not manifest.outputs:
-        raise ValueError("outputs is empty")

@@ -1,10 +1,12 @@
-"""What a manifest may say that no bundle means: sizes below 1, unknown types, inputs and outputs that a task needs."""
+"""What a manifest may say that no bundle means: files not listed, sizes below 1, a task without its inputs."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from edgelora.typed_json import read_typed
 
 if TYPE_CHECKING:
     from edgelora.manifest import InsertionPoint, LanguageModel, Manifest, TensorSpec, TrainingGraph
@@ -28,6 +30,29 @@ _OUTPUT = {
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _VALUES_A_BYTE = 8
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+def check_references(manifest: Manifest) -> None:
+    """Raise ValueError unless every file that is named is listed, and there is an output."""
+    named = [manifest.forward, *(file for graph in manifest.training for file in graph.all_files)]
+    for prefix in manifest.prefixes:
+        named += [prefix.file, prefix.forward, *(file for graph in prefix.training for file in graph.all_files)]
+    for graphs in manifest.methods.values():
+        named += [graphs.forward, *(file for graph in graphs.training for file in graph.all_files)]
+        named += [x for x in (graphs.norms, graphs.score, graphs.decode, graphs.before) if x is not None]
+    named += [file for file in (manifest.mixed, manifest.values) if file is not None]
+    if (language := manifest.language) is not None:
+        optional = (language.decode_mixed, language.chat_template)
+        named += [language.score, language.decode, *(file for file in optional if file is not None)]
+    if manifest.preprocessing.get("kind") == "text":
+        named.append(read_typed(str, manifest.preprocessing.get("tokenizer"), "preprocessing.tokenizer"))
+    if manifest.preprocessing.get("kind") == "audio" and manifest.preprocessing.get("features") is not None:
+        named.append(read_typed(str, manifest.preprocessing["features"], "preprocessing.features"))
+    absent = [name for name in named if name not in manifest.files]
+    if absent:
+        raise ValueError(f"files does not list {', '.join(absent)}")
+    if not manifest.outputs:
+        raise ValueError("outputs is empty")
 
 
 def value_problems(manifest: Manifest) -> list[str]:
