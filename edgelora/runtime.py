@@ -6,8 +6,7 @@ loaded: nothing is copied, and threads may predict with different adapters at on
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,14 +18,15 @@ from edgelora.adapter import Adapter, absent_adapter
 from edgelora.bundle import Bundle
 from edgelora.encoders import encoder_of
 from edgelora.errors import AdapterError, ConfigError, DataError
-from edgelora.inputs import ArrayInputs
+from edgelora.inputs import checked_arrays
 from edgelora.language.generation import CACHE_MEMORY, Run, begin, check_prompts
 from edgelora.language.prompts import Prompt
 from edgelora.language.rows import Generation, Pieces
 from edgelora.language.sampling import GenerationConfig
 from edgelora.manifest import LORA_GRAPHS
 from edgelora.mixing import ALONE, AdapterStack, Batch, plan_batches
-from edgelora.objectives import Array, Feeds, FileInputs, Inputs
+from edgelora.objectives import Array, Feeds, Inputs
+from edgelora.row_groups import in_order, rows_alike
 from edgelora.sealing import Key
 from edgelora.session import SessionSettings
 from edgelora.store import AdapterStore
@@ -36,8 +36,6 @@ from edgelora.tasks.classes import probabilities
 RawInputs = Sequence[Any] | Mapping[str, "Array"]
 AdapterLike = Adapter | str | None
 ADAPTER_MEMORY = 64 << 20
-_ROWS, _POSITIONS = 32, 512  # of one run: more are no faster (docs/decisions/0016), and take more memory
-_FILES = 8  # pictures of one run, whose rows are large
 
 
 class Model:
@@ -122,44 +120,13 @@ class Model:
             DataError: an input of another kind, one that the bundle does not take, is missing, or has a wrong shape.
         """
         if isinstance(raw, Mapping):
-            return ArrayInputs(self._check_arrays(raw))
+            return checked_arrays(self.bundle.manifest, raw)
         if self.encoder is None:
             names = ", ".join(spec.name for spec in self.bundle.manifest.inputs)
             raise DataError(f"this bundle takes arrays by name ({names}), not text: it holds no tokenizer")
         if isinstance(raw, str | bytes | Path):
             raise DataError(f"predict takes a list of {self.encoder.takes}: put the one in a list")
         return self.encoder.inputs(raw)
-
-    def _check_arrays(self, inputs: Mapping[str, Array]) -> Feeds:
-        specs = {spec.name: spec for spec in self.bundle.manifest.inputs}
-        given = {name: np.asarray(array) for name, array in inputs.items()}
-        problems = [f"{name} is missing" for name in specs if name not in given]
-        problems += [f"{name} is not an input of this bundle" for name in sorted(set(given) - set(specs))]
-        sizes: dict[str, int] = {}
-        for name, spec in specs.items():
-            array = given.get(name)
-            if array is None:
-                continue
-            if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
-                problems.append(f"{name} has type {array.dtype}, the bundle takes {spec.dtype}")
-            fits = array.ndim == len(spec.shape) and all(
-                d == s if isinstance(d, int) else d == "?" or sizes.setdefault(d, s) == s
-                for d, s in zip(spec.shape, array.shape, strict=True)
-            )
-            if not fits:
-                known = ", ".join(f"{d} {s}" for d, s in sizes.items())
-                problems.append(
-                    f"{name} has shape {array.shape}, the bundle takes {spec.shape} ({known or 'any sizes'})"
-                )
-        language = self.bundle.manifest.language
-        ids = given["input_ids"] if language is not None and not problems else np.zeros(0)
-        if language is not None and ids.size and not 0 <= ids.min() <= ids.max() < language.vocabulary:
-            problems.append(
-                f"input_ids has {ids.min()} to {ids.max()}, and the model knows {language.vocabulary} tokens"
-            )
-        if problems:
-            raise DataError("; ".join(problems))
-        return {name: np.ascontiguousarray(given[name], dtype=spec.dtype) for name, spec in specs.items()}
 
     def outputs(
         self, inputs: RawInputs, adapter: AdapterLike = None, adapters: Sequence[AdapterLike] | None = None
@@ -194,7 +161,7 @@ class Model:
             self._with_head(given[key], key)
         labels: dict[Hashable, tuple[str, ...] | None] = {}
         parts: list[tuple[NDArray[np.int64], dict[str, Array]]] = []
-        for alike, positions, most in self._alike(made):
+        for alike, positions, most in rows_alike(self.bundle.manifest, made):
             alone = -(-ALONE // positions) if self.bundle.manifest.mixed is not None else 0
             for planned in plan_batches([keys[row] for row in alike], most, alone):
                 batch = Batch(tuple(alike[place] for place in planned.rows), planned.keys)
@@ -202,8 +169,7 @@ class Model:
                 labels |= {key: one.labels for key, one in active.items()}
                 parts += self._run(made, batch, active)
         rest = 0.0 if self.bundle.manifest.head is None else -np.inf
-        in_order = len(parts) == 1 and np.array_equal(parts[0][0], np.arange(rows))
-        return (parts[0][1] if in_order else _scatter(rows, parts, rest)), [labels[key] for key in keys]
+        return in_order(rows, parts, rest), [labels[key] for key in keys]
 
     def keys(self, named: Sequence[AdapterLike]) -> tuple[list[Hashable], dict[Hashable, ActiveAdapter]]:
         """For each row what identifies its adapter, and those that are not in the store.
@@ -234,32 +200,6 @@ class Model:
             StoreError: it is no longer there. AdapterError: it does not fit this base.
         """
         return given.get(key) or self._stored(cast("Any", key))
-
-    def _alike(self, made: Inputs) -> Iterator[tuple[list[int], int, int]]:
-        """Rows that may share runs, the shortest first, how many positions the longest has, and how many a run takes.
-
-        These differ by a factor of two at most, so that no row makes others much longer than they are.
-        """
-        if isinstance(made, FileInputs):
-            yield list(range(len(made))), 1, _FILES
-            return
-        lengths = np.maximum(made.lengths(), 1)
-        longest = int(lengths.argmax())
-        positions = self._positions(made.feeds(np.array([longest])))
-        of_row = np.maximum(-(-positions * lengths // lengths[longest]), 1)
-        room = np.clip(_POSITIONS // of_row, 1, _ROWS)
-        kinds = np.frexp(room)[1]
-        for kind in np.unique(kinds)[::-1]:
-            rows = np.flatnonzero(kinds == kind)
-            rows = rows[np.argsort(lengths[rows], kind="stable")]
-            yield rows.tolist(), int(of_row[rows].max()), int(room[rows].min())
-
-    def _positions(self, feeds: Feeds) -> int:
-        """How many positions a row has: tokens of a text, 1 where no size but the batch's is dynamic."""
-        return max(
-            math.prod(size for d, size in zip(spec.shape[1:], feeds[spec.name].shape[1:], strict=True) if d != size)
-            for spec in self.bundle.manifest.inputs
-        )
 
     def _no_rows(self, active: ActiveAdapter) -> dict[str, Array]:
         """What the graph returns for no rows; dynamic sizes are 0, the classes those of the adapter."""
@@ -399,20 +339,3 @@ class Model:
 def default_store(bundle: Path) -> Path:
     """The store beside a bundle: `home.edgelora` has `home.adapters`."""
     return bundle.with_name(f"{bundle.name.removesuffix('.edgelora')}.adapters")
-
-
-def _scatter(rows: int, parts: Sequence[tuple[NDArray[np.int64], dict[str, Array]]], rest: float) -> dict[str, Array]:
-    """Results of groups of rows in the order of the rows; heads or texts may be of different sizes: the rest is `rest`.
-
-    What is not real has 0 there.
-    """
-    joined: dict[str, Array] = {}
-    for name in parts[0][1]:
-        shape = [max(p[name].shape[axis] for _, p in parts) for axis in range(1, parts[0][1][name].ndim)]
-        dtype = parts[0][1][name].dtype
-        whole = np.full((rows, *shape), rest if np.issubdtype(dtype, np.floating) else 0, dtype)
-        for where, part in parts:
-            array = part[name]
-            whole[(where, *(slice(0, s) for s in array.shape[1:]))] = array
-        joined[name] = whole
-    return joined
