@@ -77,11 +77,6 @@ def _translated(graph: Graph, batch: str | None, channels_second: bool) -> ir.Mo
     return unsigned_codes(ir.Model(made, ir_version=10, producer_name="edgelora"))
 
 
-def frozen_tensors(model: ir.Model) -> dict[str, int]:
-    """The file's tensor behind each weight and bias of a translated model, by its name there."""
-    return {name: v.meta[FROM] for name, v in model.graph.initializers.items() if FROM in v.meta}
-
-
 def tensor_names(graph: Graph, indices: Iterable[int], taken: Iterable[str] = ()) -> dict[int, str]:
     """The names of inputs or outputs, told apart where the file has one twice."""
     used, names = set(taken), {}
