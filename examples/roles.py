@@ -6,8 +6,8 @@
 from what was said before its turns, and its turns; its name is in neither: who speaks is for the adapter to know. Roles
 are those that say the most. As on a device, the past foretells the future: the last third of a role's turns, as the
 plays have them, is held out for the table, and the last fifth of those before it tells which epoch's adapter is kept.
-The learning rate, of 0.001, 0.002 and 0.005, is the best after the first of four epochs of LEONTES, who comes fourth,
-on his fifth; two epochs are what time allowed. No choice has seen a turn of the table.
+Every role has the same number of updates, for some say little at a time and others much. Their number and the learning
+rate, of 0.0005 and 0.001, were the best for that fifth of LEONTES. No choice has seen a turn of his third.
 
 Bits per byte of the held-out turns tell how well they are foretold; less is better. How far the own adapter is from the
 best of the others is told with its standard error over turns, since turns are few. Every adapter learns what all plays
@@ -36,7 +36,7 @@ from edgelora.language.samples import Answer
 from edgelora.language.sampling import GenerationConfig
 from edgelora.tasks import objective_for
 
-COUNT = 3  # roles, unless they are named
+COUNT = 4  # roles, unless they are named
 HELD_OUT = 3  # the last one of so many parts of a role's turns is for the table
 VALIDATION = 5  # and of those before, for the choice of an epoch
 QUESTION = "What brings you here tonight? Speak, and tell me what you would have of me."
@@ -174,8 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--plays", type=Path, required=True, help="input.txt of tiny Shakespeare")
     parser.add_argument("--base", type=Path, help="a Hugging Face directory or GGUF file (SmolLM2-135M)")
     parser.add_argument("--roles", nargs="+", help=f"whose turns are learned (the {COUNT} who say the most)")
-    parser.add_argument("--epochs", type=int, default=2, help="at most (%(default)s)")
-    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate (%(default)s)")
+    parser.add_argument("--updates", type=int, default=120, help="the same for every role (%(default)s)")
+    parser.add_argument("--rate", type=float, default=5e-4, help="learning rate (%(default)s)")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     model = el.Model.open(make_bundle(options.folder / "roles.edgelora", options.base))
@@ -184,7 +184,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plays = options.plays.read_text(encoding="utf-8")
     roles: Sequence[str] = options.roles or most_heard(plays, COUNT)
     config = el.TrainingConfig(
-        num_train_epochs=options.epochs, batch_size=4, learning_rate=options.rate, truncate=True, micro_batch_size=1
+        num_train_epochs=options.updates,
+        max_steps=options.updates,
+        batch_size=4,
+        learning_rate=options.rate,
+        truncate=True,
+        micro_batch_size=1,
     )
     held_out: dict[str, Sequence[Answer]] = {}
     for role in roles:

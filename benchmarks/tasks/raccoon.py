@@ -48,8 +48,8 @@ class Raccoon:
         return (
             f"{count or 160} photographs of one new class, {side} × {side}, {', '.join(AUGMENT)} varied; a new head on "
             f"the maps before the detector's outputs, batch {BATCH}, {2 * epochs} epochs of AdamW falling linearly "
-            f"from {HEAD_RATE:g}. With LoRA the head learns alone for {epochs} epochs, then {epochs} from {RATE:g} beside "
-            f"r={RANK} at every dense convolution. AP as COCO has it on {count or 40} other photographs. "
+            f"from {HEAD_RATE:g}. With LoRA the head learns alone for {epochs} epochs, then {epochs} from {RATE:g} "
+            f"beside r={RANK} at every dense convolution. AP as COCO has it on {count or 40} other photographs. "
             "PEFT's side takes the same pictures and the same gradient of the loss."
         )
 

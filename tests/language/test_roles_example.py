@@ -34,7 +34,7 @@ def test_each_of_two_roles_is_foretold_best_by_its_own_adapter(
     monkeypatch.setattr(roles, "COUNT", 2)
     shutil.copytree(language_bundle, tmp_path / "roles.edgelora")
     (tmp_path / "input.txt").write_text(play(30), encoding="utf-8")
-    roles.main([str(tmp_path), "--plays", str(tmp_path / "input.txt"), "--rate", "2e-2", "--epochs", "4"])
+    roles.main([str(tmp_path), "--plays", str(tmp_path / "input.txt"), "--rate", "2e-2", "--updates", "16"])
     said = capsys.readouterr().out
     assert "ANN: 16 turns learned; 4 more cost" in said
     assert "own adapter is the best for 2 of 2 roles" in said
