@@ -204,7 +204,7 @@ def test_a_graph_that_breaks_alone_does_not_pass(bundle: Bundle, tmp_path: Path)
     model = onnx.load(path / "score.onnx", load_external_data=False)
     (cost,) = [node for node in model.graph.node if "nll" in node.output]
     cost.output[:] = ["right" if name == "nll" else name for name in cost.output]
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(1.02), "factor"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1.02, np.float32), "factor"))
     model.graph.node.append(onnx.helper.make_node("Mul", ["right", "factor"], ["nll"]))
     (path / "score.onnx").write_bytes(model.SerializeToString())
     resign(path, "score.onnx")
