@@ -312,7 +312,7 @@ def test_a_gguf_file_is_the_model_that_it_was_made_from(tmp_path: Path) -> None:
         assert files["chat_template.jinja"].decode() == TEMPLATE
     assert facts["pad_id"] >= 0
     shutil.copy(path, tmp_path / "second.gguf")
-    with pytest.raises(ConversionError, match="nor one GGUF file"):
+    with pytest.raises(ConversionError, match=r"several GGUF files, second\.gguf, tiny\.gguf: name the one to convert"):
         load_causal_lm(tmp_path)
 
 
