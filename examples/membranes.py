@@ -17,14 +17,11 @@ import zipfile
 from pathlib import Path
 
 from curves import plot_curves
-
-import edgelora as el
-from edgelora.cli import main as edgelora
+from head_and_lora import learn_both, run
 
 HELD_OUT = 10
 SIDE = 128
 SETTINGS = ["--epochs", "8", "--batch-size", "4", "--lr", "0.005", "--augment", "flip", "--keep", "last"]
-ADAPTERS = {"head alone": ["--target-modules", "none"], "LoRA": ["--rank", "8"]}
 
 
 def split(folder: Path) -> tuple[Path, Path]:
@@ -41,14 +38,6 @@ def split(folder: Path) -> tuple[Path, Path]:
     return parts
 
 
-def run(*command: object) -> None:
-    """An edgelora command; the script ends where it fails."""
-    words = [str(word) for word in command]
-    print("edgelora", *words, flush=True)
-    if status := edgelora(words):
-        sys.exit(status)
-
-
 def main(data: Path, folder: Path) -> None:
     with zipfile.ZipFile(data) as archive:
         archive.extractall(folder)
@@ -56,14 +45,7 @@ def main(data: Path, folder: Path) -> None:
     bundle = folder / "membranes.edgelora"
     size = ["--image-size", SIDE, SIDE]
     run("convert", "recipe:mobilenetv2-maps", "-o", bundle, "--source-output", "fine", *size, "--no-check")
-    curves: dict[str, list[float]] = {}
-    for title, settings in ADAPTERS.items():
-        name = title.replace(" ", "-")
-        sheet = ["--contact-sheet", folder / f"{name}.png"]
-        run("train", bundle, "--adapter", name, "--data", train, "--validation", test, *settings, *SETTINGS, *sheet)
-        run("eval", bundle, "--adapter", name, "--data", test)
-        history = el.Model.open(bundle).store.load(name).training["history"]
-        curves[title] = [epoch["eval_mean_iou"] for epoch in history]
+    curves = learn_both(bundle, train, test, SETTINGS, "mean_iou")
     run("predict", bundle, "--adapter", "LoRA", test / "images", "--draw", folder / "drawn")
     plot_curves(curves, "mean IoU, slices not seen", folder / "membranes.png")
 

@@ -16,14 +16,11 @@ import zipfile
 from pathlib import Path
 
 from curves import plot_curves
-
-import edgelora as el
-from edgelora.cli import main as edgelora
+from head_and_lora import learn_both, run
 
 HELD_OUT, HEADER = 24, 3
 SIZE = 144, 192
 SETTINGS = ["--epochs", "10", "--batch-size", "8", "--lr", "0.01", "--keep", "last"]
-ADAPTERS = {"head alone": ["--target-modules", "none"], "LoRA": ["--rank", "8"]}
 
 
 def split(folder: Path) -> tuple[Path, Path]:
@@ -37,14 +34,6 @@ def split(folder: Path) -> tuple[Path, Path]:
     return parts
 
 
-def run(*command: object) -> None:
-    """An edgelora command; the script ends where it fails."""
-    words = [str(word) for word in command]
-    print("edgelora", *words, flush=True)
-    if status := edgelora(words):
-        sys.exit(status)
-
-
 def main(data: Path, folder: Path) -> None:
     with zipfile.ZipFile(data) as archive:
         archive.extractall(folder)
@@ -52,14 +41,7 @@ def main(data: Path, folder: Path) -> None:
     bundle = folder / "mouse.edgelora"
     chosen = ["--task", "keypoint-detection", "--source-output", "coarse", "--image-size", *SIZE]
     run("convert", "recipe:mobilenetv2-maps", "-o", bundle, *chosen, "--no-check")
-    curves: dict[str, list[float]] = {}
-    for title, settings in ADAPTERS.items():
-        name = title.replace(" ", "-")
-        sheet = ["--contact-sheet", folder / f"{name}.png"]
-        run("train", bundle, "--adapter", name, "--data", train, "--validation", test, *settings, *SETTINGS, *sheet)
-        run("eval", bundle, "--adapter", name, "--data", test)
-        history = el.Model.open(bundle).store.load(name).training["history"]
-        curves[title] = [epoch["eval_pck@0.1"] for epoch in history]
+    curves = learn_both(bundle, train, test, SETTINGS, "pck@0.1")
     run("predict", bundle, "--adapter", "LoRA", train.parent / "img0115.png", "--draw", folder / "drawn")
     plot_curves(curves, "points found (PCK@0.1), last frames", folder / "mouse.png")
 
