@@ -69,7 +69,10 @@ def run_check(options: argparse.Namespace) -> int:
     text = points_text(verdict)
     graphs = [(g.file, g.where, g.error, "ok" if g.passed else "WRONG") for g in verdict.graphs]
     text = f"{text}\n\n{table(graphs, ('graph', 'largest at', 'relative gap', ''))}"
-    outputs = [(o.output, o.error, o.allowed, "ok" if o.passed else "WRONG") for o in verdict.outputs]
+    by_gap = verdict.divergence is None  # else answers decide, whatever the gap
+    outputs = [
+        (o.output, o.error, o.allowed if by_gap else None, "ok" if o.passed else "WRONG") for o in verdict.outputs
+    ]
     text = f"{table(outputs, ('output', 'relative gap', 'allowed', ''))}\n\n{text}"
     lines = [*quantized_text(bundle.manifest), *unsure_text(verdict), verdict_text(verdict)]
     emit(options, verdict.to_dict(), "\n".join([text, "", *lines]))
