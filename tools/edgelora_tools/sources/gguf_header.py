@@ -1,6 +1,7 @@
 """What a GGUF file says of itself, read before anything is made of it: is it whole, and can its codes be read?
 
-The layout is that of ggml's docs/gguf.md: a magic, the version, two counts, the facts, and where each tensor lies.
+The layout is that of ggml's docs/gguf.md: a magic, the version, two counts, the facts, and where each tensor lies. The
+reader of the package gguf makes an array of every token, and tells of a cut file by a shape or an index of numpy's.
 """
 
 from __future__ import annotations
