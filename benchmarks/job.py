@@ -5,7 +5,9 @@ starts, and `probe`, whose B is not zero, so that every gradient there says some
 `result.json` and `gradients.npz`. This file imports numpy only: it is part of every measured process.
 
 Contenders train in turns, `TURN` steps each, so that whatever else the machine does meets all of them:
-a worker that ends its turn writes a line to standard output and waits for one on standard input.
+a worker that ends its turn writes a line to standard output and waits for one on standard input. Cores that waited
+are slow for some milliseconds, which short steps feel more than long ones; where epochs are timed, those after the
+first are one turn, as training has no pauses either.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ Ints = NDArray[np.int64]
 class Settings:
     """The run: the same for every contender. `max_steps` cuts it short; `threads` is per process.
 
-    `micro_batch_size` is for contenders that can cut a batch into parts by length.
+    `micro_batch_size` is for contenders that can cut a batch into parts by length. `unbroken`: the epochs after the
+    first are one turn.
     """
 
     bundle: str
@@ -46,6 +49,7 @@ class Settings:
     pad_id: int = 0
     micro_batch_size: int | None = None
     image_input: str = "image"
+    unbroken: bool = False
 
 
 class Texts:
@@ -173,6 +177,13 @@ class Job:
         """Whether the step (from 0) is its epoch's last, or the run's."""
         return (step + 1) % self.steps_per_epoch == 0 or step + 1 == self.total_steps
 
+    def ends_turn(self, step: int) -> bool:
+        """Whether the others have theirs after this step (from 0)."""
+        last = self.steps_per_epoch - 1  # of the first epoch
+        if self.settings.unbroken and step >= last:
+            return step == last
+        return step % TURN == 0
+
     def write(self) -> None:
         """Write `job.json` and `data.npz`."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -254,7 +265,7 @@ class Recorder:
 
     def next_turn(self) -> None:
         """Let the others have theirs, after the first step (the cold start) and every `TURN` steps from there."""
-        if len(self.losses) % TURN == 1:
+        if self.job.ends_turn(len(self.losses) - 1):
             wait_for_turn()
 
     def end_training(self) -> None:

@@ -25,6 +25,20 @@ def test_a_job_survives_the_way_through_its_files(tmp_path: Path) -> None:
     assert np.concatenate(list(job.test.evaluation_batches())).tolist() == [1, 2, 0]
 
 
+def test_the_others_wait_while_epochs_are_timed(tmp_path):
+    """After the first epoch, of 12 steps, nobody else has a turn; else all have one every 10 steps."""
+    texts = Texts.of([[1]] * 24, [0] * 24, pad_id=0)
+    order = np.stack([np.arange(24)] * 3)
+
+    def ends(unbroken: bool) -> list[int]:
+        settings = Settings("b", "m", 1, 3, 2, 0.1, None, unbroken=unbroken)
+        job = Job(tmp_path, settings, texts, texts, order)
+        return [step for step in range(job.total_steps) if job.ends_turn(step)]
+
+    assert ends(unbroken=False) == [0, 10, 20, 30]
+    assert ends(unbroken=True) == [0, 10, 11]
+
+
 def test_pictures_of_a_job_are_read_back(tmp_path):
     rng = np.random.default_rng(0)
     images = Images(rng.standard_normal((5, 3, 4, 6), np.float32), np.arange(5) % 2)
