@@ -227,6 +227,8 @@ class AdapterStore:
     def lock(self, name: str, wait_seconds: float = 0.0) -> Generator[None]:
         """Hold the adapter against all others that would train, save or remove it; this thread may.
 
+        A name under which nothing was kept in the end leaves no trace.
+
         Raises:
             StoreError: another holds it, or the store cannot be written.
         """
@@ -242,6 +244,7 @@ class AdapterStore:
                 yield
             finally:
                 self._holders.pop(name, None)
+                self._forget_if_empty(name)
 
     def state_path(self, name: str) -> Path:
         """The folder for the state of an unfinished training; write there only under `lock`."""
@@ -263,6 +266,16 @@ class AdapterStore:
             write_atomic(folder / "name", name.encode(), self._layout.staging)
         make_folder(folder / "versions")
         return folder
+
+    def _forget_if_empty(self, name: str) -> None:
+        """Delete the folder of a name under which nothing is kept, as after a training that was refused."""
+        with contextlib.suppress(OSError, StoreError):
+            folder = self._layout.folder(name)
+            held = {path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
+            if folder.is_dir() and held <= {folder / "name", folder / "current"}:
+                with self._writing(f"adapter {name!r} cannot be removed"):
+                    self._discard(folder)
+                    remove_tree(self._lock_file(name))
 
     def _point(self, name: str, number: int) -> None:
         """Make a version current; 0: none. Raises OSError."""

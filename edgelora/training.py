@@ -12,7 +12,7 @@ import numpy as np
 
 from edgelora.adapter import Adapter, settings_field
 from edgelora.config import AdapterConfig
-from edgelora.errors import AdapterError, ConfigError
+from edgelora.errors import AdapterError, ConfigError, EdgeLoraError
 from edgelora.files import remove_tree
 from edgelora.gate import Gate, judge
 from edgelora.manifest import Manifest
@@ -125,7 +125,7 @@ def train(
         if ((restart or discard) and not usable) or (owner is not None and owner == parent):
             remove_tree(folder)  # discarded, or what a finished run had no time to remove
         held_back = None if again else _held_back(model, name, identity)
-        before = model.bundle.settings
+        before, was_there = model.bundle.settings, folder.exists()
         try:
             if owner in (None, identity) or not folder.exists():  # else `fit` refuses: the state is another run's
                 if at_that_time is not None:
@@ -146,6 +146,11 @@ def train(
                 previous = model.store.load(name) if model.store.exists(name) else None
                 fresh = starting_adapter(manifest, None, lora, labels, samples, config.seed, model.bundle)
                 verdict = judge(model, gate, judged, trainer.part_size, adapter, previous, fresh)
+        except EdgeLoraError:
+            if not was_there and not (folder / STATE_FILE).exists():  # there is no update to go on from
+                trainer.close()
+                remove_tree(folder)
+            raise
         finally:
             if model.bundle.settings != before:
                 model.bundle.use_settings(before)

@@ -153,6 +153,19 @@ def test_training_state_is_kept_and_its_leftovers_are_not(tmp_path: Path):
     assert not state.exists()
 
 
+def test_a_lock_under_which_nothing_was_kept_leaves_no_trace_of_a_person(tmp_path: Path):
+    store = AdapterStore(tmp_path)
+    with pytest.raises(ZeroDivisionError), store.lock("ann"):
+        raise ZeroDivisionError
+    with store.lock("bob"):
+        store.state_path("bob").mkdir()
+    assert not [p for p in tmp_path.rglob("*") if p.name in ("ann", "bob")]
+    store.save("ann", adapter(1))
+    with pytest.raises(ZeroDivisionError), store.lock("ann"):
+        raise ZeroDivisionError
+    assert value_of(store.load("ann")) == 1
+
+
 def test_removal_leaves_no_trace_of_a_person(tmp_path: Path):
     store = AdapterStore(tmp_path)
     store.save("ann", adapter(1))

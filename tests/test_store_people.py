@@ -162,7 +162,7 @@ def home(tmp_path: Path, key: Key | None = None) -> AdapterStore:
     store.rollback("ann")
     put_cache(store, "ann", "prefix-1.cache", 10, 1000)
     with store.lock("ann+heating"):
-        store.state_path("ann+heating").mkdir()
+        put_cache(store, "ann+heating", "prefix-2.cache", 10, 1000)
     return store
 
 

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from edgelora import LoraConfig, TrainingConfig
 from edgelora.adapter import new_adapter, to_files
-from edgelora.errors import TrainingError
+from edgelora.errors import ConfigError, TrainingError
 from edgelora.tasks import objective_for
 from edgelora.trainer import Trainer
 from edgelora.training_run import fit
@@ -134,3 +134,22 @@ def test_fit_without_a_folder_writes_nothing(open_model, tmp_path):
     result = fit(trainer)
     assert result.progress.step == 12
     assert not (tmp_path / "store").exists()
+
+
+def test_a_training_that_is_refused_before_its_first_update_leaves_nothing(open_model, tmp_path):
+    """Refused by a budget, by what the data name, or when the layout of the run is on the disk already."""
+    model = open_model()
+    wild = TrainingConfig(num_train_epochs=2, batch_size=8, learning_rate=1e-3, save_steps=1)
+
+    def at_first(*_: object) -> None:
+        raise TrainingError("before any update")
+
+    for refused in (
+        lambda: trained(model, wild, ram=1000),
+        lambda: trained(model, wild, data=samples(12)[:1]),
+        lambda: trained(model, wild, ram=2_000_000_000, planned=at_first),
+    ):
+        with pytest.raises((ConfigError, TrainingError)):
+            refused()
+        assert not [path for path in model.store.root.rglob("*") if path.name == "a"]
+    assert trained(model, wild)[0].version == 1
