@@ -8,6 +8,28 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edgelora.dimensions import evaluate_dimension
+from edgelora.manifest import TensorSpec, TrainingGraph
+from edgelora.objectives import Feeds
+
+
+def masks_of_feeds(
+    record: TrainingGraph,
+    inputs: Sequence[TensorSpec],
+    feeds: Feeds,
+    probability: float,
+    keys: Sequence[Sequence[int]],
+) -> Feeds:
+    """The masks that the training graph takes beside these feeds: uint8, for the input of each point.
+
+    `inputs` are the model's, whose feeds tell the sizes. A key is (seed, step, sample), and masks are drawn token by
+    token, so what is dropped of a sample depends neither on padding nor on what it is computed with.
+    """
+    sizes = {str(d): s for spec in inputs for d, s in zip(spec.shape, feeds[spec.name].shape, strict=True)}
+    shapes = {s.name: [evaluate_dimension(d, sizes) for d in s.shape] for s in record.inputs if s.dtype == "uint8"}
+    columns = max(len(feeds[inputs[0].name]) // len(keys), 1)
+    return {**dropout_masks(shapes, probability, keys, columns)}
+
 
 def dropout_masks(
     shapes: Mapping[str, Sequence[int]], probability: float, keys: Sequence[Sequence[int]], columns: int = 1

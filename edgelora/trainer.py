@@ -6,21 +6,20 @@ are a few numpy operations whatever the number of points.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgelora.adapter import Adapter, absent_adapter, head_names
+from edgelora.at_once import sum_at_once
 from edgelora.batching import epoch_batches, shares
 from edgelora.bundle import Bundle
 from edgelora.config import LoraConfig
-from edgelora.dimensions import evaluate_dimension
-from edgelora.dropout import dropout_masks
+from edgelora.dropout import masks_of_feeds
 from edgelora.errors import ConfigError, TrainingError
 from edgelora.flat import flatten, views_of
 from edgelora.manifest import BIAS_OP, Halves, TrainingGraph
@@ -33,6 +32,7 @@ from edgelora.prefix_cache import CacheSettings, PrefixCache, chosen_prefix
 from edgelora.reference_losses import REFERENCES, weighted_sum
 from edgelora.schedules import learning_rate_factor
 from edgelora.session import Graph, values_of
+from edgelora.summed_gradients import SummedGradients
 from edgelora.training_checks import (
     check_dropout,
     check_method,
@@ -115,11 +115,7 @@ class Trainer:
         self._fed = self._graph_inputs()
         self._absent = absent_adapter(manifest, self._graphs, bundle, beside=self._fed)
         self._gradient_names = tuple(f"grad.{name}" for name in self._fed)
-        self._input_shapes = [x.shape for x in self._fed.values()]
-        self._input_grad = np.zeros(sum(x.size for x in self._fed.values()), np.float32)
-        self._input_grad_views = views_of(self._input_grad, self._input_shapes)
-        # gradients of parts of a batch, the first where the sum is
-        self._made = [(self._input_grad, self._input_grad_views)]
+        self._of_inputs = SummedGradients([x.shape for x in self._fed.values()])
         fast = sum(adapter.tensors[name].size for name in self.names if self._is_fast(name))
         self.groups = {"adapter": slice(0, self.flat.size - fast), _FAST: slice(self.flat.size - fast, None)}
         if not fast:
@@ -268,59 +264,20 @@ class Trainer:
 
         for part, members in enumerate(parts):
             pieces = shares(members, self._lengths, piece_count(len(members), self._most, self._workers))
-            made = self._room(len(pieces), beside_the_sum=part > 0)
+            made = self._of_inputs.room(len(pieces), beside_the_sum=part > 0)
             fed = (self._feeds(adapter, rows, total, graphs) for rows in pieces)
             work = zip(fed, pieces, (views for _, views in made), strict=True)
-            loss += sum(run(*one) for one in work) if self._workers == 1 else self._sum_at_once(run, work)
+            loss += sum_at_once(run, work, self._pool, helpers=self._workers - 1)
             for graph in graphs:
                 graph.give_back_pages()
-            for flat, _ in made:
-                if flat is not self._input_grad:
-                    self._input_grad += flat
+            self._of_inputs.add(made)
         self._pull_back()
         return loss
-
-    def _sum_at_once(self, run: Callable[..., float], work: Iterator[tuple[object, ...]]) -> float:
-        """The sum of what `run` makes of each item, in their order, on all cores, this thread's among them.
-
-        An item is made when a core is free for it, while others run.
-        """
-        made: list[float] = []
-        one_at_a_time = Lock()
-
-        def take() -> tuple[int, tuple[object, ...] | None]:
-            with one_at_a_time:
-                made.append(0.0)
-                return len(made) - 1, next(work, None)
-
-        def go_on(place: int, one: tuple[object, ...] | None) -> None:
-            while one is not None:
-                made[place] = run(*one)
-                place, one = take()
-
-        helpers: list[Future[None]] = []
-        try:
-            while len(helpers) < self._workers - 1:
-                helpers.append(self._pool.submit(go_on, *take()))
-            go_on(*take())
-        finally:
-            wait(helpers)  # they write to the gradients
-        for helper in helpers:
-            helper.result()
-        return sum(made)
-
-    def _room(self, count: int, beside_the_sum: bool) -> list[tuple[Floats, list[Floats]]]:
-        """Where the gradients of so many parts go, flat and in views: beside the sum, or the first in its place."""
-        first = int(beside_the_sum)
-        while len(self._made) < first + count:
-            flat = np.zeros_like(self._input_grad)
-            self._made.append((flat, views_of(flat, self._input_shapes)))
-        return self._made[first : first + count]
 
     def _pull_back(self) -> None:
         """From the gradients of the graph's inputs to those of the tensors that are trained."""
         config, head = self.adapter.config, head_names(self.bundle.manifest)
-        found = dict(zip(self._fed, self._input_grad_views, strict=True))
+        found = dict(zip(self._fed, self._of_inputs.views, strict=True))
         for name, grad in found.items():
             if name.endswith(_AFTER_DROPOUT) and config.dropout:
                 grad /= np.float32(1.0 - config.dropout)
@@ -449,21 +406,10 @@ class Trainer:
         return made | {name: tensors[name] for name in head_names(self.bundle.manifest) if name in tensors}
 
     def _masks(self, record: TrainingGraph, feeds: Feeds, rows: NDArray[np.int64]) -> Feeds:
-        """LoRA dropout: a uint8 mask for the input of each point, drawn from (seed, step, sample), token by token.
-
-        So what is dropped of a sample depends neither on padding nor on what it is computed with.
-        """
-        if not self.adapter.config.dropout:
-            return {}
-        sizes = {
-            str(d): s
-            for spec in self.bundle.manifest.inputs
-            for d, s in zip(spec.shape, feeds[spec.name].shape, strict=True)
-        }
-        shapes = {s.name: [evaluate_dimension(d, sizes) for d in s.shape] for s in record.inputs if s.dtype == "uint8"}
+        """LoRA dropout's masks for these samples in this step."""
+        probability = self.adapter.config.dropout
         keys = [[self.config.seed, self.step_number, int(row)] for row in rows]
-        columns = max(len(feeds[self.bundle.manifest.inputs[0].name]) // len(rows), 1)
-        return {**dropout_masks(shapes, self.adapter.config.dropout, keys, columns)}
+        return masks_of_feeds(record, self.bundle.manifest.inputs, feeds, probability, keys) if probability else {}
 
     def epoch_of_step(self, step: int) -> tuple[int, int]:
         """The epoch that a step (from 0) belongs to, and its place in the epoch."""
