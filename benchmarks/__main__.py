@@ -33,6 +33,7 @@ from benchmarks import (
 from benchmarks.cases import CASES
 from benchmarks.measure import BenchmarkError
 from benchmarks.rivals import RIVALS
+from benchmarks.tasks.case import Grid
 
 ALL_LINEAR = "all-linear"
 
@@ -83,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     add_speed(cases)
     add_sweep(cases)
     add_tasks(cases)
+    add_choose(cases)
     case = cases.add_parser(
         "conversion", help="conversion time and memory by the size of the graph", description=conversion.__doc__
     )
@@ -331,6 +333,22 @@ def add_tasks(cases: Any) -> None:
     case.add_argument("--quick", action="store_true", help="a smoke run; its figures mean nothing")
     case.set_defaults(
         run=lambda o: tasks.run(o.names, o.quick, o.seeds, progress), markdown=tasks.markdown, draw=tasks.draw
+    )
+
+
+def add_choose(cases: Any) -> None:
+    case = cases.add_parser("choose", help="settings of tasks, on training data", description=tasks.choose.__doc__)
+    tried = [name for name in tasks.CASES if name not in ("raccoon", "speakers")]
+    case.add_argument("--case", nargs="+", choices=tried, default=tried, dest="names")
+    case.add_argument("--rates", nargs="+", type=float, required=True, metavar="RATE")
+    case.add_argument("--epochs", nargs="+", type=positive, required=True, metavar="N")
+    case.add_argument("--ranks", nargs="+", type=int, default=[0, 8], metavar="N", help="0 is a head alone (0 8)")
+    case.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.set_defaults(
+        run=lambda o: tasks.choose(o.names, Grid(o.rates, o.epochs, o.ranks, o.seeds), progress),
+        markdown=tasks.markdown,
+        plot=None,
     )
 
 

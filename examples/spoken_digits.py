@@ -7,8 +7,9 @@ openWakeWord's `embedding_model.onnx` and `melspectrogram.onnx`, in the package 
 CC BY-NC-SA and not part of EdgeLoRA. Any other model of sound does, with its own features.
 
 Each speaker gives 10 recordings of every digit (numbers 5 to 14); 15 others (0 to 4 and 15 to 24) are held out. Head
-alone is a new head on the frozen model, LoRA the same with adapters in its convolutions, each at the rate that suits
-it. Needs edgelora[convert] and matplotlib.
+alone is a new head on the frozen model, LoRA the same with adapters in its convolutions, each at its own rate. With
+--choose the held-out recordings are left alone, and numbers 12 to 14 are held out instead, to choose rates and epochs
+by. Needs edgelora[convert] and matplotlib.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 import edgelora as el
 from edgelora.tasks.sound import SoundSample
 
 TASK = "audio-classification"
 TRAINED, HELD_OUT = range(5, 15), (*range(5), *range(15, 25))
-METHODS = {  # adapter and learning rate
-    "head alone": (el.LoraConfig(target_modules=()), 3e-3),
-    "LoRA": (el.LoraConfig(r=8, lora_alpha=16), 1.5e-3),
-}
+CHOOSING = range(5, 12), range(12, 15)
+METHODS = {"head alone": el.LoraConfig(target_modules=()), "LoRA": el.LoraConfig(r=8, lora_alpha=16)}
+HEAD_RATE, RATE = 3e-3, 1.5e-3
 
 
 def make_bundle(path: Path, embedding: Path, features: Path) -> Path:
@@ -84,29 +86,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--speakers", nargs="+", default=None, help="some of them (all)")
     parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="the tables are their means (0)")
+    parser.add_argument("--head-rate", type=float, default=HEAD_RATE)
+    parser.add_argument("--rate", type=float, default=RATE, help="of LoRA")
+    parser.add_argument("--choose", action="store_true", help="hold out recordings of those to learn from")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     model = el.Model.open(make_bundle(options.folder / "digits.edgelora", options.embedding, options.features))
     speakers = options.speakers or sorted({path.stem.split("_")[1] for path in options.recordings.glob("*_*_*.wav")})
-    held_out = {speaker: recordings(options.recordings, speaker, HELD_OUT) for speaker in speakers}
+    learned, asked = CHOOSING if options.choose else (TRAINED, HELD_OUT)
+    held_out = {speaker: recordings(options.recordings, speaker, asked) for speaker in speakers}
     tables: dict[str, list[list[float]]] = {}
-    for method, (lora, rate) in METHODS.items():
-        config = el.TrainingConfig(num_train_epochs=options.epochs, batch_size=10, learning_rate=rate)
-        tables[method] = []
-        for speaker in speakers:
-            name = f"{speaker}-{method.replace(' ', '-')}"
-            el.train(model, name, recordings(options.recordings, speaker, TRAINED), lora=lora, config=config)
-            tables[method].append([accuracy(model, name, held_out[other]) for other in speakers])
+    for method, lora in METHODS.items():
+        rate = options.rate if lora.target_modules is None else options.head_rate
+        found = np.zeros((len(options.seeds), len(speakers), len(speakers)))
+        for place, seed in enumerate(options.seeds):
+            config = el.TrainingConfig(options.epochs, batch_size=10, learning_rate=rate, seed=seed)
+            for row, speaker in enumerate(speakers):
+                name = f"{speaker}-{method.replace(' ', '-')}"
+                samples = recordings(options.recordings, speaker, learned)
+                el.train(model, name, samples, lora=lora, config=config, restart=True)
+                found[place, row] = [accuracy(model, name, held_out[other]) for other in speakers]
+        tables[method] = found.mean(0).tolist()
         width = max(map(len, speakers)) + 2
         print(f"{method}: accuracy; rows are whose adapter, columns who speaks")
         print(" " * width + "".join(f"{s:>{width}}" for s in speakers))
         for speaker, row in zip(speakers, tables[method], strict=True):
             print(f"{speaker:<{width}}" + "".join(f"{value:{width}.3f}" for value in row))
-        own = sum(row[i] for i, row in enumerate(tables[method])) / len(speakers)
-        others = sum(v for i, row in enumerate(tables[method]) for j, v in enumerate(row) if i != j)
-        print(f"{method}: own speaker {own:.3f}, others {others / max(len(speakers) * (len(speakers) - 1), 1):.3f}\n")
+        own, others = split_of(found)
+        told = ", ".join(f"{value:.3f}" for value in own)
+        print(f"{method}: own speaker {own.mean():.3f} (by seed {told}), others {others.mean():.3f}\n", flush=True)
     plot(options.folder / "spoken_digits.png", tables, speakers)
     print(f"{options.folder / 'spoken_digits.png'} shows them")
+
+
+def split_of(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of accuracies [seed, adapter, speaker] the means by seed of the adapters' own speakers, and of the others."""
+    own = np.eye(found.shape[1], dtype=bool)
+    others = found[:, ~own] if found.shape[1] > 1 else np.zeros((len(found), 1))
+    return found[:, own].mean(1), others.mean(1)
 
 
 if __name__ == "__main__":

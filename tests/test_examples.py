@@ -115,3 +115,26 @@ def test_links_of_the_documents_lead_somewhere():
         for target in LINK.findall(path.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (path.parent / target).exists(), f"{path.relative_to(ROOT)}: {target}"
+
+
+def test_settings_of_resnet8_are_chosen_on_photographs_that_are_learned_from(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("edgelora_tools.sources.tflite")
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from resnet8_tflite import parts  # pyright: ignore[reportMissingImports]
+
+    learned, held = parts(23, choose=False)
+    assert sorted([*learned, *held]) == list(range(23))
+    fewer, tried = parts(23, choose=True)
+    assert sorted([*fewer, *tried]) == learned.tolist()
+    assert len(held) == 5 and len(tried) == 4
+
+
+def test_spoken_digits_tell_ones_own_speaker_from_others(monkeypatch: pytest.MonkeyPatch):
+    import numpy as np
+
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from spoken_digits import split_of  # pyright: ignore[reportMissingImports]
+
+    own, others = split_of(np.array([[[1.0, 0.25], [0.5, 0.5]], [[0.0, 0.0], [1.0, 1.0]]]))
+    assert own.tolist() == [0.75, 0.5]
+    assert others.tolist() == [0.375, 0.5]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import BenchmarkError
-from benchmarks.tasks.case import Case, Outcome
+from benchmarks.tasks.case import Case, Grid, Outcome, Progress, Tried
 
 CASES = {
     "membranes": "membranes",
@@ -36,16 +36,36 @@ def run(names: Sequence[str], quick: bool, seeds: Sequence[int], progress: Calla
     body: dict[str, Any] = {}
     for name in names:
         case = case_of(name)
-        outcomes: list[Outcome] = []
-        with tempfile.TemporaryDirectory(prefix="edgelora-") as folder:
-            for one in case.run(Path(folder), quick, seeds, lambda what, name=name: progress(f"{name}: {what}")):
-                outcomes.append(one)
-                told = ", ".join(f"{metric} {value:.4f}" for metric, value in one.metrics.items())
-                progress(f"{name}: {one.side}, seed {one.seed}: {told} ({one.seconds:.0f} s)")
-        if not outcomes:
-            raise BenchmarkError(f"{name}: nothing was measured")
-        body[name] = {"title": case.title, "settings": case.settings(quick), "outcomes": [asdict(o) for o in outcomes]}
+        body[name] = _told(name, case, lambda *given, case=case: case.run(given[0], quick, seeds, given[1]), progress)
+        body[name]["settings"] = case.settings(quick)
     return body
+
+
+def choose(names: Sequence[str], grid: Grid, progress: Callable[[str], None]) -> dict[str, Any]:
+    """What each setting reaches on a part of each case's training data, after learning from the rest of it."""
+    body: dict[str, Any] = {}
+    for name in names:
+        case = case_of(name)
+        if not isinstance(case, Tried):
+            raise BenchmarkError(f"{name}: its settings are not chosen by this command")
+        body[name] = _told(name, case, lambda *given, case=case: case.tried(given[0], grid, given[1]), progress)
+        body[name]["settings"] = "On a part of the training data, learned from the rest of it."
+    return body
+
+
+def _told(
+    name: str, case: Case, outcomes_of: Callable[[Path, Progress], Iterator[Outcome]], progress: Progress
+) -> dict[str, Any]:
+    """A case's part of the JSON."""
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory(prefix="edgelora-") as folder:
+        for one in outcomes_of(Path(folder), lambda what: progress(f"{name}: {what}")):
+            outcomes.append(one)
+            told = ", ".join(f"{metric} {value:.4f}" for metric, value in one.metrics.items())
+            progress(f"{name}: {one.side}, seed {one.seed}: {told} ({one.seconds:.0f} s)")
+    if not outcomes:
+        raise BenchmarkError(f"{name}: nothing was measured")
+    return {"title": case.title, "outcomes": [asdict(o) for o in outcomes]}
 
 
 def markdown(body: dict[str, Any]) -> str:

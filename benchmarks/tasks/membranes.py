@@ -30,9 +30,11 @@ CASE = OnMaps(
     metrics=("mean_iou", "iou membrane", "mean_dice"),
     epochs=10,
     batch=4,
+    head_rate=5e-3,
     rate=5e-3,
     augment=("flip", "color"),
     tested="the last 10 of 30 slices, at their own 512 × 512 pixels",
+    tried_on=5,
     data=slices,
     loss=cross_entropy_dice,
 )

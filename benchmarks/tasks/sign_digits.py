@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tasks.case import HEAD_ALONE, LORA, Outcome, Progress, unpacked
+from benchmarks.tasks.case import HEAD_ALONE, LORA, Grid, Outcome, Progress, adapter_of, unpacked
 from benchmarks.tasks.peft_side import train_by_peft
 from edgelora import ImageSample, LoraConfig, Model, TrainingConfig, train
 from edgelora.objectives import Classification
 from edgelora.tasks import objective_for
 from edgelora.training_start import starting_adapter
 from edgelora_tools.compile import ConvertOptions, convert
-from edgelora_tools.recipes import load_recipe, network, open_recipe
+from edgelora_tools.recipes import fetch, load_recipe, network, open_recipe
 
 RECIPE, TASK = "mobilenetv2", "image-classification"
-RANK, BATCH, RATE = 8, 16, 3e-3
+RANK, BATCH = 8, 16
+HEAD_RATE, RATE = 3e-3, 3e-3
 
 
 @dataclass(frozen=True)
@@ -37,34 +38,52 @@ class SignDigits:
         side, count, epochs = self.sizes(quick)
         return (
             f"{count} pictures a digit, {side} × {side}, LoRA r={RANK} at every dense convolution, AdamW {RATE:g} "
-            f"falling linearly, batch {BATCH}, {epochs} epochs; tested on the last quarter of each digit's "
-            "photographs, which are of other people."
+            f"falling linearly ({HEAD_RATE:g} for a head alone), batch {BATCH}, {epochs} epochs; tested on the last "
+            "quarter of each digit's photographs, which are of other people."
         )
 
     def run(self, folder: Path, quick: bool, seeds: Sequence[int], progress: Progress) -> Iterator[Outcome]:
         side, count, epochs = self.sizes(quick)
         train_data, test_data = digits(unpacked("sign_digits", folder / "data") / "Dataset", count, quick)
         progress("converting")
-        recipe = load_recipe(RECIPE)
-        convert(
-            open_recipe(recipe),
-            folder / "base.edgelora",
-            ConvertOptions(TASK, image={"size": (side, side)}, name=recipe.name),
-        )
-        model = Model.open(folder / "base.edgelora")
-        lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=tuple(p.id for p in model.bundle.manifest.points))
+        model = _model(folder, side)
+        alone, lora = adapter_of(0), adapter_of(RANK)
         labels = tuple(str(digit) for digit in range(10))
         for seed in seeds:
-            config = TrainingConfig(num_train_epochs=epochs, batch_size=BATCH, learning_rate=RATE, seed=seed)
-            for side_name, asked in ((HEAD_ALONE, LoraConfig(r=RANK, target_modules=())), (LORA, lora)):
+            for side_name, rate, asked in ((HEAD_ALONE, HEAD_RATE, alone), (LORA, RATE, lora)):
                 progress(side_name)
-                yield _ours(side_name, model, train_data, test_data, asked, config)
+                yield _ours(side_name, model, train_data, test_data, asked, _config(rate, epochs, seed))
             progress("PEFT")
+            config = _config(RATE, epochs, seed)
             start = starting_adapter(model.bundle.manifest, None, lora, labels, train_data, seed, model.bundle)
             made: list[Any] = [objective_for(model, data, labels, config) for data in (train_data, test_data)]
             ours, held_out = (one for one in made if isinstance(one, Classification))
-            module, _, _ = network(RECIPE).features(_weights(recipe))
+            module, _, _ = network(RECIPE).features(fetch(load_recipe(RECIPE)))
             yield train_by_peft(module, start, ours, held_out, config, folder / f"start-{seed}")
+
+    def tried(self, folder: Path, grid: Grid, progress: Progress) -> Iterator[Outcome]:
+        """The last quarter of each digit's photographs that are learned from is held out."""
+        side, count, _ = self.sizes(False)
+        samples, _ = digits(unpacked("sign_digits", folder / "data") / "Dataset", count)
+        learned = [s for place, s in enumerate(samples) if place % count < count * 3 // 4]
+        asked = [s for place, s in enumerate(samples) if place % count >= count * 3 // 4]
+        progress("converting")
+        model = _model(folder, side)
+        for seed, rank, epochs, rate in grid.settings():
+            config = _config(rate, epochs, seed)
+            yield _ours(grid.side(rank, epochs, rate), model, learned, asked, adapter_of(rank), config)
+
+
+def _config(rate: float, epochs: int, seed: int) -> TrainingConfig:
+    return TrainingConfig(num_train_epochs=epochs, batch_size=BATCH, learning_rate=rate, seed=seed)
+
+
+def _model(folder: Path, side: int) -> Model:
+    """The bundle of pictures of `side` × `side`, made in `folder`."""
+    recipe = load_recipe(RECIPE)
+    options = ConvertOptions(TASK, image={"size": (side, side)}, name=recipe.name)
+    convert(open_recipe(recipe), folder / "base.edgelora", options)
+    return Model.open(folder / "base.edgelora")
 
 
 def _ours(
@@ -81,12 +100,6 @@ def _ours(
     told = model.predict([s.path for s in test_data], adapter="learner")
     hits = [t == s.label for t, s in zip(told, test_data, strict=True)]
     return Outcome(side, config.seed, {"accuracy": float(np.mean(hits))}, seconds)
-
-
-def _weights(recipe: Any) -> Path:
-    from edgelora_tools.recipes import fetch
-
-    return fetch(recipe)
 
 
 def digits(folder: Path, count: int, quick: bool = False) -> tuple[list[ImageSample], list[ImageSample]]:
