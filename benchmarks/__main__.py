@@ -329,10 +329,11 @@ def add_tasks(cases: Any) -> None:
     case.add_argument("--case", nargs="+", choices=list(tasks.CASES), default=list(tasks.CASES), dest="names")
     case.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.add_argument("--kept", type=Path, metavar="FOLDER", help="keep the bundles there, and take them from there")
     case.add_argument("--plot", type=Path, metavar="FILE", help="write bars of each case's first metric")
     case.add_argument("--quick", action="store_true", help="a smoke run; its figures mean nothing")
     case.set_defaults(
-        run=lambda o: tasks.run(o.names, o.quick, o.seeds, progress), markdown=tasks.markdown, draw=tasks.draw
+        run=lambda o: tasks.run(o.names, o.quick, o.seeds, progress, o.kept), markdown=tasks.markdown, draw=tasks.draw
     )
 
 
@@ -345,8 +346,9 @@ def add_choose(cases: Any) -> None:
     case.add_argument("--ranks", nargs="+", type=int, default=[0, 8], metavar="N", help="0 is a head alone (0 8)")
     case.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    case.add_argument("--kept", type=Path, metavar="FOLDER", help="keep the bundles there, and take them from there")
     case.set_defaults(
-        run=lambda o: tasks.choose(o.names, Grid(o.rates, o.epochs, o.ranks, o.seeds), progress),
+        run=lambda o: tasks.choose(o.names, Grid(o.rates, o.epochs, o.ranks, o.seeds), progress, o.kept),
         markdown=tasks.markdown,
         plot=None,
     )

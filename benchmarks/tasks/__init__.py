@@ -31,35 +31,50 @@ def case_of(name: str) -> Case:
     return importlib.import_module(f"benchmarks.tasks.{CASES[name]}").CASE
 
 
-def run(names: Sequence[str], quick: bool, seeds: Sequence[int], progress: Callable[[str], None]) -> dict[str, Any]:
-    """What each case found, as the JSON of the command; outcomes are told as they come."""
+def run(
+    names: Sequence[str], quick: bool, seeds: Sequence[int], progress: Progress, kept: Path | None = None
+) -> dict[str, Any]:
+    """What each case found, as the JSON of the command; outcomes are told as they come.
+
+    `kept` is a folder for the cases' bundles, which are made unless they are there (None: a temporary one).
+    """
     body: dict[str, Any] = {}
     for name in names:
         case = case_of(name)
-        body[name] = _told(name, case, lambda *given, case=case: case.run(given[0], quick, seeds, given[1]), progress)
+        body[name] = _told(
+            name, case, lambda *given, case=case: case.run(given[0], quick, seeds, given[1]), progress, kept
+        )
         body[name]["settings"] = case.settings(quick)
     return body
 
 
-def choose(names: Sequence[str], grid: Grid, progress: Callable[[str], None]) -> dict[str, Any]:
-    """What each setting reaches on a part of each case's training data, after learning from the rest of it."""
+def choose(names: Sequence[str], grid: Grid, progress: Progress, kept: Path | None = None) -> dict[str, Any]:
+    """What each setting reaches on a part of each case's training data, after learning from the rest of it.
+
+    `kept` is as for `run`.
+    """
     body: dict[str, Any] = {}
     for name in names:
         case = case_of(name)
         if not isinstance(case, Tried):
             raise BenchmarkError(f"{name}: its settings are not chosen by this command")
-        body[name] = _told(name, case, lambda *given, case=case: case.tried(given[0], grid, given[1]), progress)
+        body[name] = _told(name, case, lambda *given, case=case: case.tried(given[0], grid, given[1]), progress, kept)
         body[name]["settings"] = "On a part of the training data, learned from the rest of it."
     return body
 
 
 def _told(
-    name: str, case: Case, outcomes_of: Callable[[Path, Progress], Iterator[Outcome]], progress: Progress
+    name: str,
+    case: Case,
+    outcomes_of: Callable[[Path, Progress], Iterator[Outcome]],
+    progress: Progress,
+    kept: Path | None,
 ) -> dict[str, Any]:
     """A case's part of the JSON."""
     outcomes: list[Outcome] = []
-    with tempfile.TemporaryDirectory(prefix="edgelora-") as folder:
-        for one in outcomes_of(Path(folder), lambda what: progress(f"{name}: {what}")):
+    with tempfile.TemporaryDirectory(prefix="edgelora-") as temporary:
+        folder = kept / name if kept else Path(temporary)
+        for one in outcomes_of(folder, lambda what: progress(f"{name}: {what}")):
             outcomes.append(one)
             told = ", ".join(f"{metric} {value:.4f}" for metric, value in one.metrics.items())
             progress(f"{name}: {one.side}, seed {one.seed}: {told} ({one.seconds:.0f} s)")

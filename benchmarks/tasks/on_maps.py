@@ -94,13 +94,16 @@ class OnMaps:
             yield self.ours(grid.side(rank, epochs, rate), model, parts, adapter_of(rank), config)
 
     def model(self, folder: Path) -> Model:
-        """The bundle, made in `folder`."""
+        """The bundle in `folder`, made unless it is there."""
+        path = folder / "base.edgelora"
+        if path.exists():
+            return Model.open(path)
         recipe = load_recipe(RECIPE)
         options = ConvertOptions(self.task, output=self.output, image={**IMAGE, "size": self.size}, name=recipe.name)
         height, width = self.size
         source = fixed(open_recipe(recipe), {"height": height, "width": width})
-        convert(source, folder / "base.edgelora", options)
-        return Model.open(folder / "base.edgelora")
+        convert(source, path, options)
+        return Model.open(path)
 
     def ours(
         self,

@@ -61,8 +61,10 @@ class Raccoon:
         progress("converting")
         module, inputs, axes = network("fastestdet").maps(data, side)
         options = ConvertOptions("object-detection", image={"size": (side, side), "order": "BGR"})
-        convert(module_source(module, inputs, "fastestdet", dynamic=axes), folder / "base.edgelora", options)
-        model = Model.open(folder / "base.edgelora")
+        path = folder / f"base-{side}.edgelora"
+        if not path.exists():
+            convert(module_source(module, inputs, "fastestdet", dynamic=axes), path, options)
+        model = Model.open(path)
         points = tuple(point.id for point in model.bundle.manifest.points)
         alone, lora = LoraConfig(r=RANK, target_modules=()), LoraConfig(r=RANK, lora_alpha=RANK, target_modules=points)
         for seed in seeds:

@@ -79,11 +79,12 @@ def _config(rate: float, epochs: int, seed: int) -> TrainingConfig:
 
 
 def _model(folder: Path, side: int) -> Model:
-    """The bundle of pictures of `side` × `side`, made in `folder`."""
-    recipe = load_recipe(RECIPE)
-    options = ConvertOptions(TASK, image={"size": (side, side)}, name=recipe.name)
-    convert(open_recipe(recipe), folder / "base.edgelora", options)
-    return Model.open(folder / "base.edgelora")
+    """The bundle of pictures of `side` × `side` in `folder`, made unless it is there."""
+    path = folder / f"base-{side}.edgelora"
+    if not path.exists():
+        recipe = load_recipe(RECIPE)
+        convert(open_recipe(recipe), path, ConvertOptions(TASK, image={"size": (side, side)}, name=recipe.name))
+    return Model.open(path)
 
 
 def _ours(

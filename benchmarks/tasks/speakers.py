@@ -57,7 +57,9 @@ class Speakers:
         models: dict[str, Model] = {}
         for number, (side, targets) in enumerate(TARGETS.items()):
             path = folder / f"base-{number}.edgelora"
-            convert(open_recipe(recipe), path, ConvertOptions(TASK, "pooler", target_modules=targets, name=recipe.name))
+            if not path.exists():
+                options = ConvertOptions(TASK, "pooler", target_modules=targets, name=recipe.name)
+                convert(open_recipe(recipe), path, options)
             models[side] = Model.open(path)
         for seed in seeds:
             config = TrainingConfig(
