@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgelora.adapter import absent_adapter
 from edgelora.bundle import Bundle
 from edgelora.manifest import LORA_GRAPHS, InsertionPoint, TrainingGraph
-from edgelora.probes import Feeds, gentle_factor, random_head, random_pair
+from edgelora.probes import Feeds, gentle_factor, random_cotangents, random_head, random_pair
 from edgelora.session import Graph
 from edgelora.slopes import GRADIENT_TOLERANCE, ROUNDED_TOLERANCE, Function, finite, fit_staircase, slope_along
 
@@ -65,7 +65,7 @@ def against_differences(
     """The cotangent graph's gradient of each tensor of `values` against the inference graph's slope; the worst.
 
     The direction is noise plus twice the gradient's own, so that neither a wrong part of a gradient nor
-    a wrong size of it can go unseen.
+    a wrong size of it can go unseen. Outputs weigh alike, so that a quiet one is seen beside a loud one.
     """
     forward, graph = _twins(bundle, graphs)
     if rounds_activations(bundle):
@@ -73,7 +73,7 @@ def against_differences(
         rounded = [PointVerdict(name, a, n, error, error <= ROUNDED_TOLERANCE) for a, n, error in found]
         return max(rounded, key=lambda verdict: verdict.error)
     here: Feeds = forward.run({**base, **values})
-    weights: Feeds = {n: rng.standard_normal(y.shape).astype(np.float32) for n, y in here.items()}
+    weights = random_cotangents(here, rng)
 
     def gradient_at(at: Feeds, tensor: str) -> NDArray[np.float64]:
         return _gradient_at(graph, {**base, **at}, weights, tensor)
@@ -195,9 +195,11 @@ def _nearby(values: Feeds, rng: np.random.Generator) -> Feeds:
 
 
 def _direction(x: NDArray[Any], gradient: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
-    length = float(np.linalg.norm(gradient))
-    own = 2 * gradient / length if 0 < length < np.inf else 0.0
-    return ((rng.standard_normal(x.shape) + own) * max(float(x.std()), 1e-3)).astype(np.float32)
+    """Noise plus twice the gradient's own direction, or its opposite: the one that noise leans to and cannot undo."""
+    noise, length = rng.standard_normal(x.shape), float(np.linalg.norm(gradient))
+    own = 2 * gradient / length if 0 < length < np.inf else np.zeros(x.shape)
+    towards = 1.0 if float((noise * own).sum()) >= 0 else -1.0
+    return ((noise + towards * own) * max(float(x.std()), 1e-3)).astype(np.float32)
 
 
 def rounds_activations(bundle: Bundle) -> bool:

@@ -16,7 +16,8 @@ from edgelora.manifest import InsertionPoint, Manifest, TrainingGraph
 OUTPUTS = 3  # of a random head
 CHANGE = 0.1  # of the outputs by a random adapter
 RANK = 4  # of a random adapter
-_LOUDEST = 64.0
+_LOUDEST, _TURNS = 64.0, 12
+_SHUT = 1e-2
 
 Feeds = dict[str, NDArray[Any]]
 
@@ -55,20 +56,53 @@ def random_head(manifest: Manifest, rng: np.random.Generator, outputs: int = OUT
 def gentle_factor(bundle: Bundle, base: Feeds, values: Feeds) -> np.float32:
     """A factor for every B at which the adapter changes the outputs by a tenth: well seen and still smooth.
 
-    A point that hardly shows (a query where attention is flat) is turned up, as far as that helps.
+    A point that hardly shows (a query where attention is flat) is turned up, as far as that helps, and turned round
+    where only that does: a sigmoid that is shut can be opened and not shut further.
     """
     off = bundle.forward.run(base)
+    least = loudness(off)
 
     def change(factor: float) -> float:
         scaled = {n: x * np.float32(factor) if n.endswith(".lora_B") else x for n, x in values.items()}
         on = bundle.forward.run({**base, **scaled})
-        return max(float(np.linalg.norm(on[n] - off[n]) / (np.linalg.norm(off[n]) + 1e-12)) for n in off)
+        return max(float(np.linalg.norm(on[n] - off[n]) / least[n]) for n in off)
 
-    factor, seen = 1.0, change(1.0)
-    while 0 < seen < CHANGE / 4 and factor < _LOUDEST:
-        factor *= 4
-        seen = change(factor)
+    def turned(sign: float) -> tuple[float, float]:
+        factor, seen, quiet, loud = 1.0, change(sign), 0.0, 0.0
+        for _ in range(_TURNS):
+            if not seen <= 1.5 * CHANGE:  # in proportion first; what opens a sigmoid changes by powers
+                loud = factor
+                factor *= CHANGE / seen if 0 < seen < math.inf else 1 / 16
+                factor = math.sqrt(quiet * loud) if quiet else factor
+            elif seen < CHANGE / 4 and factor < _LOUDEST:
+                quiet = factor
+                factor = math.sqrt(quiet * loud) if loud else 4 * factor
+            else:
+                break
+            seen = change(sign * factor)
+        return sign * factor, seen
+
+    factor, seen = turned(1.0)
+    if seen < CHANGE / 4:
+        factor, seen = max((factor, seen), turned(-1.0), key=lambda one: one[1])
     return np.float32(factor * min(1.0, CHANGE / max(seen, 1e-6)))
+
+
+def random_cotangents(outputs: Feeds, rng: np.random.Generator) -> Feeds:
+    """Standard normal weights of outputs; those of a quiet output are louder, that no other drowns it."""
+    loud = loudness(outputs)
+    loudest = max(loud.values())
+    return {
+        n: rng.standard_normal(y.shape).astype(np.float32) * np.float32(loudest / loud[n]) for n, y in outputs.items()
+    }
+
+
+def loudness(outputs: Feeds) -> dict[str, float]:
+    """The norm of each output, and at least of numbers of a hundredth.
+
+    Of a sigmoid or softmax that is shut float32 leaves a digit or none: what changes it by a tenth is not to be seen.
+    """
+    return {n: max(float(np.linalg.norm(y)), _SHUT * y.size**0.5, 1e-12) for n, y in outputs.items()}
 
 
 def loss_feeds(
