@@ -7,6 +7,11 @@ el.train(model, "user-1", el.read_samples("user-1.jsonl", model.bundle.manifest.
 model.predict(["make it cosy"], adapter="user-1")
 """
 
+from edgelora import interruption
+
+interruption.listen()  # before all that takes time to import
+
+# ruff: noqa: E402
 from edgelora.adapter import Adapter, new_adapter
 from edgelora.bundle import Bundle
 from edgelora.check import check

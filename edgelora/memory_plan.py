@@ -124,9 +124,17 @@ def plan_memory(
         raise ConfigError(
             f"{origin} {_mb(budget)} is too little: the smallest peak possible is {_mb(least.predicted)} "
             f"(process {_mb(least.resident)}, weights {_mb(least.packed + least.pages)}, results "
-            f"{_mb(least.results)}){splits}; give as much, or shorten the samples (convert --max-length)"
+            f"{_mb(least.results)}){splits}; give as much{_or_less(trainer)}"
         )
     return replace(fitting[0], origin=origin)
+
+
+def _or_less(trainer: Trainer) -> str:
+    """What else could be done where a budget is too small: shorter samples, where they are texts."""
+    manifest = trainer.bundle.manifest
+    if manifest.language is not None:
+        return ", or shorten the rows (train --max-length)"
+    return ", or shorten the samples (convert --max-length)" if "max_length" in manifest.preprocessing else ""
 
 
 def candidate_plans(trainer: Trainer, validation: Objective | None, budget: int) -> Iterator[MemoryPlan]:

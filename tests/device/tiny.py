@@ -119,9 +119,9 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
     return start_python("-m", "edgelora", *arguments)
 
 
-def start_python(*arguments: str | Path) -> subprocess.Popen[str]:
-    """A Python process that finds this checkout's packages and that Ctrl-C reaches."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tools")])
+def start_python(*arguments: str | Path, paths: Sequence[Path] = ()) -> subprocess.Popen[str]:
+    """A Python process that finds this checkout's packages, those in `paths` first, and that Ctrl-C reaches."""
+    path = os.pathsep.join(map(str, [*paths, ROOT, ROOT / "tools"]))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
