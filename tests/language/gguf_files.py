@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 from tests.language_models import BOS, EOS, TEMPLATE, byte_tokenizer
 
 
-def gguf_file(causal: Any, path: Path, codes: str | None = None) -> Path:
+def gguf_file(
+    causal: Any, path: Path, codes: str | None = None, add: Callable[[Any], None] = lambda _writer: None
+) -> Path:
     """The model as llama.cpp has it: its names, its order of the turned features, a tokenizer of bytes inside.
 
-    The layers' matrices are in `codes` (Q4_0, Q4_1, Q8_0), if any.
+    The layers' matrices are in `codes` (Q4_0, Q4_1, Q8_0), if any. `add` writes what else the file is to have.
     """
     gguf = pytest.importorskip("gguf")
     config, own = causal.config, byte_tokenizer()
@@ -36,6 +39,7 @@ def gguf_file(causal: Any, path: Path, codes: str | None = None) -> Path:
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
     writer.add_chat_template(TEMPLATE)
+    add(writer)
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, tensor in causal.state_dict().items():
         if name != "lm_head.weight":

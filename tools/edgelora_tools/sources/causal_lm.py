@@ -16,7 +16,8 @@ from edgelora.manifest import MOST_POSITIONS
 from edgelora_tools.normalize import onnx_errors
 from edgelora_tools.passes.without_cache import without_cache
 from edgelora_tools.sources.base import Decoder, Source
-from edgelora_tools.sources.gguf_header import check_gguf
+from edgelora_tools.sources.gguf_header import Header, check_gguf
+from edgelora_tools.sources.gguf_unread import check_read, limit_to_window
 from edgelora_tools.sources.onnx_file import tokenizer_files
 from edgelora_tools.sources.pretrained import LOCAL, load_pretrained
 from edgelora_tools.sources.rotations import settle_rotations
@@ -54,14 +55,14 @@ def load_causal_lm(
     `path` is a directory with config.json, or one with a GGUF file, or that file.
 
     Raises:
-        ConversionError: it is none of these, or no decoder; it has no tokenizer, or one of another model, or a broken
-            chat template.
+        ConversionError: it is none of these, or no decoder; a GGUF file says what transformers does not read; it has no
+            tokenizer, or one of another model, or a broken chat template.
     """
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    folder, options = _whereabouts(path)
+    folder, options, header = _whereabouts(path)
     with onnx_errors(f"{path}: transformers cannot load its configuration"):
         config = transformers.AutoConfig.from_pretrained(folder, **LOCAL, **options)
     kind = config.model_type
@@ -70,9 +71,13 @@ def load_causal_lm(
         or kind not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     ):
         raise ConversionError(f"{path}: a {kind} does not continue text: text-generation needs a decoder")
+    if header is not None:
+        check_read(path, header, config)
     files, facts, eos = _text_files(path, folder, options, tokenizer, config)
     causal, _ = load_pretrained(transformers.AutoModelForCausalLM, folder, path, **options)
     causal.eval()
+    if header is not None:
+        limit_to_window(header, causal.config)
     ending = dict.fromkeys([*eos, *_listed(causal.generation_config.eos_token_id)])
     return causal, path.stem if path.is_file() else path.name, files, facts, list(ending)
 
@@ -130,10 +135,11 @@ def decoder_source(
     return Source("torch", name, without_cache(cached.clone()), run, files, known, decoder=decoder)
 
 
-def _whereabouts(path: Path) -> tuple[Path, dict[str, str]]:
-    """The folder for transformers' `from_pretrained`, and what it must be told to find a GGUF file there."""
+def _whereabouts(path: Path) -> tuple[Path, dict[str, str], Header | None]:
+    """The folder for transformers' `from_pretrained`, and of a GGUF file what it must be told to find it, and its
+    header."""
     if path.is_dir() and (path / "config.json").is_file():
-        return path, {}
+        return path, {}, None
     found = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
@@ -144,8 +150,8 @@ def _whereabouts(path: Path) -> tuple[Path, dict[str, str]]:
         import gguf  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConversionError(f'{found[0]}: GGUF files need a package: pip install "edgelora[gguf]"') from error
-    check_gguf(found[0])
-    return found[0].parent, {"gguf_file": found[0].name}
+    header = check_gguf(found[0])
+    return found[0].parent, {"gguf_file": found[0].name}, header
 
 
 def _text_files(

@@ -42,8 +42,8 @@ class Header:
     data: int
 
 
-def check_gguf(path: Path) -> None:
-    """Hold a file against its header.
+def check_gguf(path: Path) -> Header:
+    """Hold a file against its header, which is returned.
 
     Raises:
         ConversionError: it is no GGUF file, is one of several parts, ends early, or has codes that gguf does not know.
@@ -69,6 +69,7 @@ def check_gguf(path: Path) -> None:
             f"{path}: is not whole: it has {size:,} bytes, and its tensors take {max(ends):,} ({_some(beyond)}); fetch "
             "it again"
         )
+    return header
 
 
 def _bytes(tensor: Tensor, sizes: tuple[int, int]) -> int:
