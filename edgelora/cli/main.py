@@ -28,7 +28,13 @@ device:   train one person's adapter          edgelora train home.edgelora --ada
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says in a line what is wrong, without all of a verb's options before it."""
+    """A parser that says in a line what is wrong, without all of a verb's options before it.
+
+    Options are written out: half of `--json` would not be known as it where the words cannot be parsed.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; `{self.prog} --help` tells more")

@@ -27,6 +27,15 @@ def test_wrong_words_are_json_where_that_is_asked_for(run: Command):
     assert err == f"edgelora: {said['error']}\n" and "`edgelora train --help`" in err
 
 
+@pytest.mark.parametrize(
+    "words", [("info", "x", "--js"), ("adapters", "x", "--js", "list"), ("generate", "x", "--lora-alph", "4")]
+)
+def test_an_option_is_written_out(run: Command, words: tuple[str, ...]):
+    """Half of --json would ask for results in JSON, and for errors in words."""
+    asked = next(word for word in words if word.startswith("--"))
+    assert f"unrecognized arguments: {asked}" in run.refused(*words)
+
+
 NAMES = [
     "../x",
     "..",
