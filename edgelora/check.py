@@ -30,7 +30,7 @@ from edgelora.language_checks import check_decode
 from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest
 from edgelora.parity import parity_errors, parity_samples, parity_tolerance, source_spread, written_sample
 from edgelora.probes import Feeds
-from edgelora.quantization import QuantizedVerdict, check_quantization
+from edgelora.quantization import QuantizedVerdict, check_quantization, has_twin
 from edgelora.session import ENGINE_VERSION
 
 _LARGE = 1 << 15  # numbers of a sample, as pictures and sounds have
@@ -139,7 +139,7 @@ def check(
         progress(prefix.file)
         graphs += check_prefix(bundle, prefix, inputs, rng)
     passed = all(v.passed for v in (*outputs, *points, *graphs, *quantized))
-    unreached = tuple(point.id for point in manifest.trainable if quantized and point.id not in decided)
+    unreached = tuple(point.id for point in manifest.trainable if has_twin(bundle) and point.id not in decided)
     found = (tuple(points), tuple(graphs), ENGINE_VERSION, quantized, unreached, outputs, divergence)
     return Verdict(passed, max(v.error for v in outputs), len(samples), *found)
 

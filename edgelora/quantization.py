@@ -37,13 +37,18 @@ class QuantizedVerdict:
     passed: bool
 
 
+def has_twin(bundle: Bundle) -> bool:
+    """Whether the bundle was quantized at conversion, so that the answers of its float32 twin lie in it."""
+    return QUANTIZATION_FILE in bundle.manifest.files
+
+
 def check_quantization(bundle: Bundle) -> tuple[QuantizedVerdict, ...]:
     """A verdict for every point that a gradient reaches; none where the bundle was not quantized at conversion.
 
     Raises:
         BundleError: the twin's answers cannot be read.
     """
-    if QUANTIZATION_FILE not in bundle.manifest.files:
+    if not has_twin(bundle):
         return ()
     path = bundle.path / QUANTIZATION_FILE
     try:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -192,11 +192,20 @@ def _made_by(adapter: Adapter, decisive: Mapping[str, Any], first: AdapterConfig
 
 
 def _notes(manifest: Manifest, trainer: Trainer, config: TrainingConfig) -> tuple[str, ...]:
-    """What augmentation costs where the bundle could have kept the prefix's values."""
-    could = chosen_prefix(manifest, config.train_last, keeps=True) is not None
-    if not (trainer.augmented and could and config.cache is not None):
-        return ()
-    return ("augmented samples are others in each epoch: the frozen layers ran at every step, and nothing was kept",)
+    """What augmentation costs where the bundle could have kept the prefix's values, and points that learned nothing."""
+    notes: list[str] = []
+    if trainer.augmented and config.cache is not None and chosen_prefix(manifest, config.train_last, keeps=True):
+        notes.append(
+            "augmented samples are others in each epoch: the frozen layers ran at every step, and nothing was kept"
+        )
+    told: object = (manifest.verification or {}).get("unreached")
+    points = trainer.adapter.joined(manifest) if isinstance(told, list) else ()
+    if unreached := [point.id for point in points if point.id in cast("list[object]", told)]:
+        notes.append(
+            f"no gradient reached {', '.join(unreached)} when the bundle was checked: what was trained there may be "
+            "as it began"
+        )
+    return tuple(notes)
 
 
 def _held_back(model: Model, name: str, identity: str) -> Adapter | None:

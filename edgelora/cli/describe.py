@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +117,10 @@ def run_info(options: argparse.Namespace) -> None:
             f"on {verification['parity_samples']} samples, largest gradient error {worst:.1e} over "
             f"{len(verification['points'])} points (ONNX Runtime {verification['onnxruntime']})"
         )
-        cosines = [q["cosine"] for q in verification.get("quantized", ())]
-        if cosines:
-            lines.append(" " * 15 + cosines_text(cosines, verification.get("unreached", ())))
+        cosines = {q["id"]: q["cosine"] for q in verification.get("quantized", ())}
+        unreached = verification.get("unreached", ())
+        if cosines or unreached:
+            lines.append(" " * 15 + cosines_text(cosines, unreached))
     emit(options, summary(manifest, bundle.path), "\n".join(lines))
 
 
@@ -187,12 +188,17 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:_MOST_NAMES])}{more}"
 
 
-def cosines_text(cosines: Sequence[float], unreached: Sequence[str]) -> str:
-    """How near the gradients of a quantized base are to float32's: by the mean and the least a check decides."""
-    mean = sum(cosines) / len(cosines)
+def cosines_text(cosines: Mapping[str, float], unreached: Sequence[str]) -> str:
+    """How near a quantized base's gradients are to float32's, by point: the mean and the least, which a check decides.
+
+    Points that no gradient reaches have none.
+    """
+    if not cosines:
+        return f"no gradient reaches {listed(unreached)}, so that there are no cosines with float32 gradients"
+    mean, least = sum(cosines.values()) / len(cosines), min(cosines, key=lambda point: cosines[point])
     without = f" (none reaches {listed(unreached)})" if unreached else ""
     told = f"{mean:.4f} on the mean of {len(cosines)} points{without}"
-    return f"cosines with float32 gradients {told}, least {min(cosines):.4f}"
+    return f"cosines with float32 gradients {told}, least {cosines[least]:.4f} ({least})"
 
 
 def summary(manifest: Manifest, path: Path) -> dict[str, Any]:

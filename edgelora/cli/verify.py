@@ -111,12 +111,11 @@ def verdict_text(verdict: Verdict) -> str:
     """The verdict in a line."""
     said = f"check {'passed' if verdict.passed else 'FAILED'}: {parity_text(verdict)}"
     worst = max((v.error for v in (*verdict.points, *verdict.graphs)), default=0.0)
-    if not verdict.quantized:
+    if not (verdict.quantized or verdict.unreached):
         return f"{said}, largest gradient error {worst:.1e} over {len(verdict.points)} points"
-    least = min(verdict.quantized, key=lambda q: q.cosine)
-    cosines = cosines_text([q.cosine for q in verdict.quantized], verdict.unreached)
+    cosines = cosines_text({q.id: q.cosine for q in verdict.quantized}, verdict.unreached)
     asked = f"differences at {len(verdict.points)} points, coarse for rounded outputs, within {worst:.1e}"
-    return f"{said}, {cosines} ({least.id}); {asked}"
+    return f"{said}, {cosines}; {asked}"
 
 
 def parity_text(verdict: Verdict) -> str:

@@ -330,3 +330,20 @@ def test_a_point_that_no_gradient_reaches_is_named_and_has_no_cosine(tmp_path, c
     assert [q["id"] for q in verdict["quantized"]] == ["first", "last"]
     assert main(["info", str(bundle.path)]) == 0
     assert "on the mean of 2 points (none reaches dead)" in capsys.readouterr().out
+
+
+def test_a_base_of_which_no_gradient_reaches_a_point_names_them_all(tmp_path, capsys):
+    """Also where it was quantized, so that there is no cosine to tell."""
+    net = Net(17)
+    net.weights["shut.bias"] = np.full(16, -1e6, np.float32)
+    dead = net("Relu", net("Add", net.linear(net.linear("x", "first", 16, 16), "second", 16, 16), "shut.bias"))
+    net.output(net("Add", "x", dead), "y")
+    rows = ["batch", 16]
+    bundle = to_bundle(net.model([("x", FLOAT, rows)], [("y", FLOAT, rows)]), tmp_path, quantize="int8")
+    assert main(["check", str(bundle.path), "--json"]) == 0
+    verdict = json.loads(capsys.readouterr().out)
+    assert verdict["unreached"] == ["first", "second"] and not verdict["quantized"]
+    told = "no gradient reaches first, second"
+    for verb in ("check", "info"):
+        assert main([verb, str(bundle.path)]) == 0
+        assert told in capsys.readouterr().out

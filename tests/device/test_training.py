@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from edgelora import LoraConfig, TrainingConfig, evaluate
 from edgelora.adapter import new_adapter, to_files
+from edgelora.bundle import Bundle
 from edgelora.data import TextSample
 from edgelora.errors import ConfigError, DataError
 from edgelora.runtime import Model
@@ -19,6 +21,7 @@ from edgelora.tasks import objective_for
 from edgelora.trainer import Trainer
 from tests.device import tiny
 from tests.device.learning import FAST, assert_close, differs, pairs, relabelled, samples, tagged, trained
+from tests.device.spoil import edit_manifest
 
 # --- the step ---------------------------------------------------------------------------------------------
 
@@ -265,3 +268,19 @@ def test_patience_without_validation_is_refused(open_model):
 def test_a_validation_label_that_was_not_trained_is_named(open_model):
     with pytest.raises(DataError, match="freezing"):
         trained(open_model(), FAST, validation=[TextSample("the hall", "freezing")])
+
+
+# --- what is told -----------------------------------------------------------------------------------------
+
+
+def test_points_that_no_gradient_reached_are_told(damaged: Path, tmp_path: Path):
+    """Of those that a check named, the adapter's own."""
+    first, second, *others = [point.id for point in Bundle.open(damaged).manifest.points]
+    edit_manifest(verification={"unreached": [first, others[-1]]})(damaged)
+    model = Model.open(damaged, tmp_path / "store")
+    told = {
+        name: trained(model, replace(FAST, max_steps=1), name, LoraConfig(r=2, target_modules=points))[0].notes
+        for name, points in {"a": (first, second), "b": (second,)}.items()
+    }
+    assert told["b"] == ()
+    assert len(told["a"]) == 1 and f"no gradient reached {first} when" in told["a"][0]
