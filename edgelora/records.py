@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from edgelora.errors import DataError
 from edgelora.paths import is_file, is_folder
+from edgelora.unicode import NOT_UNICODE, is_unicode
 
 T = TypeVar("T")
 _LINE_LIMIT = 1 << 20  # bytes
@@ -189,7 +190,9 @@ def text_field(record: Record, field: str) -> str:
         raise ValueError(f"no field {field!r}; it has {', '.join(map(repr, record)) or 'none'}")
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"the field {field!r} must be a text that is not blank")
-    return _unicode(value, field)
+    if not is_unicode(value):
+        raise ValueError(f"the field {field!r} is {NOT_UNICODE}")
+    return value
 
 
 def adapter_field(record: Record) -> str | None:
@@ -198,15 +201,6 @@ def adapter_field(record: Record) -> str | None:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"the field 'adapter' must be a name, not {shown(cast(object, value))}")
     return (value or "").strip() or None
-
-
-def _unicode(text: str, field: str) -> str:
-    """The text, if it is valid: JSON may hold halves of surrogate pairs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"the field {field!r} is not valid Unicode") from None
-    return text
 
 
 def label_field(record: Record) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgelora.errors import BundleError, DataError, EdgeLoraError
 from edgelora.inputs import TokenInputs
 from edgelora.manifest import TensorSpec
+from edgelora.unicode import NOT_UNICODE, is_unicode
 
 Ints = NDArray[np.int64]
 IGNORED = -100
@@ -149,7 +150,5 @@ def text_settings(preprocessing: Mapping[str, Any], folder: Path) -> tuple[str, 
 def check_unicode(texts: Sequence[str]) -> None:
     """Raise DataError, with its number, for a text that is not valid Unicode."""
     for number, text in enumerate(texts, 1):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"text {number} is not valid Unicode (half of a surrogate pair)") from error
+        if not is_unicode(text):
+            raise DataError(f"text {number} is {NOT_UNICODE}")

@@ -14,6 +14,7 @@ from edgelora.errors import ConfigError
 from edgelora.manifest import Manifest
 from edgelora.methods import UNKNOWN, BaseValues, method_of, no_graphs
 from edgelora.targets import select_points
+from edgelora.unicode import NOT_UNICODE, is_unicode
 
 
 def new_adapter(
@@ -59,13 +60,4 @@ def label_problems(labels: Sequence[str]) -> list[str]:
     """What is wrong with the names of classes: blank, given twice, or not valid Unicode."""
     problems = [f"the label {label!r} is blank" for label in labels if not label.strip()]
     problems += [f"the label {label!r} is given {n} times" for label, n in Counter(labels).items() if n > 1]
-    return problems + [f"the label {label!r} is not valid Unicode" for label in labels if not _is_unicode(label)]
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether the text can be written as UTF-8: JSON may hold halves of surrogate pairs, which cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return problems + [f"the label {label!r} is {NOT_UNICODE}" for label in labels if not is_unicode(label)]

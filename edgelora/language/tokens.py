@@ -19,6 +19,7 @@ from edgelora.language.chat import TIME, ChatTemplate
 from edgelora.language.packing import Ints, RowInputs, row_of
 from edgelora.manifest import LanguageModel
 from edgelora.text import load_tokenizer, text_settings
+from edgelora.unicode import NOT_UNICODE, is_unicode
 
 _LEADS = "\n."
 
@@ -141,10 +142,8 @@ class Tokens:
         Raises:
             DataError: the text is not valid Unicode. BundleError: a token that the model does not know.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError("the text is not valid Unicode (bytes that are not UTF-8, or half a pair)") from error
+        if not is_unicode(text):
+            raise DataError(f"the text is {NOT_UNICODE}")
         encoded = self._tokenizer.encode(text, add_special_tokens=special)
         ids = np.asarray(encoded.ids, np.int64)
         if ids.size and (largest := int(ids.max())) >= self.vocabulary:

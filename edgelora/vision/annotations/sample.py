@@ -14,6 +14,7 @@ from edgelora.media.files import content_record
 from edgelora.media.images import picture_size
 from edgelora.paths import is_file
 from edgelora.records import first_of
+from edgelora.unicode import is_unicode
 
 _EDGE = 1.0  # pixels that a box may end beyond the picture, as tools round; it is cut off there
 Corners = tuple[float, float, float, float]
@@ -129,10 +130,9 @@ def number(value: object, what: str) -> float:
 def label_text(value: object, what: str) -> str:
     """A class's name. Raises ValueError for anything but a text that is not blank."""
     text = value.strip() if isinstance(value, str) else ""
-    with contextlib.suppress(UnicodeEncodeError):
-        if text and text.encode():
-            return text
-    raise ValueError(f"{what} must be the name of a class")
+    if not text or not is_unicode(text):
+        raise ValueError(f"{what} must be the name of a class")
+    return text
 
 
 def find_picture(name: str, folders: Sequence[Path]) -> Path:
