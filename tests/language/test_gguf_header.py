@@ -39,6 +39,13 @@ def of_codes(content: bytes, kind: int) -> bytes:
     return content[:at] + struct.pack("<I", kind) + content[at + 4 :]
 
 
+def endless(content: bytes, name: bytes) -> bytes:
+    """The file with an array that says to be very long."""
+    at = content.index(name) + len(name)
+    assert struct.unpack_from("<I", content, at) == (9,)  # an array
+    return content[: at + 8] + struct.pack("<Q", 1 << 60) + content[at + 16 :]
+
+
 def one_of_two(content: bytes) -> bytes:
     """The file with a fact more: that it is split."""
     tensors, facts = struct.unpack_from("<QQ", content, 8)
@@ -53,6 +60,8 @@ DAMAGED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "version 1": (lambda c: c[:4] + struct.pack("<I", 1) + c[8:], "GGUF of version 1; 2 and 3 are read"),
     "cut in the header": (lambda c: c[:300], "ends within its header"),
     "a length that lies": (lambda c: c[:24] + b"\xff" * 8 + c[32:], "ends within its header"),
+    "numbers without end": (lambda c: endless(c, b"tokenizer.ggml.token_type"), "ends within its header"),
+    "words without end": (lambda c: endless(c, b"tokenizer.ggml.tokens"), "ends within its header"),
     "cut in the data": (lambda c: c[:-1000], r"not whole: it has [\d,]+ bytes, and its tensors take"),
     "codes of tomorrow": (
         lambda c: of_codes(c, 99),

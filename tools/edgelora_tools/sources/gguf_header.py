@@ -1,7 +1,8 @@
 """What a GGUF file says of itself, read before anything is made of it: is it whole, and can its codes be read?
 
 The layout is that of ggml's docs/gguf.md: a magic, the version, two counts, the facts, and where each tensor lies. The
-reader of the package gguf makes an array of every token, and tells of a cut file by a shape or an index of numpy's.
+reader of the package gguf makes an array of every token, tells of a cut file by a shape or an index of numpy's, and
+does not end where the length of an array lies: it goes on behind the file's end.
 """
 
 from __future__ import annotations
