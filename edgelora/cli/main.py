@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     options = argparse.Namespace(json="--json" in words)
     try:
-        options = _parsed(words)
+        options = parsed(words)
         with warnings.catch_warnings():
             warnings.simplefilter("always", StoreWarning)
             warnings.showwarning = _show_warning
@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _parsed(words: Sequence[str]) -> argparse.Namespace:
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    """The options that the words say. Raises ConfigError: they say none."""
     parser = build_parser()
     options, rest = parser.parse_known_args(words)
     if any(word.startswith("-") for word in rest) or (rest and not hasattr(options, "given")):
