@@ -58,12 +58,20 @@ def _chosen(graph: ir.Graph) -> dict[ir.Node, None]:
     candidates = [node for node in graph if _by_element(node)] if chosen else []
     while found := {node for node in candidates if node not in chosen and _is_beside(node, chosen)}:
         chosen |= found
-    return {node: None for node in graph if node in chosen or (_is_mean(node) and _made_by(node, chosen))}
+    return {node: None for node in graph if node in chosen or (_made_by(node, chosen) and _is_mean(node))}
 
 
 def _is_product(node: ir.Node) -> bool:
     """Whether the node is a convolution of small images by frozen real numbers."""
-    return is_point(node) and is_small(node.outputs[0]) and is_real(operands(node)[1])
+    if not is_point(node) or not is_small(node.outputs[0]):
+        return False
+    x, w, *_ = operands(node)
+    return is_real(w) and _has_known_channels(x)
+
+
+def _has_known_channels(image: ir.Value) -> bool:
+    """Whether the width of an image's rows is known."""
+    return isinstance(dims(image)[1], int)
 
 
 def _made_by(node: ir.Node, nodes: Collection[ir.Node]) -> bool:
@@ -84,7 +92,8 @@ def _first(node: ir.Node) -> ir.Node | None:
     first = h.producer()
     if first is None or not is_point(first) or len(first.inputs) > 2 or len(h.uses()) > 1 or h.is_graph_output():
         return None
-    return None if is_frozen(b) or is_frozen(operands(first)[1]) else first
+    x, a = operands(first)
+    return None if is_frozen(b) or is_frozen(a) or not _has_known_channels(x) else first
 
 
 def _by_element(node: ir.Node) -> bool:
@@ -92,7 +101,7 @@ def _by_element(node: ir.Node) -> bool:
     if node.domain not in ("", "ai.onnx") or node.op_type not in ALONE | TOGETHER or len(node.outputs) != 1:
         return False
     y = node.outputs[0]
-    if y.shape is None or rank(y) < 3 or not is_small(y) or not isinstance(dims(y)[1], int):
+    if not is_small(y) or not _has_known_channels(y):
         return False
     xs = [x for x in node.inputs if x is not None]
     images = [x for x in xs if x.shape is not None and known_equal(dims(x), dims(y))]
@@ -100,12 +109,10 @@ def _by_element(node: ir.Node) -> bool:
 
 
 def _is_mean(node: ir.Node) -> bool:
-    """Whether the node is the mean of an image's places."""
+    """Whether the node, which reads what is computed on rows, is the mean of an image's places."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in ("GlobalAveragePool", "ReduceMean"):
         return False
     x, *axes = operands(node)
-    if x.shape is None or rank(x) < 3 or not isinstance(dims(x)[1], int):
-        return False
     along = [axis_of(axis, x) for axis in ints_of(axes[0]) or []] if axes else []
     return sorted(along) == image_axes(x) or node.op_type == "GlobalAveragePool"
 
