@@ -46,7 +46,7 @@ class GraphVerdict:
 
 def check_graph(bundle: Bundle, record: TrainingGraph, inputs: Feeds, rng: np.random.Generator) -> GraphVerdict:
     """A loss graph, or one with dropout, with an adapter at every point."""
-    same, slope = (ROUNDED_TOLERANCE,) * 2 if rounds_activations(bundle) else (SAME_TOLERANCE, GRADIENT_TOLERANCE)
+    same, slope = _tolerances(bundle)
 
     def place() -> tuple[Feeds, Feeds]:
         return _place(bundle, record, inputs, whole_adapter(bundle, inputs, rng), rng)
@@ -66,9 +66,7 @@ def check_graph(bundle: Bundle, record: TrainingGraph, inputs: Feeds, rng: np.ra
         feeds |= _masks(record, feeds, rng)
         moved = [name for name in feeds if f"grad.{name}" in graph.outputs]
         shares[_ALONG] = loss_slope_error(bundle, record, feeds, moved, rng) / slope
-    where = max(shares, key=lambda name: shares[name])
-    tolerance = slope if where == _ALONG else same
-    return GraphVerdict(record.file, bounded(shares[where] * tolerance), where, shares[where] <= 1)
+    return _worst(record.file, shares, lambda name: slope if name == _ALONG else same)
 
 
 def _place(
@@ -99,37 +97,63 @@ def check_method(
     with no adapter, against LoRA's; every other loss stands against an independent reference, with an adapter at every
     point.
     """
+    same, slope = _tolerances(bundle)
+    if record.loss == "cotangent":
+        off, slopes = _method_slopes(bundle, graphs, inputs, rng)
+        shares = {n: e / same for n, e in off.items()} | {n: e / slope for n, e in slopes.items()}
+        return _worst(record.file, shares, lambda name: same if name in off else slope)
+
+    def place() -> tuple[Feeds, Feeds]:
+        absent = absent_adapter(bundle.manifest, graphs, bundle)
+        values = {**method_adapter(bundle, graphs, absent, rng), **random_head(bundle.manifest, rng)}
+        return _place(bundle, record, inputs, values, rng, graphs)
+
+    def shares_of(feeds: Feeds, made: Feeds) -> dict[str, float]:
+        got, (expected, noise) = bundle.graph(record.file).run(feeds), _expected(bundle, record, feeds, made, graphs)
+        least = _rounding(expected)
+        floors = {n: max(least, noise.get(n, 0.0)) for n in expected}
+        return {n: _gap(got[n], y, floors[n]) / same if n in got else LARGEST for n, y in expected.items()}
+
+    feeds, made = place()
+    shares = least_shares(shares_of(feeds, made), lambda: shares_of(*place()))
+    if not shares:
+        moved = [name for name in feeds if f"grad.{name}" in bundle.graph(record.file).outputs]
+        shares[_ALONG] = loss_slope_error(bundle, record, feeds, moved, rng) / slope
+    return _worst(record.file, shares, lambda name: slope if name == _ALONG else same)
+
+
+def _method_slopes(
+    bundle: Bundle, graphs: str, inputs: Feeds, rng: np.random.Generator
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Of a set of graphs how far each output is from LoRA's with no adapter, and each point's gradient from a slope."""
     manifest, forward = bundle.manifest, bundle.forward_in(graphs)
     absent, head = absent_adapter(manifest, graphs, bundle), random_head(manifest, rng)
     values = method_adapter(bundle, graphs, absent, rng)
-    if record.loss == "cotangent":
-        off, base = forward.run({**inputs, **absent, **head}), {**inputs, **absent_adapter(manifest), **head}
-        same = ROUNDED_TOLERANCE if rounds_activations(bundle) else SAME_TOLERANCE
-        errors = {name: _gap(off[name], y) / same for name, y in bundle.forward.run(base).items()}
-        verdicts: list[PointVerdict] = []
-        for point in manifest.trainable_in(graphs):
-            own = {name: x for name, x in values.items() if name.rpartition(".")[0] == point.id}
-            there = {**inputs, **absent, **head, **own}
-            verdicts += [against_differences(bundle, point.id, there, {n: x}, rng, graphs) for n, x in own.items()]
-        tolerance = ROUNDED_TOLERANCE if rounds_activations(bundle) else GRADIENT_TOLERANCE
-        least = _LEAST * max((abs(v.analytic) for v in verdicts), default=0.0)
-        for verdict in verdicts:
-            if abs(verdict.analytic) > least or abs(verdict.numeric) > 10 * least:  # differences are less exact
-                errors[verdict.id] = max(errors.get(verdict.id, 0.0), verdict.error / tolerance)
-        tolerance = GRADIENT_TOLERANCE
-    else:
-        made = forward.run({**inputs, **values, **head})
-        feeds: Feeds = {**inputs, **values, **head, **loss_feeds(manifest, record, inputs, made, rng)}
-        got, (expected, noise) = bundle.graph(record.file).run(feeds), _expected(bundle, record, feeds, made, graphs)
-        tolerance = ROUNDED_TOLERANCE if rounds_activations(bundle) else SAME_TOLERANCE
-        least = _rounding(expected)
-        floors = {n: max(least, noise.get(n, 0.0)) for n in expected}
-        errors = {n: _gap(got[n], y, floors[n]) / tolerance if n in got else LARGEST for n, y in expected.items()}
-        if not expected:
-            moved = [name for name in values if f"grad.{name}" in got]
-            errors[_ALONG] = loss_slope_error(bundle, record, feeds, moved, rng) / GRADIENT_TOLERANCE
-    where = max(errors, key=lambda name: errors[name])
-    return GraphVerdict(record.file, bounded(errors[where] * tolerance), where, errors[where] <= 1)
+    off, base = forward.run({**inputs, **absent, **head}), {**inputs, **absent_adapter(manifest), **head}
+    gaps = {name: _gap(off[name], y) for name, y in bundle.forward.run(base).items()}
+    verdicts: list[PointVerdict] = []
+    for point in manifest.trainable_in(graphs):
+        own = {name: x for name, x in values.items() if name.rpartition(".")[0] == point.id}
+        there = {**inputs, **absent, **head, **own}
+        verdicts += [against_differences(bundle, point.id, there, {n: x}, rng, graphs) for n, x in own.items()]
+    least = _LEAST * max((abs(v.analytic) for v in verdicts), default=0.0)
+    slopes: dict[str, float] = {}
+    for verdict in verdicts:
+        if abs(verdict.analytic) > least or abs(verdict.numeric) > 10 * least:  # differences are less exact
+            slopes[verdict.id] = max(slopes.get(verdict.id, 0.0), verdict.error)
+    return gaps, slopes
+
+
+def _tolerances(bundle: Bundle) -> tuple[float, float]:
+    """What a graph's results may be from those of another, and from differences."""
+    rounded = rounds_activations(bundle)
+    return (ROUNDED_TOLERANCE, ROUNDED_TOLERANCE) if rounded else (SAME_TOLERANCE, GRADIENT_TOLERANCE)
+
+
+def _worst(file: str, shares: dict[str, float], tolerance: Callable[[str], float]) -> GraphVerdict:
+    """The verdict on a graph by errors that are shares of what is tolerated of each."""
+    where = max(shares, key=lambda name: shares[name])
+    return GraphVerdict(file, bounded(shares[where] * tolerance(where)), where, shares[where] <= 1)
 
 
 def method_adapter(bundle: Bundle, graphs: str, absent: Feeds, rng: np.random.Generator) -> Feeds:
@@ -248,17 +272,15 @@ def _same(bundle: Bundle, file: str, got: Feeds, expected: Feeds) -> GraphVerdic
 
 def _agreement(bundle: Bundle, file: str, at_a_place: Callable[[], tuple[Feeds, Feeds]]) -> GraphVerdict:
     """How far what a graph returns is from all that is expected, both at places that `at_a_place` draws."""
-    tolerance = ROUNDED_TOLERANCE if rounds_activations(bundle) else SAME_TOLERANCE
+    same, _ = _tolerances(bundle)
 
     def shares() -> dict[str, float]:
         got, expected = at_a_place()
         least = _rounding(expected)
         gaps = {name: _gap(got[name], y, least) if name in got else LARGEST for name, y in expected.items()}
-        return {name: gap / tolerance for name, gap in gaps.items()}
+        return {name: gap / same for name, gap in gaps.items()}
 
-    found = least_shares(shares(), shares)
-    where = max(found, key=lambda name: found[name])
-    return GraphVerdict(file, bounded(found[where] * tolerance), where, found[where] <= 1)
+    return _worst(file, least_shares(shares(), shares), lambda _: same)
 
 
 def _expected(

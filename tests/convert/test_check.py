@@ -347,3 +347,15 @@ def test_a_base_of_which_no_gradient_reaches_a_point_names_them_all(tmp_path, ca
     for verb in ("check", "info"):
         assert main([verb, str(bundle.path)]) == 0
         assert told in capsys.readouterr().out
+
+
+def test_the_error_of_another_methods_gradient_is_told_as_it_is(tmp_path):
+    """Also of a quantized base, whose gradients are held to another tolerance."""
+    bundle = to_bundle(networks.transformer(17, layers=1, pooler=False), tmp_path, quantize="int8", methods=("ia3",))
+    (record,) = bundle.manifest.methods["ia3"].training
+    (name, *_) = [y for y in bundle.graph(record.file).outputs if y.endswith(".ia3_out")]
+    edit(bundle.path, record.file, insert_after(name, "Mul", 3.0))
+    (verdict,) = [graph for graph in check(Bundle.open(bundle.path)).graphs if graph.file == record.file]
+    assert not verdict.passed
+    assert verdict.where == name.removeprefix("grad.").rpartition(".")[0]
+    assert verdict.error > 0.3
