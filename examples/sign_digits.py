@@ -21,7 +21,7 @@ from curves import plot_curves
 import edgelora as el
 
 TASK, SIDE, PER_DIGIT = "image-classification", 96, 40
-CONFIG = el.TrainingConfig(num_train_epochs=8, batch_size=16, learning_rate=3e-3)
+CONFIG = el.TrainingConfig(8, batch_size=16, learning_rate=3e-3, load_best_model_at_end=False)
 ADAPTERS = {
     "head alone": el.LoraConfig(target_modules=()),
     "LoRA": el.LoraConfig(r=8, lora_alpha=16),
