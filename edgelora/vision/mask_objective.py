@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelora.errors import DataError
 from edgelora.media.image_inputs import ImageInputs
-from edgelora.objectives import Array, Feeds, Floats, OnSamples
-from edgelora.records import first_of
+from edgelora.objectives import Array, Feeds, Floats
 from edgelora.reference_losses import log_softmax
 from edgelora.vision.mask_files import MaskSample
 from edgelora.vision.masks import IGNORED, Classes, confusion, dice, iou, mean_of_present
+from edgelora.vision.on_pictures import OnPictures
 from edgelora.vision.resampling import classes_of_picture
 
 
-class Segmentation(OnSamples):
+class Segmentation(OnPictures):
     """Cross-entropy of a class per pixel, the mean over a picture's counted pixels, and `dice_weight` times 1 − Dice.
 
     `index` numbers the names of classes, `class_weights` `[classes]` multiply the cross-entropy of their pixels. Masks
@@ -26,7 +25,7 @@ class Segmentation(OnSamples):
     it and of Dice over these.
     """
 
-    loss, metric, higher_is_better = "cross-entropy-dice", "mean_iou", True
+    loss, metric, higher_is_better, wrong = "cross-entropy-dice", "mean_iou", True, "masks of a wrong size"
 
     def __init__(
         self,
@@ -42,20 +41,11 @@ class Segmentation(OnSamples):
         self._weight_of[:classes] = 1 if class_weights is None else class_weights
         self._classes = classes
 
-    @property
-    def pictures(self) -> ImageInputs:
-        assert isinstance(self.data, ImageInputs)
-        return self.data
-
-    def examine(self) -> None:
-        super().examine()
-        problems: list[str] = []
-        for row, sample in enumerate(self.samples):
-            (height, width), (h, w) = sample.size, self.pictures.placement(row).source
-            if (height, width) != (h, w):
-                problems.append(f"{sample.mask}: the mask is {width} × {height} pixels, its picture {w} × {h}")
-        if problems:
-            raise DataError(first_of(problems, "masks of a wrong size"))
+    def problems_of(self, row: int) -> list[str]:
+        sample = self.samples[row]
+        (height, width), (h, w) = sample.size, self.pictures.placement(row).source
+        fits = (height, width) == (h, w)
+        return [] if fits else [f"{sample.mask}: the mask is {width} × {height} pixels, its picture {w} × {h}"]
 
     def loss_inputs(self, rows: NDArray[np.int64], total: float) -> Feeds:
         labels = self._placed(rows)

@@ -7,20 +7,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgelora.errors import DataError
 from edgelora.media.image_inputs import ImageInputs
 from edgelora.media.placement import Placement
-from edgelora.objectives import Array, Feeds, OnSamples
-from edgelora.records import first_of
+from edgelora.objectives import Array, Feeds
 from edgelora.reference_losses import log_softmax
 from edgelora.vision.keypoint_files import KeypointSample
 from edgelora.vision.keypoints import decode, distances, gaussian_maps, oks, pck, sides, sigmas_of
+from edgelora.vision.on_pictures import OnPictures
 
 Reals = NDArray[np.float64]
 SHARES = (0.05, 0.1, 0.2)
 
 
-class Keypoints(OnSamples):
+class Keypoints(OnPictures):
     """Cross-entropy of where each visible point is, over the places of its map, against a Gaussian of `sigma` places.
 
     `index` numbers the names of points, `maps` is the height and width of a map. `swapped` names for a point the one
@@ -29,7 +28,7 @@ class Keypoints(OnSamples):
     they are nothing, as around one point alone, the mean of the other pictures'.
     """
 
-    loss, metric, higher_is_better = "heatmap", "pck@0.1", True
+    loss, metric, higher_is_better, wrong = "heatmap", "pck@0.1", True, "points outside"
 
     def __init__(
         self,
@@ -50,22 +49,13 @@ class Keypoints(OnSamples):
         for name, other in (swapped or {}).items():
             self._mirrored[index[name]] = index[other]
 
-    @property
-    def pictures(self) -> ImageInputs:
-        assert isinstance(self.data, ImageInputs)
-        return self.data
-
-    def examine(self) -> None:
-        super().examine()
-        problems: list[str] = []
-        for row, sample in enumerate(self.samples):
-            height, width = self.pictures.placement(row).source
-            for point in sample.points:
-                if not (0 <= point.x <= width and 0 <= point.y <= height):
-                    where = f"({point.x:g}, {point.y:g}), outside of its {width} × {height} pixels"
-                    problems.append(f"{sample.path}: the point {point.name!r} lies at {where}")
-        if problems:
-            raise DataError(first_of(problems, "points outside"))
+    def problems_of(self, row: int) -> list[str]:
+        sample, (height, width) = self.samples[row], self.pictures.placement(row).source
+        return [
+            f"{sample.path}: the point {p.name!r} lies at ({p.x:g}, {p.y:g}), outside of its {width} × {height} pixels"
+            for p in sample.points
+            if not (0 <= p.x <= width and 0 <= p.y <= height)
+        ]
 
     def weight(self, rows: NDArray[np.int64]) -> float:
         return float(self.visible[rows].sum()) or 1.0
