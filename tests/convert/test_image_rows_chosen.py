@@ -70,6 +70,10 @@ COMPUTED: dict[str, tuple[Callable[[Net], Sequence[str]], list[str]]] = {
     "in groups": (lambda n: [conv(n, "x", "w", groups=2)], ["Conv"]),
     "an operator behind a product": (lambda n: [n("Relu", conv(n, "x", "w"))], []),
     "an operator of which an operand is absent": (lambda n: [n("Clip", conv(n, "x", "w"), "", n.const(0.5))], []),
+    "an absent operand beside no product": (
+        lambda n: [conv(n, "x", "w"), n("Clip", "x", "", n.const(0.5))],
+        ["Clip"],
+    ),
     "operators before a product": (lambda n: [conv(n, n("Tanh", n("Relu", "x")), "w")], []),
     "before a product and an image's reader": (lambda n: both(n, n("Relu", "x")), ["Conv", "Relu"]),
     "before a product, and an output": (lambda n: [y := n("Relu", "x"), conv(n, y, "w")], ["Relu"]),

@@ -119,7 +119,7 @@ def _is_mean(node: ir.Node) -> bool:
 
 def _of_channels(x: ir.Value, axes: int) -> bool:
     """Whether `x` is a number, or one for each channel of an image of so many axes."""
-    if x.shape is None or rank(x) > axes:
+    if x.shape is None:
         return False
     return all(isinstance(d, int) if axis == 1 else d == 1 for axis, d in enumerate(dims(x), axes - rank(x)))
 
