@@ -26,6 +26,7 @@ from edgelora.trainer import Trainer
 from edgelora.training_checks import check_targets
 from edgelora.training_clock import read_began, told_the_time, write_began
 from edgelora.training_config import TrainingConfig
+from edgelora.training_outcome import worsened
 from edgelora.training_report import TrainingReport, recorded, report_of
 from edgelora.training_run import Callback, RunResult, finish, fit, run_id
 from edgelora.training_start import chosen_lora, default_budget, identity_of, merged_labels, starting_adapter
@@ -141,6 +142,7 @@ def train(
                 steps = int(held_back.training["steps"])
                 result = RunResult(held_back, recorded(held_back), steps, ())
             adapter = finish(result, identity, parent, settings)
+            worse = worsened(trainer, start, result) if held_back is None else None
             verdict = None
             if gate is not None and judged is not None:
                 previous = model.store.load(name) if model.store.exists(name) else None
@@ -168,7 +170,7 @@ def train(
         step_seconds_median=median,
         memory=plan,
         gate=verdict,
-        notes=_notes(manifest, trainer, config),
+        notes=(*_notes(manifest, trainer, config), *([] if worse is None else [worse])),
     )
 
 

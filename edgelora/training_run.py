@@ -68,6 +68,8 @@ def fit(
         durations.append(time.perf_counter() - begun)
         progress.step = result.step
         progress.epoch_losses.append(result.loss)
+        if progress.step == 1:
+            progress.first_loss = result.loss
         epoch_ends = place == len(batches) - 1 or progress.step == trainer.total_steps
         if epoch_ends:
             best = _end_epoch(trainer, validation, progress, epoch, best)

@@ -28,7 +28,10 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass
 class Progress:
-    """Where a run is. `history` has an entry per finished epoch: epoch, train_loss, and validation metrics."""
+    """Where a run is. `history` has an entry per finished epoch: epoch, train_loss, and validation metrics.
+
+    `first_loss` is that of the first batch before any step.
+    """
 
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
@@ -37,6 +40,7 @@ class Progress:
     best_epoch: int | None = None
     stopped_early: bool = False
     seconds: float = 0.0
+    first_loss: float | None = None
 
 
 class StateFile:
@@ -161,7 +165,7 @@ def _progress(body: Any) -> Progress:
     numbers: list[object] = [*progress.epoch_losses, progress.seconds]
     for entry in history:
         numbers += cast("dict[str, object]", entry).values()
-    numbers += [] if progress.best_metric is None else [progress.best_metric]
+    numbers += [number for number in (progress.best_metric, progress.first_loss) if number is not None]
     counts: list[object] = [progress.step, *([] if progress.best_epoch is None else [progress.best_epoch])]
     if (
         not all(type(number) in (int, float) for number in numbers)

@@ -100,6 +100,7 @@ def test_records_of_several_kinds_are_learned_together_and_people_evaluated_at_o
         ),
         ({"text": "once upon"}, ("--max-length", "9999"), "max_length 9,999 is more than this model takes, 192"),
         ({"text": "once upon"}, ("--beta", "0"), "beta must be above 0"),
+        ({"text": "once upon"}, ("--ram", "1MB"), "give as much, or shorten the rows (train --max-length)"),
         ({"text": ""}, (), "bad.jsonl, line 1: the field 'text' must be a text that is not blank"),
     ],
 )
@@ -109,6 +110,17 @@ def test_what_cannot_be_learned_is_said_in_a_line(
     path = write_jsonl(tmp_path / "bad.jsonl", [row])
     status, _, err = run("train", "--adapter", "anna", "--data", path, *options)
     assert status == 2 and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(("rate", "steps", "told"), [("1e3", "4", True), ("1e30", "1", True), ("1e-3", "4", False)])
+def test_an_adapter_that_became_worse_is_told(run: Command, tmp_path: Path, rate: str, steps: str, told: bool):
+    """The loss stays finite: behind the last norm no logit is beyond what the head makes of it."""
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    options = ("train", "--adapter", "anna", "--data", path, "--batch-size", "4", "--again", "--lr")
+    assert run(*options, "0.02", "--epochs", "12")[0] == 0  # the base itself is no better than any
+    status, out, err = run(*options, rate, "--epochs", "4", "--max-steps", steps)
+    assert status == 0, err
+    assert ("warning: this adapter is worse than what it began from: the loss of the first batch" in out) == told
 
 
 def test_a_preference_run_that_is_continued_is_the_same_to_the_last_bit(run: Command, tmp_path: Path):
