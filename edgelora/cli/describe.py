@@ -125,7 +125,7 @@ def run_info(options: argparse.Namespace) -> None:
 
 
 def preprocessing_text(manifest: Manifest) -> str:
-    """How what people have becomes the graph's input: of pictures also the size, the fit and the order of channels.
+    """How what people have becomes the graph's input: of pictures the size, the fit, the channels and the values.
 
     Of sounds the window, the rate, how a shorter sound is filled up, and the features.
     """
@@ -142,7 +142,10 @@ def preprocessing_text(manifest: Manifest) -> str:
     settings = ImageSettings.read(manifest.preprocessing, manifest.name)
     height, width = settings.size
     colours = settings.order if settings.channels == 3 else "grey"
-    return f"{kind}, {height} × {width} (height, width), {settings.fit}, {colours}"
+    least, most = settings.range
+    return (
+        f"{kind}, {height} × {width} (height, width), {settings.fit}, {colours}, values from {least:.3g} to {most:.3g}"
+    )
 
 
 def language_text(manifest: Manifest) -> list[str]:

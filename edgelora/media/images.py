@@ -115,6 +115,12 @@ class ImageSettings:
         return Placement.fitted((picture.height, picture.width), self.size, self.fit, self.share)
 
     @property
+    def range(self) -> tuple[float, float]:
+        """The least and the largest number that a pixel can become, of all channels."""
+        mean, std = np.broadcast_arrays(np.array(self.mean), np.array(self.std))
+        return float((-mean / std).min()), float(((255 * self.scale - mean) / std).max())
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one picture in the input."""
         return (self.channels, *self.size) if self.layout == "NCHW" else (*self.size, self.channels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ from edgelora.bundle import Bundle
 from edgelora.check import check
 from edgelora.errors import ConversionError
 from edgelora.gradient_checks import rounds_activations
+from edgelora.media.images import ImageSettings
 from edgelora.parity import PARITY_TOLERANCE, differences, parity_tolerance
 from edgelora.probes import random_pair
 from edgelora_tools.compile import ConvertOptions, convert
+from edgelora_tools.graphs import specs
 from edgelora_tools.measure_shapes import batch_name
+from edgelora_tools.preprocessing import preprocessing_of
 from edgelora_tools.runner import open_session, sample_inputs
 from edgelora_tools.sources import open_source
 from tests.convert.bundles import ROOT
@@ -110,6 +114,20 @@ def test_weights_alone_in_int8_are_computed_in_float32(tiny, tmp_path):
     assert verdict.passed, verdict
     assert PARITY_TOLERANCE["float32"] < verdict.parity
     assert max(p.error for p in verdict.points) < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("pretrainedResnet_quant", (0, 255)), ("vww_96_int8", (0, 1)), ("vww_96_float", (0, 1))]
+)
+def test_codes_say_how_pixels_enter(name, values, tiny):
+    """A picture in codes takes all of them; a file of real numbers does not say, and has the usual ones."""
+    source = open_source(str(tiny / f"{name}.tflite"))
+    options = ConvertOptions(task="image-classification")
+    body, _ = preprocessing_of(source, specs(source.model.graph.inputs), options)
+    made = ImageSettings.read(body, name)
+    np.testing.assert_allclose(made.range, values, rtol=1e-5)
+    own, _ = preprocessing_of(source, specs(source.model.graph.inputs), replace(options, image={"scale": 2.0}))
+    assert own["scale"] == 2.0
 
 
 def test_a_source_is_known_as_well_as_it_knows_itself():

@@ -61,6 +61,8 @@ def graph_source(path: Path, graph: Graph, tokenizer: Path | None = None, channe
     known: dict[str, Any] = {**facts, "tflite": {"sha256": graph.sha256, "weights": weight_tensors(model)}}
     if _computes_in_codes(graph):
         known["source_precision"] = "int8"
+    if (pixels := _pixels(graph)) is not None:
+        known["image"] = pixels
 
     def run(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         return Original(path, str(path), graph, channels_second).run(feeds)
@@ -136,3 +138,18 @@ def _computes_in_codes(graph: Graph) -> bool:
     return any(graph.tensors[i].holds_codes for i in (*graph.inputs, *graph.outputs)) or any(
         graph.tensors[i].dtype in (np.int8, np.uint8) for n in products for i in n.inputs[:2] if i >= 0
     )
+
+
+def _pixels(graph: Graph) -> dict[str, Any] | None:
+    """How pixels from 0 to 255 become the input's real numbers, if it is a picture in codes of 8 bits: all of these.
+
+    Real = scale·(code − zero), and the least code stands for 0: so real = pixel·scale − scale·(zero − least).
+    """
+    (tensor,) = [graph.tensors[i] for i in graph.inputs] if len(graph.inputs) == 1 else (None,)
+    if tensor is None or len(tensor.shape) != 4 or tensor.shape[3] not in (1, 3):
+        return None
+    quantization = tensor.quantization
+    if quantization is None or tensor.dtype not in (np.int8, np.uint8) or quantization.scale.size != 1:
+        return None
+    scale, zero = float(quantization.scale.reshape(-1)[0]), int(quantization.zero.reshape(-1)[0])
+    return {"scale": scale, "mean": [scale * (zero - np.iinfo(tensor.dtype).min)]}
