@@ -47,6 +47,25 @@ class Blocks(torch.nn.Module):
         return x.mean((2, 3))
 
 
+class Recurrent(torch.nn.Module):
+    """Three recurrent layers, whose states have the samples behind the steps, then a linear one of the last step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.linear = torch.nn.LSTM(5, 4, 3, batch_first=True), torch.nn.Linear(4, 6)
+
+    def forward(self, mels: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.layers(mels)[0][:, -1])
+
+
+def recurrent(folder: Path, last: tuple[int, ...], targets: tuple[str, ...]) -> Bundle:
+    torch.manual_seed(0)
+    source = module_source(Recurrent(), {"mels": torch.randn(2, 7, 5)}, "recurrent")
+    options = ConvertOptions(pooling="pooler", target_modules=targets, train_last=last)
+    convert(source, folder / "recurrent.edgelora", options)
+    return Bundle.open(folder / "recurrent.edgelora")
+
+
 def bundle_of(family: str, folder: Path, **options: Any) -> Bundle:
     torch.manual_seed(0)
     if family == "blocks":
@@ -196,8 +215,26 @@ def test_refusals_are_by_name(tmp_path: Path):
         bundle_of("bert", tmp_path, train_last=(3,))
     with pytest.raises(ConversionError, match="choose 1 to"):
         bundle_of("bert", tmp_path, train_last=(0,))
-    with pytest.raises(ConversionError, match="no insertion point stands in a numbered layer"):
-        bundle_of("blocks", tmp_path, pooling="pooler", target_modules=("down", "stem"), train_last=(1,))
+
+
+LAYERS = ("layers", "layers_2", "layers_3")
+
+
+@pytest.mark.parametrize(("last", "points"), [(1, LAYERS[2:]), (2, LAYERS[1:])])
+def test_recurrent_layers_have_no_numbers_and_go_by_the_order_of_the_graph(
+    last: int, points: tuple[str, ...], tmp_path: Path
+):
+    bundle = recurrent(tmp_path, (last,), LAYERS)
+    (prefix,) = bundle.manifest.prefixes
+    assert prefix.points == points
+    assert [spec.shape[1:] for spec in prefix.kept] == [(7, 4)], "the states of the layer before, by the sample"
+    mels = np.random.default_rng(3).standard_normal((ROWS, 7, 5)).astype(np.float32)
+    assert_whole(bundle, prefix, {"mels": mels})
+
+
+def test_a_linear_layer_behind_recurrent_ones_is_the_last(tmp_path: Path):
+    (prefix,) = recurrent(tmp_path, (1,), (*LAYERS, "linear")).manifest.prefixes
+    assert prefix.points == ("linear",) and [spec.shape[1:] for spec in prefix.kept] == [(4,)]
 
 
 def test_blocks_are_told_by_their_path():
@@ -207,6 +244,8 @@ def test_blocks_are_told_by_their_path():
     assert block_of("pooler.dense") is None and block_of("conv2") is None
     points = [InsertionPoint(i, "Conv", 1, 1) for i in ("layer1.0.a", "layer1.1.a", "layer2.0.a", "fc", "layer2.0.b")]
     assert [p.id for p in last_blocks(points, 2)] == ["layer1.1.a", "layer2.0.a", "layer2.0.b"]
+    unnumbered = [InsertionPoint(i, "Conv", 1, 1) for i in ("stem", "down", "fc")]
+    assert [p.id for p in last_blocks(unnumbered, 2)] == ["down", "fc"], "each is a layer"
 
 
 def test_a_fixed_batch_is_refused():

@@ -22,6 +22,7 @@ _CONVOLUTIONS = ("Conv", "ConvInteger")
 _INTEGER = ("MatMulInteger", "ConvInteger")
 _BIAS = {"Gemm": 2, "Conv": 2, "LayerNormalization": 2, "QuantizedProduct": 4, "BlockProduct": 4}  # the input's number
 SKIP, SKIP_INTO = "edgelora.skip", "edgelora.into"  # marks of a node: the id of a skip from its input, and where to
+POINT = "edgelora.point"  # a mark too: the id of the point at a product, which its name alone would not give
 _ANONYMOUS = re.compile(r"onnx::|val_\d|v_\d|/|_|\d+$")
 
 
@@ -108,7 +109,9 @@ def _sites(model: ir.Model, weight_of: Callable[[ir.Node], ir.Value | None], tak
                 found.append((path, weight, node, calls))
             calls.append(use)
     own_first = sorted(found, key=lambda one: scope_of(one[2]) != one[0])  # a module's weight may be used beside it
-    unique_names = {node: numbered(path, taken) for path, _, node, _ in own_first}
+    unique_names = {node: node.metadata_props[POINT] for _, _, node, _ in found if POINT in node.metadata_props}
+    taken.update(unique_names.values())
+    unique_names |= {node: numbered(path, taken) for path, _, node, _ in own_first if node not in unique_names}
     sites: list[Site] = []
     for _, weight, node, uses in found:
         unique = unique_names[node]

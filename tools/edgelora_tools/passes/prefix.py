@@ -13,6 +13,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -25,7 +26,7 @@ from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.composites.quantized import is_quantized
 from edgelora_tools.frozen import is_frozen
 from edgelora_tools.gradients.shapes import dims
-from edgelora_tools.insertion import Site, find_sites
+from edgelora_tools.insertion import POINT, Site, find_sites
 from edgelora_tools.measure_shapes import Sizes, batch_name
 from edgelora_tools.passes.free_names import free_names
 
@@ -42,7 +43,7 @@ KEPT = "prefix.{}"  # names of the values at the cut, in both graphs
 class Cut:
     """A base in two: `prefix` maps the inputs to the values `kept`; `suffix` maps those, and inputs, to the outputs.
 
-    Each kept value is `[batch, ...]`, so that it can be kept by the sample.
+    Each kept value leaves the prefix and enters the suffix as `[batch, ...]`, so that it can be kept by the sample.
     """
 
     prefix: ir.Model
@@ -59,19 +60,20 @@ def block_of(point_id: str) -> str | None:
 def last_blocks(points: Sequence[InsertionPoint], count: int) -> tuple[InsertionPoint, ...]:
     """The points of the last `count` blocks that have any, in the order of the graph.
 
+    Where no point stands in a numbered block, as those of recurrent layers, each is a block of its own.
+
     Raises:
-        ConversionError: no point stands in a numbered block, or there are fewer.
+        ConversionError: there are fewer.
     """
-    blocks = list(dict.fromkeys(block for point in points if (block := block_of(point.id)) is not None))
-    if not blocks:
-        raise ConversionError(
-            f"train_last {count}: no insertion point stands in a numbered layer, so that there are no last ones"
-        )
+    named = {point.id: block_of(point.id) for point in points}
+    if not any(named.values()):
+        named = {point.id: point.id for point in points}
+    blocks = list(dict.fromkeys(block for block in named.values() if block is not None))
     if not 1 <= count <= len(blocks):
         raise ConversionError(
             f"train_last {count}: the insertion points stand in {len(blocks)} layers; choose 1 to {len(blocks)}"
         )
-    return tuple(point for point in points if block_of(point.id) in blocks[-count:])
+    return tuple(point for point in points if named[point.id] in blocks[-count:])
 
 
 def cut_before(base: ir.Model, points: Sequence[InsertionPoint], sizes: Sizes) -> Cut:
@@ -84,9 +86,18 @@ def cut_before(base: ir.Model, points: Sequence[InsertionPoint], sizes: Sizes) -
     base = sizes_of_inputs(base.clone())
     values = values_before(base, points, sizes)
     names = [str(v.name) for v in values]
-    cut = Cut(_prefix(base, names), _suffix(base, names), tuple(values))
+    batch = batch_name(base)
+    assert batch is not None  # `values_before` has asked
     wanted = {point.id for point in points}
-    _check_sites([site for site in find_sites(base) if site.point.id in wanted], cut.suffix)
+    sites = [site for site in find_sites(base) if site.point.id in wanted]
+    for site in _otherwise_named(sites, _suffix(base, names, batch)):
+        site.uses[0].product.metadata_props[POINT] = site.point.id
+    cut = Cut(_prefix(base, names, batch), _suffix(base, names, batch), tuple(values))
+    if wrong := _otherwise_named(sites, cut.suffix):
+        raise ConversionError(
+            f"cut before the last layers, {', '.join(site.point.id for site in wrong)} cannot be told from others of "
+            "the name: export with names"
+        )
     return cut
 
 
@@ -96,12 +107,14 @@ def values_before(base: ir.Model, points: Sequence[InsertionPoint], sizes: Sizes
     if batch is None:
         raise ConversionError("a prefix is kept by the sample, and the inputs have no dynamic batch: export with one")
     wanted = {point.id for point in points}
-    blocks = {block_of(point.id) for point in points}
+    blocks = {block_of(point.id) or point.id for point in points}
     every = find_sites(base)
     sites = [site for site in every if site.point.id in wanted]
     readers = _readers(base.graph)
     changed = _downstream([use.reader for site in sites for use in site.uses], readers)
-    inside = [use.product for site in every if block_of(site.point.id) in blocks for use in site.uses]
+    inside = [
+        use.product for site in every if (block_of(site.point.id) or site.point.id) in blocks for use in site.uses
+    ]
     heavy = _heavy_values(base.graph, _downstream(inside, readers), batch)
     ends = {
         y
@@ -189,7 +202,7 @@ def _heavy_values(graph: ir.Graph, passed_over: Collection[ir.Node], batch: str)
         read = values_read(node)
         follows = any(x in behind for x in read)
         weighs = any(is_frozen(x) and _weighs(node, x) for x in read)
-        mine = [y for y in node.outputs if _leads(y, batch)]
+        mine = [y for y in node.outputs if _axis(y, batch) is not None]
         if (weighs or (follows and node.op_type in _PRODUCTS)) and mine:
             behind.update(node.outputs)
             if node not in passed_over:
@@ -208,17 +221,30 @@ def _weighs(node: ir.Node, frozen: ir.Value) -> bool:
     return len(shape) > 1 and (multiplies or elements > _TABLE)
 
 
-def _leads(value: ir.Value, batch: str) -> bool:
-    return value.shape is not None and len(value.shape) > 0 and dims(value)[0] == batch
+def _axis(value: ir.Value, batch: str) -> int | None:
+    """The axis of the samples: the first, or the only one there is; recurrent layers have it behind that of steps."""
+    axes = [] if value.shape is None else [axis for axis, d in enumerate(dims(value)) if d == batch]
+    return axes[0] if axes[:1] == [0] or len(axes) == 1 else None
+
+
+def _turned(op: Any, value: ir.Value, axis: int, back: bool = False) -> ir.Value:
+    """The value with its axis of samples first; with `back` a value that is so, as it was."""
+    rank = len(dims(value))
+    order = [axis, *(a for a in range(rank) if a != axis)]
+    order = [order.index(a) for a in range(rank)] if back else order
+    made = op.Transpose(value, perm=order)
+    made.type, made.shape = value.type, ir.Shape([dims(value)[a] for a in order])
+    return made
 
 
 def _bytes(value: ir.Value, batch: str, sizes: Sizes) -> int:
     """What a sample's share of the value takes; without bound where it does not go by the sample."""
-    if value.dtype is None or not _leads(value, batch) or value.dtype == ir.DataType.STRING:
+    axis = _axis(value, batch)
+    if value.dtype is None or axis is None or value.dtype == ir.DataType.STRING:
         return _UNBOUNDED
     known = {name: size for name, size in sizes.items() if name != batch}
     try:
-        rest = [evaluate_dimension("?" if d is None else d, known) for d in dims(value)[1:]]
+        rest = [evaluate_dimension("?" if d is None else d, known) for a, d in enumerate(dims(value)) if a != axis]
     except ConfigError:
         return _UNBOUNDED
     return max(math.prod(rest) * value.dtype.numpy().itemsize, 1)
@@ -294,10 +320,12 @@ def _way(left: Flow, source: Place, sink: Place) -> list[tuple[Place, Place]] | 
     return None
 
 
-def _prefix(base: ir.Model, names: Sequence[str]) -> ir.Model:
-    """Inputs -> the values of these names."""
+def _prefix(base: ir.Model, names: Sequence[str], batch: str) -> ir.Model:
+    """Inputs -> the values of these names, the axis of samples first."""
     model = base.clone()
-    values = _by_name(model.graph, names)
+    op = GraphBuilder(free_names(model.graph)).op
+    axes = [_axis(value, batch) or 0 for value in _by_name(model.graph, names)]
+    values = [_turned(op, v, axis) if axis else v for v, axis in zip(_by_name(model.graph, names), axes, strict=True)]
     model.graph.outputs[:] = values
     common.RemoveUnusedNodesPass()(model)
     model.graph.inputs[:] = [x for x in model.graph.inputs if x.uses()]
@@ -306,16 +334,22 @@ def _prefix(base: ir.Model, names: Sequence[str]) -> ir.Model:
     return model
 
 
-def _suffix(base: ir.Model, names: Sequence[str]) -> ir.Model:
+def _suffix(base: ir.Model, names: Sequence[str], batch: str) -> ir.Model:
     """The values of these names, as inputs beside the model's own -> outputs."""
     model = base.clone()
     graph = model.graph
+    op = GraphBuilder(free_names(graph)).op
     for number, value in enumerate(_by_name(graph, names)):
-        kept = ir.Input(KEPT.format(number), shape=value.shape, type=value.type)
-        for node, position in list(value.uses()):
-            node.replace_input_with(position, kept)
-        graph.outputs[:] = [kept if y is value else y for y in graph.outputs]
+        axis, sizes = _axis(value, batch) or 0, dims(value)
+        shape = ir.Shape([sizes[axis], *sizes[:axis], *sizes[axis + 1 :]])
+        kept = ir.Input(KEPT.format(number), shape=shape, type=value.type)
+        uses = list(value.uses())
         graph.inputs.append(kept)
+        stands = _turned(op, kept, axis, back=True) if axis else kept
+        for node, position in uses:
+            node.replace_input_with(position, stands)
+        graph.outputs[:] = [stands if y is value else y for y in graph.outputs]
+    common.TopologicalSortPass()(model)
     common.RemoveUnusedNodesPass()(model)
     return model
 
@@ -325,11 +359,7 @@ def _by_name(graph: ir.Graph, names: Sequence[str]) -> list[ir.Value]:
     return [made[name] for name in names]
 
 
-def _check_sites(sites: Sequence[Site], suffix: ir.Model) -> None:
-    """Raise ConversionError unless every site is whole in the suffix, under the same id."""
+def _otherwise_named(sites: Sequence[Site], suffix: ir.Model) -> list[Site]:
+    """The sites that are not whole in the suffix under the same id: the same names are numbered by their order."""
     there = {site.point.id: [use.output.name for use in site.uses] for site in find_sites(suffix)}
-    wrong = [s.point.id for s in sites if there.get(s.point.id) != [use.output.name for use in s.uses]]
-    if wrong:
-        raise ConversionError(
-            f"cut before the last layers, {', '.join(wrong)} cannot be told from others of the name: export with names"
-        )
+    return [s for s in sites if there.get(s.point.id) != [use.output.name for use in s.uses]]
