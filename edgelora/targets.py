@@ -103,6 +103,9 @@ def _unmatched(setting: str, patterns: Patterns, ids: Sequence[str]) -> list[str
     for one in each:
         if not any(matches(one, point_id) for point_id in ids):
             shown = one if isinstance(one, str) else str(one[0] if one else "")
+            if not isinstance(patterns, str) and (shown == ALL_LINEAR or shown.startswith("re:")):
+                lines.append(f"{setting}: {shown} stands alone, without other names")
+                continue
             near = nearest(shown, ids) if len(lines) < _HINTED else []
             hint = f"the nearest names are {', '.join(near)}" if near else "`edgelora points` lists the names"
             lines.append(f"{setting}: {shown!r} matches no insertion point; {hint}")

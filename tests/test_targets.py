@@ -152,6 +152,13 @@ def test_every_pattern_that_matches_nothing_is_named_with_the_nearest_names():
     assert re.search(r"exclude_modules: 'intermediat.dense' .* intermediate\.dense", lines[2])
 
 
+def test_what_stands_alone_is_told_among_names():
+    points = [InsertionPoint(name, "MatMul", 4, 4) for name in BERT]
+    for alone in ("all-linear", "re:.*query"):
+        with pytest.raises(ConfigError, match=rf"target_modules: {re.escape(alone)} stands alone, without other names"):
+            select_points(points, LoraConfig(target_modules=(alone, "query")))
+
+
 def test_a_regular_expression_that_matches_nothing_is_an_error():
     with pytest.raises(ConfigError, match="self_attention"):
         chosen(LoraConfig(target_modules=r".*self_attention.*"), BERT)

@@ -162,7 +162,8 @@ def run_convert(options: argparse.Namespace) -> int:
     spec, defaults = options.source, {}
     if options.task is not None:
         task_named(options.task)
-    desktop("bundle_writer").check_destination(Path(options.output), options.overwrite)
+    if options.source_output != "?":  # which lists the tensors, and writes nothing
+        desktop("bundle_writer").check_destination(Path(options.output), options.overwrite)
     tell(f"reading {spec}")
     if spec.startswith("recipe:"):
         recipes = desktop("recipes")

@@ -17,6 +17,7 @@ SUFFIXES = (".wav",)
 MOST_BYTES = 100_000_000  # of a file
 RATES = (1_000, 192_000)  # Hz
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
+_CODINGS = {_PCM: "integers", _FLOAT: "floating point", 2: "ADPCM", 6: "A-law", 7: "µ-law", 0x11: "ADPCM", 0x55: "MP3"}
 _MOST_CHANNELS = 32
 _OTHERS = {  # by how a file begins
     b"ID3": "MP3",
@@ -50,7 +51,7 @@ class _Format:
 
     @property
     def name(self) -> str:
-        return {_PCM: "integers", _FLOAT: "floating point"}.get(self.tag, f"format {self.tag:#06x}")
+        return _CODINGS.get(self.tag, f"format {self.tag:#06x}")
 
 
 def read_wav(source: str | Path | bytes, name: str = "sound") -> Sound:

@@ -74,7 +74,10 @@ def sound_encoder(model: Model) -> SoundEncoder:
         ConfigError: it takes none.
     """
     if not isinstance(model.encoder, SoundEncoder):
-        raise ConfigError("this bundle takes arrays, not sounds: build an objective from edgelora.objectives")
+        raise ConfigError(
+            "this bundle takes arrays, not sounds: convert the model again with --sound, and with --log-mel or "
+            "--features if it reads a spectrum; arrays train in Python, with an objective of edgelora.objectives"
+        )
     return model.encoder
 
 

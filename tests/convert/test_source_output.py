@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgelora.cli.main import main
 from edgelora.errors import ConversionError
 from edgelora_tools.bundle_writer import base_digest
 from edgelora_tools.compile import source_outputs
@@ -93,3 +94,11 @@ def test_the_tokens_before_the_last_layer_of_an_encoder(tmp_path):
     assert_checked(bundle)
     (out,) = source_outputs(open_source(str(path)), bundle.manifest, tokens_of(3, 5)).values()
     assert out.shape[:2] == (3, 5)
+
+
+def test_listing_the_tensors_asks_for_no_new_place(transformer_file, tmp_path, capsys):
+    arguments = ["convert", str(transformer_file), "-o", str(tmp_path)]
+    assert main([*arguments, "--source-output", "?"]) == 2
+    assert "the source's tensors, in its order" in capsys.readouterr().err
+    assert main(arguments) == 2
+    assert "exists; choose another -o" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -226,11 +226,25 @@ def test_settings_that_do_not_make_the_models_input(bundle_of: Any, tmp_path: Pa
     refused(
         r"make 65 frames, and the model takes 20", SoundOptions({"seconds": 1, "rate": 8000}, {"mels": 16, "hop": 125})
     )
+    refused(
+        "41 frames, and the model takes 20.*or center=false",
+        SoundOptions({"seconds": 0.5}, {"n_fft": 256, "hop": 200, "mels": MELS}),
+    )
     refused("no speed; there are rate, seconds", SoundOptions({"speed": 2}, {"mels": 16}))
     refused("fill must be one of", SoundOptions({"fill": "loop"}, {"mels": 16}))
     refused("rate is 8000 Hz and the spectrum's 16,000", SoundOptions({"rate": 8000}, {"mels": 16, "rate": 16000}))
     refused("exclude each other", SoundOptions({}, {"mels": 16}, tmp_path / "a.onnx"))
     refused("no such file of features", SoundOptions({"seconds": 1}, features=tmp_path / "a.onnx"))
+
+
+def test_sounds_for_a_model_of_arrays_are_refused_with_the_remedy(tmp_path: Path):
+    source = module_source(Hearing(), {"mels": torch.randn(2, FRAMES, MELS)}, "hearing")
+    convert(source, tmp_path / "arrays.edgelora", ConvertOptions(task="audio-classification"))
+    data = write_tones(tmp_path / "tones", TONES, 2)
+    model = Model.open(tmp_path / "arrays.edgelora", tmp_path / "store")
+    with pytest.raises(ConfigError, match=r"takes arrays, not sounds: convert .* --sound, and with --log-mel"):
+        train(model, "anna", model.task.read(data), config=CONFIG)
+    assert not list((tmp_path / "store").rglob("anna"))
 
 
 def test_a_file_of_features_is_used_as_it_is(bundle_of: Any, sounds: Path, tmp_path: Path):

@@ -40,6 +40,7 @@ from edgelora_tools.skips import with_skips
 from edgelora_tools.sources import GENERATION
 from edgelora_tools.sources.base import Source
 from edgelora_tools.sources.fixed import fixed
+from edgelora_tools.sources.inside import EVERY
 from edgelora_tools.training_graphs import training_graph, training_graphs
 from edgelora_tools.vocabulary import head_weights, vocabulary_head
 from edgelora_tools.written_text import written_text
@@ -79,7 +80,8 @@ def convert(
     Raises:
         ConversionError: what about the source cannot be converted, by name; or what training within the budget lacks.
     """
-    check_destination(destination, options.overwrite)
+    if options.output != EVERY:  # which lists the source's tensors, and writes nothing
+        check_destination(destination, options.overwrite)
     check_language(source, options)
     if options.max_length is not None and options.max_length < 1:
         raise ConversionError(f"a text has at least one token: max_length {options.max_length} is none")

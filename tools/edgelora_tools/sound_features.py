@@ -127,7 +127,7 @@ def _spectrum(mel: LogMel, spec: TensorSpec, samples: int) -> ir.Model:
     if not made or frames not in (None, made):
         raise ConversionError(
             f"{samples:,} samples make {made:,} frames, and the model takes {frames or 'at least one'}: leave seconds "
-            "out, or give the spectrum another hop"
+            f"out, give the spectrum another hop, or center={'false' if mel.center else 'true'}"
         )
     model = log_mel_graph(mel, frames_first)
     return _shaped(model, [d if isinstance(d, int) and d in (1, mel.mels) else made for d in spec.shape[1:]])
