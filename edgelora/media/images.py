@@ -118,7 +118,7 @@ class ImageSettings:
     def range(self) -> tuple[float, float]:
         """The least and the largest number that a pixel can become, of all channels."""
         mean, std = np.broadcast_arrays(np.array(self.mean), np.array(self.std))
-        return float((-mean / std).min()), float(((255 * self.scale - mean) / std).max())
+        return float(((0 - mean) / std).min()), float(((255 * self.scale - mean) / std).max())
 
     @property
     def shape(self) -> tuple[int, ...]:
