@@ -6,12 +6,12 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from edgelora_tools.lowering import DOMAIN
-from edgelora_tools.passes.spell_out_pads import spell_out_pads
+from edgelora_tools.passes.spell_out_axes import spell_out_axes
 
 
 def tidy(model: ir.Model) -> ir.Model:
     """Remove duplicates, dead nodes, metadata and intermediate shapes. Outputs are unchanged."""
-    spell_out_pads(model)
+    spell_out_axes(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.ClearMetadataAndDocStringPass()(model)
