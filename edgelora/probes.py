@@ -65,7 +65,7 @@ def gentle_factor(bundle: Bundle, base: Feeds, values: Feeds) -> np.float32:
     def change(factor: float) -> float:
         scaled = {n: x * np.float32(factor) if n.endswith(".lora_B") else x for n, x in values.items()}
         on = bundle.forward.run({**base, **scaled})
-        return max(float(np.linalg.norm(on[n] - off[n]) / least[n]) for n in off)
+        return max(float(np.linalg.norm(on[n].astype(np.float64) - off[n]) / least[n]) for n in off)
 
     def turned(sign: float) -> tuple[float, float]:
         factor, seen, quiet, loud = 1.0, change(sign), 0.0, 0.0
