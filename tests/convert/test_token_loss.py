@@ -27,6 +27,7 @@ SOME, ALL = 4, VOCABULARY  # tokens of a block: three blocks, the last of which 
 CAP, SCALE, COMMON = 3.0, 0.25, 50.0
 RNG = np.random.default_rng(0)
 WEIGHT, BIAS = RNG.standard_normal((VOCABULARY, WIDTH)), RNG.standard_normal(VOCABULARY)
+CODES, STEPS = RNG.integers(-127, 128, (VOCABULARY, WIDTH)).astype(np.int8), RNG.uniform(0.001, 0.02, VOCABULARY)
 
 
 def heads(dtype):
@@ -35,6 +36,12 @@ def heads(dtype):
     def constant(op, values):
         known = op.builder.graph.initializers
         return op.builder.initializer(ir.tensor(np.asarray(values, dtype), name=f"constant{len(known)}"))
+
+    def of_codes(op, h, *bias):
+        codes = op.builder.initializer(ir.tensor(CODES, name="codes"))
+        further = [constant(op, values) for values in (STEPS, *bias)]
+        logits = op.builder.opset(DOMAIN, 1).VocabularyProduct(h, codes, *further)
+        return shaped(logits, ["rows", VOCABULARY], h)
 
     def tied(op, h):
         return op.Gemm(h, constant(op, WEIGHT), transB=1)
@@ -51,15 +58,19 @@ def heads(dtype):
         "capped": capped,
         "scaled": lambda op, h: op.Mul(tied(op, h), constant(op, SCALE)),
         "alike": lambda op, h: op.Gemm(h, constant(op, WEIGHT + COMMON), transB=1),
+        "codes": of_codes,
+        "codes, bias": lambda op, h: of_codes(op, h, BIAS),
+        "codes, capped": lambda op, h: op.Mul(op.Tanh(op.Div(of_codes(op, h), constant(op, CAP))), constant(op, CAP)),
         "divided": lambda op, h: op.Div(tied(op, h), constant(op, 1 / SCALE)),
     }
 
 
 def torch_logits(kind, h):
-    z = h @ torch.tensor(WEIGHT + COMMON * (kind == "alike")).T.to(h)
-    if kind.startswith("bias"):
+    weight = CODES * STEPS[:, None] if kind.startswith("codes") else WEIGHT + COMMON * (kind == "alike")
+    z = h @ torch.tensor(weight).T.to(h)
+    if "bias" in kind:
         z = z + torch.tensor(BIAS).to(h)
-    return torch.tanh(z / CAP) * CAP if kind == "capped" else z * SCALE if kind in ("scaled", "divided") else z
+    return torch.tanh(z / CAP) * CAP if "capped" in kind else z * SCALE if kind in ("scaled", "divided") else z
 
 
 @functools.cache
@@ -128,7 +139,7 @@ def test_the_gradient_is_that_of_finite_differences(kind):
     assert along == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-8)
 
 
-@pytest.mark.parametrize("kind", ["tied", "untied", "capped", "bias"])
+@pytest.mark.parametrize("kind", ["tied", "untied", "capped", "bias", "codes", "codes, bias"])
 def test_onnx_runtime_computes_the_same(kind):
     with open_session(graph(kind, np.float32)) as session:
         for rows in (0, 1, 65):

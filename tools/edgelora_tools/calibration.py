@@ -55,7 +55,7 @@ _LANGUAGE_ROWS, _LANGUAGE_TOKENS, _LANGUAGE_MOST = 8, 64, 256  # of text that go
 _RANK, _SIZE = 4, 0.05  # of the probe adapter
 _SERIES = tuple(2 ** (-k / 4) for k in range(24))
 _FAR = 2.0
-_EXACT = (Rung.OWN_BLOCKS_4, Rung.OWN_WEIGHTS_4, Rung.BLOCKS_8, Rung.WEIGHTS_8)
+_EXACT = (Rung.OWN_BLOCKS_4, Rung.OWN_WEIGHTS_4, Rung.BLOCKS_8, Rung.WEIGHTS_8, Rung.TOKENS_8)
 _FINE, _ROUGH = 0.01, 0.1  # errors of outputs
 _MARGIN = 5e-4  # another processor rounds differently
 
@@ -98,15 +98,16 @@ def calibrate(
     apart: bool = False,
     progress: Callable[[str], None] = lambda _: None,
     kept: Collection[str] = (),
+    heads: Collection[str] = (),
     language: bool = False,
 ) -> Calibrated:
     """The plan for `base`, whose products see `sample`, at a precision; `points` are those that can be trained.
 
-    With `apart` no row of a product depends on another. Weights of these names are `kept` real. `language`: whether
-    the points' cosines are to be enough for a language model.
+    With `apart` no row of a product depends on another. Weights of these names are `kept` real, and `heads` make
+    logits. `language`: whether the points' cosines are to be enough for a language model.
     """
     rungs = [rung for rung in RUNGS[precision] if not (apart and rung.by_tensor)]
-    found = {name: [] for name in kept} | ladders(base, sample, meanings, rungs, kept)
+    found = {name: [] for name in kept} | ladders(base, sample, meanings, rungs, kept, heads)
     real = {name: Choice(Rung.REAL) for name in found}
     twin = build(real)
     feeds = probe(twin, sample)

@@ -277,7 +277,7 @@ def quantize_base(
     """The model with quantized products where the gradients of the chosen points allow it; see calibration.py.
 
     A base that is blind to padding stays so: what one scale for all of an input saves is less than what padding costs.
-    A language model's head stays real (docs/decisions/0038).
+    A language model's head has codes by tokens, or stays real where an adapter stands at it (docs/decisions/0045).
     """
 
     def planned(plan: Plan) -> ir.Model:
@@ -285,7 +285,10 @@ def quantize_base(
 
     generates = options.task == GENERATION
     loss = LOSSES[GENERATION][0] if generates else COTANGENT
-    kept = head_weights(base) if generates else ()
+    heads = head_weights(base) if generates else ()
+    sites = [site for method in (LORA, *chosen_methods(options)) for site in method.sites(base, chosen)]
+    adapted = {str(x.name) for site in sites for use in site.uses for x in use.product.inputs[1:] if x is not None}
+    kept = tuple(name for name in heads if name in adapted)
 
     def probe_graph(plan: Plan) -> ir.Model:
         pruned = base if all(c.rung is Rung.REAL for c in plan.values()) else planned(plan)
@@ -297,7 +300,7 @@ def quantize_base(
         sample = language_sample(source, source.decoder, model, sizes[0], options)
     apart = options.unpad and ignores_padding(standard(base), sizes[0])
     precision = options.quantize or "int8"
-    found = calibrate(base, chosen, sample, probe_graph, LOWERED, precision, apart, progress, kept, generates)
+    found = calibrate(base, chosen, sample, probe_graph, LOWERED, precision, apart, progress, kept, heads, generates)
     made = quantize(model.clone(), found.plan)
     return Quantized(made, prune(made, options), found.plan, facts(found, find_sites(base)), files(found))
 

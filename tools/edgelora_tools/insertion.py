@@ -17,10 +17,17 @@ from edgelora_tools.lowering import DOMAIN
 
 _LAYER = re.compile(r"(?:.*\.)?[^.]+\.(\d+)\.")
 _CALL = re.compile(r"_\d+$")  # TorchScript counts the calls of a module
-_CODES = re.compile(r"(_quantized|_q|_Q\d\w*)?(\.transposed|\.codes)?$")  # what quantization appends to a name
+_CODES = re.compile(r"(_quantized|_q|_Q\d\w*)?(\.transposed|\.codes8?)?$")  # what quantization appends to a name
 _CONVOLUTIONS = ("Conv", "ConvInteger")
 _INTEGER = ("MatMulInteger", "ConvInteger")
-_BIAS = {"Gemm": 2, "Conv": 2, "LayerNormalization": 2, "QuantizedProduct": 4, "BlockProduct": 4}  # the input's number
+_BIAS = {  # the input's number
+    "Gemm": 2,
+    "Conv": 2,
+    "LayerNormalization": 2,
+    "QuantizedProduct": 4,
+    "BlockProduct": 4,
+    "VocabularyProduct": 3,
+}
 SKIP, SKIP_INTO = "edgelora.skip", "edgelora.into"  # marks of a node: the id of a skip from its input, and where to
 POINT = "edgelora.point"  # a mark too: the id of the point at a product, which its name alone would not give
 _ANONYMOUS = re.compile(r"onnx::|val_\d|v_\d|/|_|\d+$")

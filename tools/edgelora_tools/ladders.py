@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.composites.block_product import Blocks
 from edgelora_tools.composites.quantized_product import FINE, TOP, ZERO
+from edgelora_tools.composites.vocabulary_product import token_codes
 from edgelora_tools.lowering import Lowered, lower_nodes
 from edgelora_tools.own_codes import own_codes
 from edgelora_tools.passes.free_names import free_names
@@ -68,9 +69,11 @@ def ladders(
     meanings: Mapping[str, Lowered],
     rungs: Sequence[Rung],
     kept: Collection[str] = (),
+    heads: Collection[str] = (),
 ) -> dict[str, Ladder]:
     """For each weight but those `kept` real, its candidates, on the inputs of all its products.
 
+    Of `heads`, which make logits, there is one: codes by tokens of the vocabulary.
     There are none for a matrix that is also turned: what are inputs to one product are outputs of the other.
     """
     by_input: dict[str, list[Product]] = {}
@@ -87,7 +90,10 @@ def ladders(
         rows = x.reshape(-1, x.shape[-1])
         rows = rows[:: max(1, len(rows) // _ROWS)].astype(np.float32)
         group = {str(product.weight.name): product.matrix for product in by_input[name]}
-        shared = _integer_ladder(rows, list(group.values()), [r for r in rungs if not r.in_blocks])
+        for head in group.keys() & set(heads):
+            w, choice = group.pop(head), Choice(Rung.TOKENS_8)
+            found.setdefault(head, []).append((rows, w, [Candidate(choice, _error(rows, w, choice), 0.0)]))
+        shared = _integer_ladder(rows, list(group.values()), [r for r in rungs if group and not r.in_blocks])
         for weight, w in group.items():
             ladder = shared + _block_ladder(rows, w, [r for r in rungs if r.in_blocks])
             found.setdefault(weight, []).append((rows, w, ladder))
@@ -116,6 +122,9 @@ def _of_all(uses: Sequence[Use]) -> Ladder:
 
 def _error(rows: NDArray[np.float32], w: NDArray[np.float32], choice: Choice) -> float:
     """Of a product's output."""
+    if choice.rung is Rung.TOKENS_8:
+        codes, scale = token_codes(w)
+        return _relative(rows @ codes.T.astype(np.float32) * scale, rows @ w)
     if choice.blocks is None:
         seen, made = _seen(rows, choice), _made(w, choice)
     else:

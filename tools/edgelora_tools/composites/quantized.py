@@ -1,4 +1,4 @@
-"""The products that quantizing a base makes: in integers, or by a matrix whose codes are in blocks."""
+"""The products that quantizing a base makes: in integers, by codes in blocks, or by codes of a vocabulary."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import onnx_ir as ir
 
 from edgelora_tools.composites.block_product import BLOCK_PRODUCT
 from edgelora_tools.composites.quantized_product import QUANTIZED_PRODUCT
+from edgelora_tools.composites.vocabulary_product import VOCABULARY_PRODUCT
 from edgelora_tools.gradients.shapes import dims
 from edgelora_tools.lowering import DOMAIN
 
-QUANTIZED = (QUANTIZED_PRODUCT, BLOCK_PRODUCT)
+QUANTIZED = (QUANTIZED_PRODUCT, BLOCK_PRODUCT, VOCABULARY_PRODUCT)
 _NAMES = {one.op_type for one in QUANTIZED}
 
 
@@ -25,4 +26,4 @@ def features(node: ir.Node) -> tuple[int, int]:
     codes = node.inputs[1]
     assert codes is not None
     rows, columns = (d for d in dims(codes) if isinstance(d, int))
-    return rows, columns
+    return (columns, rows) if node.op_type == VOCABULARY_PRODUCT.op_type else (rows, columns)

@@ -15,6 +15,8 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from edgelora_tools import backward
+from edgelora_tools.composites.vocabulary_product import OP_TYPE as VOCABULARY_PRODUCT
+from edgelora_tools.composites.vocabulary_product import product_of_codes, real_numbers, scaled
 from edgelora_tools.gradients.bodies import body_input, close_body, copy_nodes, new_body, remove_dead_nodes
 from edgelora_tools.gradients.nodes import operands, refuse
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
@@ -27,9 +29,9 @@ COLUMNS = "columns"
 
 
 def begins_head(node: ir.Node) -> bool:
-    """Whether a body may begin with this node: a plain product of a row with a matrix."""
+    """Whether a body may begin with this node: a plain product of a row with a matrix, or with codes of one."""
     scaled = any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
-    return node.op_type in ("MatMul", "Gemm") and not scaled
+    return node.op_type in ("MatMul", "Gemm", VOCABULARY_PRODUCT) and not scaled
 
 
 def token_loss(op: OpBuilder, rows: ir.Value, labels: ir.Value, head: ir.Graph) -> ir.Value:
@@ -137,7 +139,7 @@ class _Head:
         self.made = {*self.body.inputs, *(y for node in self.body for y in node.outputs)}
         size = dims(self.body.outputs[0])[-1]
         assert isinstance(size, int)
-        self.columns = size
+        self.columns, self.of_codes = size, self.product.op_type == VOCABULARY_PRODUCT
 
     def logits(self, op: OpBuilder, h: ir.Value, first: ir.Value, behind: ir.Value) -> tuple[list[ir.Node], ir.Value]:
         """z of the tokens from `first` up to before `behind`, int64 `[1]`, and the nodes that make it."""
@@ -148,10 +150,14 @@ class _Head:
             return shaped(op.Slice(x, first, behind, [axis]), sizes, x)
 
         copies = {self.body.inputs[0]: h, **self._of_tokens(cut)}
-        nodes = copy_nodes(op, self.body, copies)
-        for node in nodes:
+        begun = len(op.builder.graph)
+        if self.of_codes:
+            codes, scale, *bias = self._weights(copies)
+            z = scaled(op, product_of_codes(op, h, codes), scale, bias[0] if bias else None)
+            copies[self.product.outputs[0]] = z
+        for node in copy_nodes(op, self.behind if self.of_codes else self.body, copies):
             shaped(node.outputs[0], [dims(h)[0], COLUMNS], h)
-        return nodes, copies[self.body.outputs[0]]
+        return list(op.builder.graph)[begun:], copies[self.body.outputs[0]]
 
     def slope_at(self, op: OpBuilder, h: ir.Value, labels: ir.Value) -> ir.Value:
         """f_y'(h) `[rows, width]`: of every row, that of its own token's logit."""
@@ -161,11 +167,14 @@ class _Head:
             y = op.Gather(x, labels, axis=axis)
             if rank(x) == 1:
                 return shaped(op.Unsqueeze(y, [-1]), one_each, x)
-            return annotate(y if axis == 0 else op.Transpose(y, perm=[1, 0]), h)
+            return shaped(y if axis == 0 else op.Transpose(y, perm=[1, 0]), dims(h), x)
 
         copies = dict(self._of_tokens(taken))
         begun = len(op.builder.graph)
-        w, *bias = (copies.get(x, x) for x in self.product.inputs[1:] if x is not None)
+        w, *bias = self._weights(copies)
+        if self.of_codes:
+            scale, *bias = bias
+            w = annotate(op.Mul(real_numbers(op, w, h), scale), h)
         z = shaped(op.ReduceSum(annotate(op.Mul(h, w), h), [-1], keepdims=1), one_each, h)
         copies[self.product.outputs[0]] = shaped(op.Add(z, bias[0]), one_each, h) if bias else z
         for node in copy_nodes(op, self.behind, copies):
@@ -181,10 +190,14 @@ class _Head:
             raise refuse(self.node, f"has {'; '.join(map(str, found.blocked.values()))} in its body")
         return found.of[h]
 
+    def _weights(self, copies: Mapping[ir.Value, ir.Value]) -> list[ir.Value]:
+        """What the product reads beside h, or copies of it."""
+        return [copies.get(x, x) for x in self.product.inputs[1:] if x is not None]
+
     def _of_tokens(self, part: Callable[[ir.Value, int], ir.Value]) -> Mapping[ir.Value, ir.Value]:
         """Parts of what the body reads of every token: `part` is given a constant, and the axis of its tokens."""
         matrix, *vectors = (x for node in self.body for x in node.inputs if x is not None and x not in self.made)
-        axis = 0 if self.product.attributes.get_int("transB", 0) else 1
+        axis = 0 if self.of_codes or self.product.attributes.get_int("transB", 0) else 1
         found = {matrix: part(matrix, axis)}
         return found | {x: part(x, 0) for x in vectors if x.shape is not None and list(dims(x)) == [self.columns]}
 

@@ -7,7 +7,7 @@ the first positions.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -40,15 +40,15 @@ class Prompt:
     merging = None
 
     def sites(self, model: ir.Model, points: Sequence[InsertionPoint]) -> list[Site]:
-        words = _word_embeddings(model)
-        if len(words) != 1:
-            shown = ", ".join(str(node.name) for node in words) or "none"
+        found = _word_embeddings(model)
+        if len(found) != 1:
+            shown = ", ".join(str(node.name) for node, _ in found) or "none"
             raise ConversionError(
                 "prompt tuning needs the one table of words, which tokens `[batch, length]` index; the model "
                 f"has {shown}: {_LEAVE_OUT}"
             )
-        (node,) = words
-        module, ids, (y,) = node.inputs[0], _tokens(node), node.outputs
+        ((node, y),) = found
+        module, ids = node.inputs[0], _tokens(node)
         assert module is not None and ids is not None
         _, length = dims(ids)
         strange = [
@@ -75,18 +75,20 @@ class Prompt:
         assert ids is not None
         own = str(dims(ids)[1])
         whole = f"{own}+{_COUNT}"
-        _rename(graph, own, whole, except_for=words)
+        gathers, between = _gathers(words)
+        _rename(graph, own, whole, except_for=between)
         (spec,) = self.inputs(site.point)
         prompt = op.builder.input(spec.name, ir.DataType.FLOAT, list(spec.shape))
         count = op.Shape(prompt, start=0, end=1)
         told = {str(x.name): x for x in graph.inputs if x is not prompt and dims(x) == dims(ids)}
         of_all: dict[str, ir.Value] = {}
         for name, x in told.items():
-            readers = [(reader, i) for reader, i in x.uses() if reader is not node]
+            readers = [(reader, i) for reader, i in x.uses() if reader not in gathers]
             of_all[name] = shaped(_with_virtual(op, x, count), [dims(ids)[0], whole], x)
             for reader, i in readers:
                 reader.replace_input_with(i, of_all[name])
-        node.replace_input_with(1, ids)
+        for gather in gathers:
+            gather.replace_input_with(1, ids)
         readers, is_output = list(words.uses()), words in graph.outputs
         ones = op.Concat(op.Shape(ids, start=0, end=1), [1, 1], axis=0)
         before = shaped(op.Expand(prompt, ones), [dims(ids)[0], *spec.shape], prompt)
@@ -105,7 +107,7 @@ class Prompt:
         """What the decoder makes of the vectors, as of the first tokens of a text."""
         model = cached.clone()
         graph = model.graph
-        op, (node,), (spec,) = GraphBuilder(free_names(graph)).op, _word_embeddings(model), self.inputs(places[0])
+        op, ((_, words),), (spec,) = GraphBuilder(free_names(graph)).op, _word_embeddings(model), self.inputs(places[0])
         prompt = op.builder.input(spec.name, ir.DataType.FLOAT, list(spec.shape))
         count = op.Shape(prompt, start=0, end=1)
         row = op.Concat([1], count, axis=0)
@@ -117,7 +119,6 @@ class Prompt:
         for x in [x for x in graph.inputs if str(x.name).startswith(PAST)]:
             empty = np.zeros([1 if d == dims(x)[0] else d if isinstance(d, int) else 0 for d in dims(x)], np.float32)
             told[str(x.name)] = op.Constant(value=ir.tensor(empty))
-        words = node.outputs[0]
         words.replace_all_uses_with(shaped(op.Unsqueeze(prompt, [0]), dims(words), words))
         for x in [x for x in graph.inputs if x is not prompt]:
             x.replace_all_uses_with(shaped(told[str(x.name)], dims(x), x))
@@ -128,20 +129,47 @@ class Prompt:
         return model
 
 
-def _word_embeddings(model: ir.Model) -> list[ir.Node]:
-    """The Gathers from frozen tables by an input of tokens, but for those of segments and positions."""
+def _word_embeddings(model: ir.Model) -> list[tuple[ir.Node, ir.Value]]:
+    """The Gathers from frozen tables by an input of tokens, but for those of segments and positions; and the words,
+    which are what they gather or, of a table of codes, the codes' rows times their scales."""
     return [
-        node
+        (node, words)
         for node in model.graph
         if node.op_type == "Gather"
         and node.domain in ("", "ai.onnx")
         and node.attributes.get_int("axis", 0) == 0
-        and is_real(node.inputs[0])
+        and node.inputs[0] is not None
+        and node.inputs[0].const_value is not None
+        and (words := _words(node)) is not None
         and (ids := _tokens(node)) is not None
         and ids.name not in (_MASK, _SEGMENTS, POSITIONS)
-        and node.outputs[0].shape is not None
-        and rank(node.outputs[0]) == 3
+        and words.shape is not None
+        and rank(words) == 3
     ]
+
+
+def _words(node: ir.Node) -> ir.Value | None:
+    """The rows of a table that a Gather reads as real numbers; None if it reads a table's scales or others."""
+    (rows,) = node.outputs
+    if is_real(node.inputs[0]):
+        times = [user for user, _ in rows.uses() if user.op_type == "Mul"]
+        return None if any(len(_gathers(user.outputs[0])[0]) == 2 for user in times) else rows
+    casts = [user for user, _ in rows.uses() if user.op_type == "Cast"]
+    products = [user.outputs[0] for cast in casts for user, _ in cast.outputs[0].uses() if user.op_type == "Mul"]
+    return next((y for y in products if len(_gathers(y)[0]) == 2), None)
+
+
+def _gathers(words: ir.Value) -> tuple[list[ir.Node], set[ir.Value]]:
+    """The Gathers whose rows, or whose codes' rows times their scales, are `words`; and the values up to these."""
+    gathers, between, front = list[ir.Node](), {words}, [words]
+    while front:
+        node = front.pop().producer()
+        if node is not None and node.op_type == "Gather":
+            gathers.append(node)
+        elif node is not None and (node.op_type == "Cast" or (node.op_type == "Mul" and len(between) == 1)):
+            front += [x for x in node.inputs if x is not None]
+            between |= set(front)
+    return gathers, between
 
 
 def _tokens(node: ir.Node) -> ir.Value | None:
@@ -157,7 +185,7 @@ def _tokens(node: ir.Node) -> ir.Value | None:
     return x if all(isinstance(d, str) for d in dims(x)) else None
 
 
-def _rename(graph: ir.Graph, own: str, whole: str, except_for: ir.Value) -> None:
+def _rename(graph: ir.Graph, own: str, whole: str, except_for: Collection[ir.Value]) -> None:
     """Call the dimension of tokens by another name in all that is computed: these are more than in the inputs."""
     word = re.compile(rf"(?<![\w.]){re.escape(own)}(?![\w.])")
 
@@ -165,7 +193,7 @@ def _rename(graph: ir.Graph, own: str, whole: str, except_for: ir.Value) -> None
         return d if not isinstance(d, str) else whole if d == own else word.sub(_ALL, d)
 
     for value in (y for node in graph for y in node.outputs):
-        if value.shape is not None and value is not except_for:
+        if value.shape is not None and value not in except_for:
             value.shape = ir.Shape([renamed(d) for d in dims(value)])
 
 

@@ -1,8 +1,9 @@
 """Quantize a base: frozen matrices become codes of 4, 7 or 8 bits, tables of embeddings codes of 8.
 
-A product and its bias become one QuantizedProduct (composites/quantized_product.py) or BlockProduct
-(composites/block_product.py). Insertion points, their ids and every value's name stay as they are. Convolutions
-stay real, and so does what a plan says.
+A product and its bias become one QuantizedProduct (composites/quantized_product.py), BlockProduct
+(composites/block_product.py) or, from hidden states to logits, VocabularyProduct (composites/vocabulary_product.py).
+Insertion points, their ids and every value's name stay as they are. Convolutions stay real, and so does what a plan
+says.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from edgelora_tools.composites.quantized_product import (
     ZERO,
     codes_of,
 )
+from edgelora_tools.composites.vocabulary_product import VOCABULARY_PRODUCT, token_codes
 from edgelora_tools.frozen import is_frozen
 from edgelora_tools.gradients.shapes import rank
 from edgelora_tools.lowering import DOMAIN
@@ -36,7 +38,8 @@ _SMALLEST_TABLE = 4096  # elements
 
 
 class Rung(StrEnum):
-    """How a product is computed: in integers, the fastest first; by weights of 4 or 8 bits in blocks; in float32.
+    """How a product is computed: in integers, the fastest first; by weights of 4 or 8 bits in blocks; by
+    weights of 8 bits with a scale for every token of a vocabulary; in float32.
 
     By blocks, the input's blocks become bytes too where the runtime is faster so; by weights alone they may not. Own
     codes are those that the source's matrix was made of.
@@ -53,6 +56,7 @@ class Rung(StrEnum):
     BLOCKS_4 = "int4 by blocks"
     BLOCKS_8 = "int8 by blocks"
     WEIGHTS_8 = "int8 weights alone"
+    TOKENS_8 = "int8 by tokens"
     REAL = "float32"
 
     @property
@@ -140,14 +144,17 @@ def products(model: ir.Model) -> list[Product]:
 
 
 def quantize(model: ir.Model, plan: Plan) -> ir.Model:
-    """Quantize every table, and every product by the choice for its weight's name; in place."""
+    """Quantize every product by the choice for its weight's name, and every table; in place.
+
+    A table that is a head's matrix too reads the head's codes.
+    """
     chosen = [(product, plan.get(str(product.weight.name), Choice())) for product in products(model)]
     op = GraphBuilder(free_names(model.graph)).op  # which may rename weights
-    for node in list(model.graph):
-        _quantize_table(op, node)
     for product, choice in chosen:
         if choice.rung is not Rung.REAL:
             _quantize_product(model.graph, product, choice)
+    for node in list(model.graph):
+        _quantize_table(op, node)
     common.TopologicalSortPass()(model)
     common.RemoveUnusedNodesPass()(model)
     return model
@@ -198,7 +205,11 @@ def _added(y: ir.Value) -> tuple[ir.Node, ir.Value] | None:
 def _quantize_product(graph: ir.Graph, product: Product, choice: Choice) -> None:
     old, name, w = product.node, str(product.weight.name), product.matrix
     last, bias = product.bias if product.bias is not None else (old, None)
-    if choice.rung.in_blocks:
+    if choice.rung is Rung.TOKENS_8:
+        kind, (codes, scale) = VOCABULARY_PRODUCT, token_codes(w)
+        weights, further = _initializers(graph, name, {"codes8": codes, "scale": scale}), list[ir.Value | None]()
+        attributes = {"product": old.op_type}
+    elif choice.rung.in_blocks:
         kind, blocks = BLOCK_PRODUCT, choice.blocks or round_blocks(w, choice.rung.bits)
         weights = _initializers(graph, name, dict(zip(("codes", "scale", "zero"), blocks.packed(), strict=True)))
         further = _initializers(graph, name, {"offset": blocks.offset})
@@ -256,16 +267,17 @@ def _quantize_table(op: OpBuilder, node: ir.Node) -> None:
     if table is None or indices is None or not _is_matrix(table) or is_frozen(indices) or indices.shape is None:
         return
     assert table.const_value is not None
-    if table.const_value.size < _SMALLEST_TABLE or any(user.op_type != "Gather" for user, _ in table.uses()):
-        return
     graph, (y,) = op.builder.graph, node.outputs
     names = (f"{table.name}.codes8", f"{table.name}.scale8")
-    if names[0] not in graph.initializers:
+    small = table.const_value.size < _SMALLEST_TABLE and names[0] not in graph.initializers
+    if small or any(user.op_type != "Gather" for user, _ in table.uses()):
+        return
+    if names[1] not in graph.initializers:
         codes, scale = codes_of(table.const_value.numpy(), _TABLE_CODE, axis=0)
-        _register(graph, names[0], codes)
-        _register(graph, names[1], scale[:, None])
+        _initializers(graph, str(table.name), {"codes8": codes, "scale8": scale[:, None]})
     rows = op.Gather(graph.initializers[names[0]], indices)
     rows.dtype, rows.shape = ir.DataType.INT8, y.shape
+    rows.producer().metadata_props.update(node.metadata_props)
     scales = op.Gather(graph.initializers[names[1]], indices)
     scales.dtype, scales.shape = ir.DataType.FLOAT, ir.Shape([*indices.shape, 1])
     real = op.Cast(rows, to=ir.DataType.FLOAT)

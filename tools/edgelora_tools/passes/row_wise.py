@@ -20,7 +20,7 @@ TOGETHER = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum"})
 """Operators on elements of several tensors that are broadcast to each other."""
 ALONG = frozenset({"LayerNormalization", "RMSNormalization", "RmsNorm", "Softmax", "LogSoftmax"})
 """Operators along the last axis, whose further inputs are vectors of its size."""
-PRODUCTS = frozenset({"MatMul", "Gemm", "QuantizedProduct", "BlockProduct", LORA})
+PRODUCTS = frozenset({"MatMul", "Gemm", "QuantizedProduct", "BlockProduct", "VocabularyProduct", LORA})
 """Products with matrices."""
 
 
