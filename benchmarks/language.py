@@ -75,7 +75,7 @@ class LanguageOptions:
     repeats: int = 2
     threads: int = 2
     ram: int = 660_000_000
-    small_ram: int = 372_000_000
+    small_ram: int = 376_000_000
     limit: int = 512
 
     def quick(self) -> LanguageOptions:
