@@ -4,15 +4,19 @@
 
 `input.txt` is tiny Shakespeare (public domain), in which every turn stands under the name of who speaks. A role learns
 from what was said before its turns, and its turns; its name is in neither: who speaks is for the adapter to know. Roles
-are those that say the most. As on a device, the past foretells the future: the last third of a role's turns, as the
-plays have them, is held out for the table, and the last fifth of those before it tells which epoch's adapter is kept.
-Every role has the same number of updates, for some say little at a time and others much. Their number and the learning
-rate, of 0.0005 and 0.001, were the best for that fifth of LEONTES. No choice has seen a turn of his third.
+are those that say the most. Every role has the same number of updates, for some say little at a time and others much.
+
+Held out are blocks all over a role's part, for a part changes as its play goes on, and the question is who speaks and
+not what happens: of every 20 of its turns 6 that follow each other, at a place that is drawn. The turn before a block
+and the one after it are not learned either, so that no held-out turn continues what was learned. (The file does not
+tell scenes.) Of what is left, blocks of 4 in 20 that were held out likewise tell which epoch's adapter is kept; with
+`--choose` nothing else is told, to choose the rate and the updates by. `--held-out last` holds out the last third in
+time, and the last fifth of what is before it: what an adapter knows of a role's future.
 
 Bits per byte of the held-out turns tell how well they are foretold; less is better. How far the own adapter is from the
-best of the others is told with its standard error over turns, since turns are few. Every adapter learns what all plays
-have in common, so that the others are far better than the base too; what is left between them is the role, its play
-included.
+best of the others is told with its standard error, by drawing the turns again, since turns are few. Every adapter
+learns what all plays have in common, so that the others are far better than the base too; what is left between them is
+the role, its play included.
 
 Needs edgelora[torch,gguf,text] to make the bundle, and matplotlib.
 """
@@ -37,8 +41,10 @@ from edgelora.language.sampling import GenerationConfig
 from edgelora.tasks import objective_for
 
 COUNT = 4  # roles, unless they are named
-HELD_OUT = 3  # the last one of so many parts of a role's turns is for the table
-VALIDATION = 5  # and of those before, for the choice of an epoch
+EVERY = 20  # so many turns of a role have one block that is held out
+HELD_OUT = 3  # one of so many parts of a role's turns is for the table
+VALIDATION = 5  # and of what is left, for choices
+DRAWS = 2000  # of turns, for an error
 QUESTION = "What brings you here tonight? Speak, and tell me what you would have of me."
 BASE = "base"
 Floats = NDArray[np.float64]
@@ -84,18 +90,30 @@ def answers(plays: str, role: str, chats: bool) -> list[Answer]:
     return found
 
 
-def parted(samples: Sequence[Answer], parts: int) -> tuple[Sequence[Answer], Sequence[Answer]]:
-    """All but the last one of so many parts of the samples, and the last."""
-    kept = len(samples) - len(samples) // parts
-    return samples[:kept], samples[kept:]
+def parted(
+    samples: Sequence[Answer], parts: int, rng: np.random.Generator | None
+) -> tuple[Sequence[Answer], Sequence[Answer]]:
+    """All but one of so many parts of the samples, and that one: the last, or blocks, beside which none is kept."""
+    count, size = len(samples), EVERY // parts
+    if rng is None:
+        return samples[: count - count // parts], samples[count - count // parts :]
+    held = np.zeros(count, bool)
+    for start in range(0, count, EVERY):
+        first = start + rng.integers(EVERY - size + 1)
+        held[first : first + size] = True
+    beside = held.copy()
+    beside[1:] |= held[:-1]
+    beside[:-1] |= held[1:]
+    return list(itertools.compress(samples, ~beside)), list(itertools.compress(samples, held))
 
 
-def learn(model: el.Model, role: str, samples: Sequence[Answer], config: el.TrainingConfig) -> None:
-    """Train the role's adapter, unless it has learned just this before."""
-    learned, judged = parted(samples, VALIDATION)
-    report = el.train(model, name_of(role), learned, judged, lora=el.LoraConfig(r=8, lora_alpha=16), config=config)
-    course = " ".join(f"{epoch['eval_bits_per_byte']:.3f}" for epoch in report.history)
-    print(f"{role}: {len(learned)} turns learned; {len(judged)} more cost {course}, kept epoch {report.best_epoch}")
+def learn(
+    model: el.Model, name: str, learned: Sequence[Answer], judged: Sequence[Answer], config: el.TrainingConfig
+) -> None:
+    """Train an adapter, unless it has learned just this before."""
+    report = el.train(model, name, learned, judged, lora=el.LoraConfig(r=8, lora_alpha=16), config=config)
+    course = " ".join(f"{epoch['eval_bits_per_byte']:.4f}" for epoch in report.history)
+    print(f"{name}: {len(learned)} turns learned; {len(judged)} more cost {course}, kept epoch {report.best_epoch}")
 
 
 def make_bundle(path: Path, base: Path | None) -> Path:
@@ -131,14 +149,11 @@ def bits_per_byte(turns: Floats) -> float:
 
 
 def difference(own: Floats, other: Floats) -> tuple[float, float]:
-    """Bits per byte of one adapter beyond those of another on the same turns, and the standard error of that.
-
-    It is a ratio of sums over turns, whose error is that of its linearization (Cochran, Sampling Techniques).
-    """
-    beyond = bits_per_byte(own) - bits_per_byte(other)
-    size = own[:, 1]
-    apart = own[:, 0] - other[:, 0] - beyond * size
-    return beyond, float(np.sqrt(len(size) / (len(size) - 1) * (apart**2).sum()) / size.sum())
+    """Bits per byte of one adapter beyond those of another on the same turns, and its standard error (bootstrap)."""
+    drawn = np.random.default_rng(0).integers(0, len(own), (DRAWS, len(own)))
+    bits, size = np.moveaxis(own[drawn].sum(1), 1, 0)
+    beyond = (bits - other[drawn, 0].sum(1)) / size
+    return bits_per_byte(own) - bits_per_byte(other), float(beyond.std())
 
 
 def plot(path: Path, table: Sequence[Sequence[float]], roles: Sequence[str]) -> None:
@@ -176,6 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--roles", nargs="+", help=f"whose turns are learned (the {COUNT} who say the most)")
     parser.add_argument("--updates", type=int, default=120, help="the same for every role (%(default)s)")
     parser.add_argument("--rate", type=float, default=5e-4, help="learning rate (%(default)s)")
+    parser.add_argument("--held-out", choices=("blocks", "last"), default="blocks", help="which turns (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="where the blocks are (%(default)s)")
+    parser.add_argument("--choose", action="store_true", help="train and tell the turns for choices, not the table")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     model = el.Model.open(make_bundle(options.folder / "roles.edgelora", options.base))
@@ -191,14 +209,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         truncate=True,
         micro_batch_size=1,
     )
+    split = "last" if options.held_out == "last" else f"blocks{options.seed}"
+    names = {role: f"{name_of(role)}.{split}.{options.updates}x{options.rate:g}" for role in roles}
+    chosen: dict[str, tuple[Sequence[Answer], Sequence[Answer]]] = {}
     held_out: dict[str, Sequence[Answer]] = {}
     for role in roles:
-        samples = answers(plays, role, chats)
-        before, held_out[role] = parted(samples, HELD_OUT)
-        if min(len(held_out[role]), len(before) // VALIDATION) < 2:
-            parser.error(f"{role} has {len(samples)} turns in {options.plays}: too few to learn from")
-        learn(model, role, before, config)
-    found = [[costs(model, who and name_of(who), held_out[role]) for role in roles] for who in (None, *roles)]
+        rng = np.random.default_rng(options.seed) if options.held_out == "blocks" else None
+        left, held_out[role] = parted(answers(plays, role, chats), HELD_OUT, rng)
+        chosen[role] = parted(left, VALIDATION, rng)
+        if min(map(len, (*chosen[role], held_out[role]))) < 2:
+            parser.error(f"{role} says too little in {options.plays} to learn from: choose others (--roles)")
+    for role, (learned, judged) in chosen.items():
+        learn(model, names[role], learned, judged, config)
+    if options.choose:
+        return
+    found = [[costs(model, who and names[who], held_out[role]) for role in roles] for who in (None, *roles)]
     table = [[bits_per_byte(turns) for turns in row] for row in found]
     width = max(map(len, (BASE, *roles))) + 2
     print("\nbits per byte of held-out turns; rows are whose adapter, columns who speaks")
@@ -212,11 +237,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         best = min(others, key=lambda i: table[1 + i][j], default=None)
         if best is not None:
             beyond, error = difference(found[1 + j][j], found[1 + best][j])
-            print(f"{role}: {beyond:+.3f} ± {error:.3f} to the best other adapter, {roles[best]}'s")
+            apart = f"{beyond:+.4f} ± {error:.4f} to the best other adapter, {roles[best]}'s"
+            print(f"{role}: {apart}, on {len(held_out[role])} turns")
     print()
     plot(options.folder / "roles.png", table, roles)
     drawn = GenerationConfig(max_new_tokens=48, do_sample=True, temperature=0.7, top_p=0.9, seed=1)
-    speakers = (None, *map(name_of, roles[:2]))
+    speakers = (None, *(names[role] for role in roles[:2]))
     told = model.generate([prompt_of(QUESTION, chats)] * len(speakers), adapters=speakers, config=drawn)
     print(f"asked: {QUESTION}")
     for who, one in zip((BASE, *roles), told, strict=False):
@@ -225,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def name_of(role: str) -> str:
-    """A role's adapter in the store."""
+    """A role's name as the store takes one."""
     return role.lower().replace(" ", "-")
 
 
