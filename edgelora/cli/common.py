@@ -17,6 +17,7 @@ from edgelora.sealing import Key
 from edgelora.session import SessionSettings
 
 _EXTRAS = {"torch": "torch", "transformers": "torch", "tflite": "tflite", "flatbuffers": "tflite"}
+_CLEAR = "\x1b[K"  # from the cursor to the end of the line
 
 Verbs = Any  # argparse's subparsers action has no public name
 
@@ -116,10 +117,18 @@ def note(message: str) -> None:
     print(message, file=sys.stderr)
 
 
+def error_line(message: str) -> None:
+    """A line of an error, on standard error: on a terminal in the place of the progress line, if there is one."""
+    print(f"{_CLEAR if sys.stderr.isatty() else ''}{message}", file=sys.stderr)
+
+
 def progress_line(message: str) -> None:
-    """Replace the progress line on a terminal; elsewhere say nothing."""
+    """Replace the progress line on a terminal; elsewhere say nothing.
+
+    The cursor is left at its beginning, so that whatever is said next takes its place.
+    """
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{message}", end="", file=sys.stderr, flush=True)
+        print(f"\r{_CLEAR}{message}\r", end="", file=sys.stderr, flush=True)
 
 
 def stage_line(message: str) -> None:

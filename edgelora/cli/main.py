@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from edgelora.cli import adapters, convert, demo, describe, exchange, language, learn, measure, prove, use, verify, zoo
+from edgelora.cli.common import error_line
 from edgelora.errors import ConfigError, EdgeLoraError, StoreWarning
 
 USER_ERROR = 2
@@ -62,11 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except EdgeLoraError as error:
         if options.json:
             print(json.dumps({"error": str(error), "kind": type(error).__name__}))
-        print(f"edgelora: {error}", file=sys.stderr)
+        error_line(f"edgelora: {error}")
         return USER_ERROR
     except KeyboardInterrupt:
         continues = "; the same command continues" if getattr(options, "continues", False) else ""
-        print(f"edgelora: interrupted{continues}", file=sys.stderr)
+        error_line(f"edgelora: interrupted{continues}")
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -55,6 +55,14 @@ def test_an_absent_input_is_refused():
         translate(graph)
 
 
+def test_an_operator_with_the_options_of_another_is_refused():
+    """A changed byte names the table of another operator's options."""
+    tensors = (tensor("x", (1, 3)), tensor("y", (1, 3)))
+    graph = Graph(tensors, (Operator("CONCATENATION", (0,), (1,), {"StrideW": 1}),), (0,), (1,), SIZE)
+    with pytest.raises(ConversionError, match=r"0, CONCATENATION, has no 'Axis' among its options.*copy or convert"):
+        translate(graph)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_scales_along_an_axis_that_is_not_the_outputs_are_refused(axis):
     told = Quantization(np.array([0.5, 2.0], np.float32), np.zeros(2, np.int64), axis)

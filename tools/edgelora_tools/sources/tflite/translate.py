@@ -65,7 +65,11 @@ def _translated(graph: Graph, batch: str | None, channels_second: bool) -> ir.Mo
         state.put(index, builder.op.Cast(x, to=ir.DataType.INT64) if tensor.dtype == np.int32 else x)
     for position, node in enumerate(graph.operators):
         with onnx_errors(f"operator {position}, {node.kind}, is not one that its options and inputs allow"):
-            TRANSLATIONS[node.kind](state, node)
+            try:
+                TRANSLATIONS[node.kind](state, node)
+            except KeyError as error:
+                problem = f"operator {position}, {node.kind}, has no {error} among its options"
+                raise ConversionError(f"{problem}: the file is damaged; copy or convert it again") from error
     names = tensor_names(graph, graph.outputs, names.values())
     for index in graph.outputs:
         tensor, second = graph.tensors[index], channels_second and state.rank(index) == 4
