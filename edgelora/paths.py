@@ -18,3 +18,8 @@ def is_folder(path: Path) -> bool:
     with contextlib.suppress(OSError, ValueError):
         return path.is_dir()
     return False
+
+
+def around(folder: Path) -> Path:
+    """The folder that a folder lies in, also that of the working folder."""
+    return folder.parent if folder.name not in ("", "..") else folder / ".."

@@ -71,6 +71,27 @@ def test_coco(tmp_path: Path) -> None:
     assert a.labels == ("cat",) and b.path.name == "b.png" and b.boxes == ()
 
 
+@pytest.mark.parametrize("named", [".", "../data", "absolute"])
+@pytest.mark.parametrize("fmt", ["coco", "csv", "voc"])
+def test_pictures_beside_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fmt: str, named: str) -> None:
+    """Also where the person stands in that folder, and names what is in it alone."""
+    picture(tmp_path / "images" / "a.png")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if fmt == "csv":
+        given = folder / "boxes.csv"
+        given.write_text("filename,class,xmin,ymin,xmax,ymax\na.png,cat,2,3,12,15\n")
+    elif fmt == "coco":
+        given = coco(tmp_path).rename(folder / "boxes.json")
+    else:
+        given = folder
+        shutil.move(voc(tmp_path) / "Annotations" / "a.xml", folder)
+        shutil.rmtree(tmp_path / "JPEGImages")
+    monkeypatch.chdir(folder)
+    asked = given if named == "absolute" else Path(named) / given.relative_to(folder)
+    assert [(s.path.name, s.labels) for s in read_boxes(asked)][:1] == [("a.png", ("cat",))]
+
+
 def test_yolo(tmp_path: Path) -> None:
     a, b = read_boxes(yolo(tmp_path))
     assert [box.label for box in a.boxes] == ["cat", "dog"] and b.boxes == ()

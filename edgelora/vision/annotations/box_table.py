@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 from edgelora.errors import DataError
+from edgelora.paths import around
 from edgelora.vision.annotations.sample import (
     Box,
     DetectionSample,
@@ -52,7 +53,7 @@ def read_box_table(path: Path) -> list[DetectionSample]:
                 boxes.setdefault(picture, []).extend([] if box is None else [(where, box)])
     except csv.Error as error:
         raise DataError(f"{path}, line {begins}: not CSV ({error})") from error
-    folders = [path.parent, path.parent / "images", path.parent.parent / "images"]
+    folders = [path.parent, path.parent / "images", around(path.parent) / "images"]
     for picture, found in boxes.items():
         where = found[0][0] if found else str(path)
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from edgelora.errors import DataError
+from edgelora.paths import around
 from edgelora.vision.annotations.sample import (
     Box,
     DetectionSample,
@@ -56,7 +57,8 @@ def read_coco(path: Path) -> list[DetectionSample]:
             boxes[image].append((where, box))
         except ValueError as error:
             gathered.refuse(where, error)
-    folders = [path.parent, path.parent / "images", path.parent.parent / "images", path.parent.parent]
+    beside = around(path.parent)
+    folders = [path.parent, path.parent / "images", beside / "images", beside]
     for key, (where, one) in images.items():
         try:
             name = one.get("file_name")

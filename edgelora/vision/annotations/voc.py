@@ -9,6 +9,7 @@ from xml.parsers import expat
 
 from edgelora.errors import DataError
 from edgelora.media.images import SUFFIXES
+from edgelora.paths import around
 from edgelora.vision.annotations.sample import (
     Box,
     DetectionSample,
@@ -59,7 +60,7 @@ def _read(file: Path, path: Path, gathered: Gathered) -> None:
             gathered.refuse(where, error)
     size = root.find("size")
     told = (0, 0) if size is None else (round(_number(size, "width")), round(_number(size, "height")))
-    near = [path, file.parent, file.parent.parent]
+    near = [path, file.parent, around(file.parent)]
     folders = [folder / name for folder in near for name in ("JPEGImages", "images", "")]
     gathered.add(_picture(root, file, folders), boxes, f"{file}, line {lines[root]}", told if any(told) else None)
 
