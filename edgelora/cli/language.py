@@ -15,7 +15,7 @@ from edgelora.cli.use import stdin_lines
 from edgelora.errors import ConfigError, DataError, EdgeLoraError
 from edgelora.language.conversation import Chat
 from edgelora.language.generation import CACHE_MEMORY
-from edgelora.language.rows import END, Piece
+from edgelora.language.rows import END, LENGTH, Piece
 from edgelora.language.sampling import GenerationConfig
 from edgelora.samples import Named
 
@@ -266,5 +266,7 @@ def _answer(chat: Chat, text: str, as_json: bool) -> None:
         print(flush=True)
     if stopped:
         note("(stopped)")
+    elif not as_json and pieces and pieces[-1].finish_reason == LENGTH:
+        note(f"(cut off after {len(pieces)} tokens; --max-new-tokens allows more)")
     if chat.forgotten > forgotten:
         note(f"({chat.forgotten - forgotten} messages were forgotten: the conversation is longer than the model takes)")

@@ -122,6 +122,16 @@ def test_lines_are_turns_and_commands(run, model, monkeypatch):
         assert told in error
 
 
+def test_an_answer_that_is_cut_off_says_so(run, model, monkeypatch):
+    ended = Chat(model, None, None, GenerationConfig(max_new_tokens=2)).ask("What?").text
+    typed(monkeypatch, "What?\n")
+    status, said, error = run("chat", "--max-new-tokens", "2")
+    assert (status, said) == (0, f"{ended}\n")
+    assert error == "(cut off after 2 tokens; --max-new-tokens allows more)\n"
+    typed(monkeypatch, "What?\n")
+    assert run("chat", "--stop", ended[-1], *TEN)[2] == ""
+
+
 def test_answers_as_lines_of_json(run, model, monkeypatch):
     chat = Chat(model, None, None, CONFIG)
     wanted = [chat.ask("What?"), chat.ask("And?")]
