@@ -9,9 +9,10 @@ are those that say the most. Every role has the same number of updates, for some
 Held out are blocks all over a role's part, for a part changes as its play goes on, and the question is who speaks and
 not what happens: of every 20 of its turns 6 that follow each other, at a place that is drawn. The turn before a block
 and the one after it are not learned either, so that no held-out turn continues what was learned. (The file does not
-tell scenes.) Of what is left, blocks of 4 in 20 that were held out likewise tell which epoch's adapter is kept; with
-`--choose` nothing else is told, to choose the rate and the updates by. `--held-out last` holds out the last third in
-time, and the last fifth of what is before it: what an adapter knows of a role's future.
+tell scenes.) Of what is left, blocks of 4 in 20 are held out likewise for choices: they tell which epoch's adapter is
+kept, and GLOUCESTER's told the rate and the updates, 60 at 0.001 and not 120 at 0.0005 (`--choose` stops there). No
+choice sees a turn of the table. `--held-out last` holds out the last third in time, and the last fifth of what is
+before it: that asks what an adapter knows of a role's future.
 
 Bits per byte of the held-out turns tell how well they are foretold; less is better. How far the own adapter is from the
 best of the others is told with its standard error, by drawing the turns again, since turns are few. Every adapter
@@ -189,8 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--plays", type=Path, required=True, help="input.txt of tiny Shakespeare")
     parser.add_argument("--base", type=Path, help="a Hugging Face directory or GGUF file (SmolLM2-135M)")
     parser.add_argument("--roles", nargs="+", help=f"whose turns are learned (the {COUNT} who say the most)")
-    parser.add_argument("--updates", type=int, default=120, help="the same for every role (%(default)s)")
-    parser.add_argument("--rate", type=float, default=5e-4, help="learning rate (%(default)s)")
+    parser.add_argument("--updates", type=int, default=60, help="the same for every role (%(default)s)")
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate (%(default)s)")
     parser.add_argument("--held-out", choices=("blocks", "last"), default="blocks", help="which turns (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="where the blocks are (%(default)s)")
     parser.add_argument("--choose", action="store_true", help="train and tell the turns for choices, not the table")
