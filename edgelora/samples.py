@@ -125,5 +125,9 @@ def split(samples: Sequence[S], share: float, rng: np.random.Generator) -> tuple
             learned.update(samples[row].labels)
     train = [s for row, s in enumerate(samples) if row not in chosen]
     if not train or not chosen:
-        raise ConfigError(f"{len(samples)} samples are too few to hold out {share:g} of them")
+        count = "1 sample is" if len(samples) == 1 else f"{len(samples)} samples are"
+        raise ConfigError(
+            f"{count} too few to hold out {share:g} of: give more, two of a label at least (a plain text is a sample "
+            "for each page or so), or hold out none"
+        )
     return train, [samples[row] for row in sorted(chosen)]

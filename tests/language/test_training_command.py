@@ -72,6 +72,15 @@ def test_a_text_file_is_learned_and_evaluated(run: Command, tmp_path: Path):
     assert base["adapter"] is None and base["bits_per_byte"] > found["bits_per_byte"]
 
 
+def test_a_page_of_text_is_too_little_to_hold_out_some_of_and_says_what_helps(run: Command, tmp_path: Path):
+    path = tmp_path / "letter.txt"
+    path.write_text("the quick brown fox\n" * 9, encoding="utf-8")
+    status, _, said = run("train", "--adapter", "ann", "--data", path, "--validation-split", "0.1", "--max-steps", "1")
+    assert status == 2
+    assert "1 sample is too few to hold out 0.1 of: give more, two of a label at least" in said
+    assert "a plain text is a sample for each page or so" in said and "or hold out none" in said
+
+
 def test_records_of_several_kinds_are_learned_together_and_people_evaluated_at_once(run: Command, tmp_path: Path):
     path = write_jsonl(tmp_path / "mixed.jsonl", ROWS)
     for name in ("anna", "ben"):
