@@ -16,7 +16,7 @@ import numpy as np
 from edgelora.bundle import MANIFEST_FILE, Bundle
 from edgelora.divergence import Divergence, check_alike, check_divergence, is_asked
 from edgelora.files import write_atomic
-from edgelora.gradient_checks import PointVerdict, check_head, check_point
+from edgelora.gradient_checks import PointVerdict, check_head, check_point, rounds_activations
 from edgelora.graph_checks import (
     GraphVerdict,
     check_graph,
@@ -29,17 +29,18 @@ from edgelora.graph_checks import (
 from edgelora.language_checks import check_decode
 from edgelora.manifest import LORA_GRAPHS, InsertionPoint, Manifest
 from edgelora.parity import parity_errors, parity_samples, parity_tolerance, source_spread, written_sample
+from edgelora.point_groups import check_points
 from edgelora.probes import Feeds
 from edgelora.quantization import QuantizedVerdict, check_quantization, has_twin
 from edgelora.session import ENGINE_VERSION
 
 _LARGE = 1 << 15  # numbers of a sample, as pictures and sounds have
-_FEW = 4
+_MANY = 16  # points of a language model, of which several are asked at a time
 
 
 @dataclass(frozen=True)
 class OutputVerdict:
-    """How far an output is from the source's, how far it may be, and how far the source's own kernels are apart there.
+    """How far an output is from the source's, how far it may be, and how far the source is from itself there.
 
     All three are relative to the output's largest value; `spread` is 0 where the source computes in one way.
     """
@@ -95,15 +96,15 @@ def check(
     progress("gradients of the float32 base")
     quantized = check_quantization(bundle)
     decided = {verdict.id: verdict.passed for verdict in quantized}
-    points: list[PointVerdict] = []
-    large = is_large(samples[0][0])
     asked = manifest.trainable if manifest.language is None else asked_points(manifest.trainable, decided)
-    for point, on in inputs_of_points(asked, inputs, samples[0][0]):
-        progress(point.id)
-        verdict = check_point(bundle, point, on, rng)
-        if not verdict.passed and large:  # it bends at so many places, one sample more than the mean of several
-            verdict = check_point(bundle, point, inputs, rng)
-        points.append(replace(verdict, passed=decided.get(point.id, verdict.passed)))
+
+    def tell(done: int, point: InsertionPoint) -> None:
+        progress(f"point {done + 1} of {len(asked)}: {point.id}")
+
+    if manifest.language is not None and not rounds_activations(bundle) and len(asked) >= _MANY:
+        points = check_points(bundle, asked, inputs, rng, tell)
+    else:
+        points = _one_by_one(bundle, asked, inputs, samples[0][0], decided, rng, tell)
     if manifest.head is not None:
         points.append(check_head(bundle, inputs, rng))
     graphs: list[GraphVerdict] = []
@@ -144,6 +145,28 @@ def check(
     return Verdict(passed, max(v.error for v in outputs), len(samples), *found)
 
 
+def _one_by_one(
+    bundle: Bundle,
+    points: Sequence[InsertionPoint],
+    batch: Feeds,
+    alone: Feeds,
+    decided: Mapping[str, bool],
+    rng: np.random.Generator,
+    progress: Callable[[int, InsertionPoint], None],
+) -> list[PointVerdict]:
+    """Each point's verdict; of those that known gradients have `decided`, A and B together, for these are but shown."""
+    large = is_large(alone)
+    found: list[PointVerdict] = []
+    for point, on in inputs_of_points(points, batch, alone):
+        progress(len(found), point)
+        shown = bundle.manifest.language is not None and point.id in decided
+        verdict = check_point(bundle, point, on, rng, together=shown)
+        if not verdict.passed and large:  # it bends at so many places, one sample more than the mean of several
+            verdict = check_point(bundle, point, batch, rng)
+        found.append(replace(verdict, passed=decided.get(point.id, verdict.passed)))
+    return found
+
+
 def output_verdicts(manifest: Manifest, errors: Mapping[str, float]) -> tuple[OutputVerdict, ...]:
     """The verdict on each output that is `errors` away from the source's."""
     verdicts: list[OutputVerdict] = []
@@ -154,10 +177,9 @@ def output_verdicts(manifest: Manifest, errors: Mapping[str, float]) -> tuple[Ou
 
 
 def asked_points(points: Sequence[InsertionPoint], decided: Mapping[str, bool]) -> list[InsertionPoint]:
-    """Whose differences are asked: of points that known gradients decide a few from first to last, and all others."""
+    """Whose differences are asked: of points that known gradients decide the first and the last, and of all others."""
     known = [point.id for point in points if point.id in decided]
-    few = {known[number * (len(known) - 1) // (_FEW - 1)] for number in range(_FEW)} if known else set[str]()
-    return [point for point in points if point.id not in decided or point.id in few]
+    return [point for point in points if point.id not in decided or point.id in (known[0], known[-1])]
 
 
 def is_large(sample: Feeds) -> bool:

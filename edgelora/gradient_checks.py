@@ -10,6 +10,8 @@ at many places at once, and no tolerance is finer than the steps (docs/bundle-fo
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,7 @@ from edgelora.probes import Feeds, gentle_factor, random_cotangents, random_head
 from edgelora.session import Graph
 from edgelora.slopes import GRADIENT_TOLERANCE, ROUNDED_TOLERANCE, Function, finite, fit_staircase, slope_along
 
+Gradients = dict[str, NDArray[np.float64]]
 _PLACES, _SPOTS, _SPREAD = 12, 8, 0.3
 
 
@@ -41,14 +44,22 @@ class PointVerdict:
     passed: bool
 
 
-def check_point(bundle: Bundle, point: InsertionPoint, inputs: Feeds, rng: np.random.Generator) -> PointVerdict:
-    """One point's A and B moved together, all other points absent."""
+def check_point(
+    bundle: Bundle, point: InsertionPoint, inputs: Feeds, rng: np.random.Generator, together: bool = False
+) -> PointVerdict:
+    """One point's A and B, all other points absent; see `against_differences` for `together`."""
     a, b = random_pair(point, rng)
-    base: Feeds = {**inputs, **absent_adapter(bundle.manifest), **random_head(bundle.manifest, rng)}
+    base = without_points(bundle, inputs, rng)
     b *= gentle_factor(bundle, base, {point.input_a: a, point.input_b: b})
+    return against_differences(bundle, point.id, base, {point.input_a: a, point.input_b: b}, rng, together=together)
+
+
+def without_points(bundle: Bundle, inputs: Feeds, rng: np.random.Generator) -> Feeds:
+    """What graphs take where all points are absent: a random head if there is one, labels of a language model."""
+    base: Feeds = {**inputs, **absent_adapter(bundle.manifest), **random_head(bundle.manifest, rng)}
     if (language := bundle.manifest.language) is not None:
         base["labels"] = rng.integers(0, language.vocabulary, inputs["input_ids"].shape)
-    return against_differences(bundle, point.id, base, {point.input_a: a, point.input_b: b}, rng)
+    return base
 
 
 def check_head(bundle: Bundle, inputs: Feeds, rng: np.random.Generator) -> PointVerdict:
@@ -60,27 +71,35 @@ def check_head(bundle: Bundle, inputs: Feeds, rng: np.random.Generator) -> Point
 
 
 def against_differences(
-    bundle: Bundle, name: str, base: Feeds, values: Feeds, rng: np.random.Generator, graphs: str = LORA_GRAPHS
+    bundle: Bundle,
+    name: str,
+    base: Feeds,
+    values: Feeds,
+    rng: np.random.Generator,
+    graphs: str = LORA_GRAPHS,
+    together: bool = False,
 ) -> PointVerdict:
     """The cotangent graph's gradient of each tensor of `values` against the inference graph's slope; the worst.
 
     The direction is noise plus twice the gradient's own, so that neither a wrong part of a gradient nor
     a wrong size of it can go unseen. Outputs weigh alike, so that a quiet one is seen beside a loud one.
+    Where activations are rounded, all tensors move at once if `together` is asked: a verdict on their sum.
     """
-    forward, graph = _twins(bundle, graphs)
+    forward, graph = graphs_of_outputs(bundle, graphs)
     if rounds_activations(bundle):
-        found = [_on_average(forward, graph, base, values, tensor, rng) for tensor in values]
+        moving = [list(values)] if together else [[tensor] for tensor in values]
+        found = [_on_average(forward, graph, base, values, tensors, rng) for tensors in moving]
         rounded = [PointVerdict(name, a, n, error, error <= ROUNDED_TOLERANCE) for a, n, error in found]
         return max(rounded, key=lambda verdict: verdict.error)
     here: Feeds = forward.run({**base, **values})
     weights = random_cotangents(here, rng)
 
     def gradient_at(at: Feeds, tensor: str) -> NDArray[np.float64]:
-        return _gradient_at(graph, {**base, **at}, weights, tensor)
+        return gradients_at(graph, {**base, **at}, weights, [tensor])[tensor]
 
     def along(tensor: str) -> PointVerdict:
         gradient = gradient_at(values, tensor)
-        direction = _direction(values[tensor], gradient, rng)
+        direction = direction_of(values[tensor], gradient, rng)
 
         def moved(step: float) -> Feeds:
             return {**values, tensor: values[tensor] + np.float32(step) * direction}
@@ -98,7 +117,7 @@ def against_differences(
     return max((along(tensor) for tensor in values), key=lambda verdict: verdict.error)
 
 
-def _twins(bundle: Bundle, graphs: str) -> tuple[Graph, Graph]:
+def graphs_of_outputs(bundle: Bundle, graphs: str) -> tuple[Graph, Graph]:
     """A graph of outputs, and the one of the gradients of Σ <weight, output> for any weights.
 
     A language model's outputs are what its tokens cost, of which its loss is such a sum.
@@ -110,45 +129,52 @@ def _twins(bundle: Bundle, graphs: str) -> tuple[Graph, Graph]:
     return bundle.forward_in(graphs), bundle.graph(record.file)
 
 
-def _gradient_at(graph: Graph, feeds: Feeds, weights: Feeds, tensor: str) -> NDArray[np.float64]:
-    """d Σ <weight, output>/d tensor by the cotangent graph; zeros where no output depends on it."""
+def gradients_at(graph: Graph, feeds: Feeds, weights: Feeds, tensors: Sequence[str]) -> Gradients:
+    """d Σ <weight, output>/d tensor of each by the cotangent graph; zeros where no output depends on it."""
     cotangents = {"loss_weight" if n == "nll" else f"cotangent.{n}": w for n, w in weights.items()}
-    name = f"grad.{tensor}"
-    found = graph.run({**feeds, **cotangents}, [name]) if name in graph.outputs else {}
-    return np.asarray(found.get(name, np.zeros(feeds[tensor].shape)), np.float64)
+    wanted = [f"grad.{name}" for name in tensors]
+    found = graph.run({**feeds, **cotangents}, [name for name in wanted if name in graph.outputs])
+    return {n: np.asarray(found.get(f"grad.{n}", np.zeros(feeds[n].shape)), np.float64) for n in tensors}
 
 
 def _on_average(
-    forward: Graph, graph: Graph, base: Feeds, values: Feeds, tensor: str, rng: np.random.Generator
+    forward: Graph, graph: Graph, base: Feeds, values: Feeds, moving: Sequence[str], rng: np.random.Generator
 ) -> tuple[float, float, float]:
-    """The gradient of one tensor and the slope of the outputs, at places around `values`; see `fit_staircase`.
+    """The gradients of the tensors `moving` and the outputs' slope, at places around `values`; see `fit_staircase`.
 
     Where noise leaves that open, a gradient and its differences are means over spots around each place.
     """
 
-    def gradient_at(at: Feeds, weights: Feeds) -> NDArray[np.float64]:
-        return _gradient_at(graph, {**base, **at}, weights, tensor)
+    def gradients_of(at: Feeds, weights: Feeds) -> Gradients:
+        return gradients_at(graph, {**base, **at}, weights, moving)
 
-    def place() -> tuple[Feeds, Feeds, NDArray[np.float32]]:
+    def place() -> tuple[Feeds, Feeds, Feeds, Gradients]:
         at = _nearby(values, rng)
         here: Feeds = forward.run({**base, **at})
         weights: Feeds = {n: rng.standard_normal(y.shape).astype(np.float32) for n, y in here.items()}
-        return at, weights, _direction(at[tensor], gradient_at(at, weights), rng)
+        gradients = gradients_of(at, weights)
+        return at, weights, {n: direction_of(at[n], gradients[n], rng) for n in moving}, gradients
 
-    def spot(at: Feeds, weights: Feeds, direction: NDArray[np.float32]) -> tuple[Function, Function]:
+    def spot(
+        at: Feeds, weights: Feeds, directions: Feeds, gradients: Gradients | None = None
+    ) -> tuple[Function, Function]:
         here: Feeds = forward.run({**base, **at})
 
         def moved(step: float) -> Feeds:
-            return {**at, tensor: at[tensor] + np.float32(step) * direction}
+            return {**at, **{n: at[n] + np.float32(step) * d for n, d in directions.items()}}
 
         def value(step: float) -> float:
             there = forward.run({**base, **moved(step)})
             return sum(float(np.sum((there[n] - here[n]) * w.astype(np.float64))) for n, w in weights.items())
 
-        return lambda step: float((gradient_at(moved(step), weights) * direction).sum()), value
+        def slope(step: float) -> float:
+            there = gradients if step == 0 and gradients is not None else gradients_of(moved(step), weights)
+            return sum(float((there[n] * d).sum()) for n, d in directions.items())
 
-    def around(at: Feeds, weights: Feeds, direction: NDArray[np.float32]) -> tuple[Function, Function]:
-        spots = [spot(_nearby(at, rng), weights, direction) for _ in range(_SPOTS)]
+        return slope, value
+
+    def around(at: Feeds, weights: Feeds, directions: Feeds) -> tuple[Function, Function]:
+        spots = [spot(_nearby(at, rng), weights, directions) for _ in range(_SPOTS)]
         return (
             lambda step: sum(slope(step) for slope, _ in spots) / _SPOTS,
             lambda step: sum(value(step) for _, value in spots) / _SPOTS,
@@ -156,7 +182,7 @@ def _on_average(
 
     places = [place() for _ in range(_PLACES)]
     found = fit_staircase([spot(*one) for one in places])
-    return found if found[2] <= ROUNDED_TOLERANCE else fit_staircase([around(*one) for one in places])
+    return found if found[2] <= ROUNDED_TOLERANCE else fit_staircase([around(*one[:3]) for one in places])
 
 
 def loss_slope_error(
@@ -168,17 +194,22 @@ def loss_slope_error(
     def place(at: Feeds) -> tuple[list[NDArray[Any]], Function, Function]:
         wanted = [f"grad.{n}" for n in names]
         grads = graph.run({**feeds, **at}, wanted)
-        directions = {n: _direction(at[n], grads[f"grad.{n}"], rng) for n in names}
+        directions = {n: direction_of(at[n], grads[f"grad.{n}"], rng) for n in names}
 
         def moved(step: float) -> Feeds:
             return {**feeds, **{n: at[n] + np.float32(step) * directions[n] for n in names}}
 
+        @functools.cache
+        def both(step: float) -> tuple[float, float]:  # a run takes as long for the one as for both
+            there = graph.run(moved(step), ["loss", *wanted])
+            slope = sum((there[f"grad.{n}"].astype(np.float64) * directions[n]).sum() for n in names)
+            return float(there["loss"]), float(slope)
+
         def loss(step: float) -> float:
-            return float(graph.run(moved(step), ["loss"])["loss"])
+            return both(step)[0]
 
         def slope(step: float) -> float:
-            there = graph.run(moved(step), wanted)
-            return float(sum((there[f"grad.{n}"].astype(np.float64) * directions[n]).sum() for n in names))
+            return both(step)[1]
 
         return [grads[f"grad.{n}"].astype(np.float64) * directions[n] for n in names], loss, slope
 
@@ -194,7 +225,7 @@ def _nearby(values: Feeds, rng: np.random.Generator) -> Feeds:
     return {n: (x + _SPREAD * x.std() * rng.standard_normal(x.shape)).astype(np.float32) for n, x in values.items()}
 
 
-def _direction(x: NDArray[Any], gradient: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
+def direction_of(x: NDArray[Any], gradient: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
     """Noise plus twice the gradient's own direction, or its opposite: the one that noise leans to and cannot undo."""
     noise, length = rng.standard_normal(x.shape), float(np.linalg.norm(gradient))
     own = 2 * gradient / length if 0 < length < np.inf else np.zeros(x.shape)

@@ -17,7 +17,7 @@ ROUNDED_TOLERANCE = 0.25
 LARGEST = 1e9
 _STEP, _SMOOTH = 4e-2, 5e-3
 _STRETCHES = ((1e-2, 4), (1e-2, 16), (8e-2, 16), (2.5e-3, 16), (2.5e-4, 16))  # and parts of each
-_COARSE_STEPS, _MIDDLES, _SURE = (0.08, 0.16, 0.32, 0.64, 0.04, 0.02), (-0.75, -0.25, 0.25, 0.75), 0.95
+_COARSE_STEPS, _SURE = (0.08, 0.16, 0.32, 0.64, 0.04, 0.02), 0.95
 
 Function = Callable[[float], float]
 
@@ -33,22 +33,27 @@ def slope_along(value: Function, slope: Function, parts: list[NDArray[Any]]) -> 
     in rounding. Few parts often do, and a gradient costs more than a value. Where a short stretch drowns in
     rounding, for other tensors move the outputs far more, a long one does not.
     """
-    analytic = float(sum(p.sum() for p in parts))
-    coarse, fine = ((value(h) - value(-h)) / (2 * h) for h in (_STEP, _STEP / 2))
-    numeric = (4 * fine - coarse) / 3
-    best = (analytic, numeric, _relative(analytic, numeric, parts))
+    analytic, numeric = float(sum(p.sum() for p in parts)), extrapolated(value)
+    best = (analytic, numeric, relative(analytic, numeric, parts))
     for number, (stretch, count) in enumerate(_STRETCHES if best[2] > _SMOOTH else ()):
         middles = stretch * ((2 * np.arange(count) + 1) / count - 1)
         mean = float(np.mean([slope(float(middle)) for middle in middles]))
         numeric = (value(stretch) - value(-stretch)) / (2 * stretch)
-        found = (mean, numeric, _relative(mean, numeric, parts))
+        found = (mean, numeric, relative(mean, numeric, parts))
         best = min(best, found, key=lambda one: one[2]) if number else found
         if best[2] <= GRADIENT_TOLERANCE:
             break
     return best
 
 
-def _relative(analytic: float, numeric: float, parts: list[NDArray[Any]]) -> float:
+def extrapolated(value: Function) -> float:
+    """The derivative at 0 of a smooth function, by central differences at two steps."""
+    coarse, fine = ((value(h) - value(-h)) / (2 * h) for h in (_STEP, _STEP / 2))
+    return (4 * fine - coarse) / 3
+
+
+def relative(analytic: float, numeric: float, parts: list[NDArray[Any]]) -> float:
+    """The gap of both, relative to the larger, or to what terms of random signs come to."""
     scale = max(abs(analytic), abs(numeric), *(float(np.sqrt((p**2).sum())) for p in parts), 1e-12)
     return bounded(abs(analytic - numeric) / scale)
 
@@ -57,25 +62,52 @@ def fit_staircase(places: list[tuple[Function, Function]]) -> tuple[float, float
     """Analytic slopes a against coarse differences n of a staircase: |a|, n along a, and how far they are apart.
 
     A place is its slope and its value along its direction. A difference is the mean of slopes over its step, along
-    which codes may saturate: a is that mean too. Rounding adds noise to every n, and none to the least-squares factor
-    of n = factor·a in the mean. The gap is the larger of |1 − factor| and 1 − correlation: a wrong sign or scale moves
-    the one, a wrong part the other. The first step that noise hardly shows in decides, else the best one. Where nothing
-    moves at any step and every slope is 0, there is no gap.
+    which codes may saturate: a is that mean too, by trapezoids between the places where a slope was asked. Rounding
+    adds noise to every n, and none to the least-squares factor of n = factor·a in the mean. The gap is the larger of
+    |1 − factor| and 1 − correlation: a wrong sign or scale moves the one, a wrong part the other. The first step that
+    noise hardly shows in decides, else the best one; slopes at 0 tell which that may be, for values are had for less.
+    Where nothing moves at any step and every slope is 0, there is no gap.
     """
+    slopes = [{0.0: slope(0.0)} for slope, _ in places]
+    differences: dict[float, NDArray[np.float64]] = {}
+
+    def numeric_at(step: float) -> NDArray[np.float64]:
+        if step not in differences:
+            differences[step] = np.array([(value(step) - value(-step)) / (2 * step) for _, value in places])
+        return differences[step]
+
+    def analytic_at(step: float) -> NDArray[np.float64]:
+        for (slope, _), known in zip(places, slopes, strict=True):
+            known |= {at: slope(at) for at in (-step, -step / 2, step / 2, step) if at not in known}
+        return np.array([_mean_within(step, known) for known in slopes])
+
+    middle = np.array([known[0.0] for known in slopes])
+    likely = next((step for step in _COARSE_STEPS if _correlation(numeric_at(step), middle) >= _SURE), _COARSE_STEPS[0])
     best, moves = (0.0, 0.0, LARGEST), False
-    for step in _COARSE_STEPS:
-        analytic = np.array([sum(slope(step * middle) for middle in _MIDDLES) / len(_MIDDLES) for slope, _ in places])
-        numeric = np.array([(value(step) - value(-step)) / (2 * step) for _, value in places])
+    for step in (likely, *(other for other in _COARSE_STEPS if other != likely)):
+        analytic, numeric = analytic_at(step), numeric_at(step)
         moves = moves or bool(analytic.any() or numeric.any())
         length = float(np.linalg.norm(analytic))
-        along = float(numeric @ analytic) / max(length, 1e-12)
-        correlation = along / max(float(np.linalg.norm(numeric)), 1e-12)
+        along, correlation = float(numeric @ analytic) / max(length, 1e-12), _correlation(numeric, analytic)
         gap = bounded(max(abs(1 - along / max(length, 1e-12)), 1 - correlation))
         found = (finite(length), finite(along), gap)
         if correlation >= _SURE:
             return found
         best = min(best, found, key=lambda one: one[2])
     return best if moves else (0.0, 0.0, 0.0)
+
+
+def _correlation(numeric: NDArray[np.float64], analytic: NDArray[np.float64]) -> float:
+    """The cosine of both: differences have no mean of their own that were to be taken off."""
+    along = float(numeric @ analytic) / max(float(np.linalg.norm(analytic)), 1e-12)
+    return along / max(float(np.linalg.norm(numeric)), 1e-12)
+
+
+def _mean_within(step: float, known: dict[float, float]) -> float:
+    """The mean of a function over [-step, step], of which it is known at both ends and at places between them."""
+    at = np.array(sorted(x for x in known if abs(x) <= step))
+    y = np.array([known[x] for x in at])
+    return float(((y[1:] + y[:-1]) * np.diff(at)).sum() / (4 * step))
 
 
 def bounded(error: float) -> float:

@@ -8,8 +8,8 @@ import pytest
 from edgelora.slopes import GRADIENT_TOLERANCE, ROUNDED_TOLERANCE, fit_staircase, slope_along
 
 
-def places(factor: float, width: float, seed: int = 0):
-    """Slopes, times `factor`, and values of Σ w·q(clip(c + s·d)), with codes of 1/64 of the range ±`width`."""
+def places(factor: float, width: float, seed: int = 0, codes: int = 64):
+    """Slopes, times `factor`, and values of Σ w·q(clip(c + s·d)), with `codes` on each side of the range ±`width`."""
     rng = np.random.default_rng(seed)
 
     def place():
@@ -17,7 +17,7 @@ def places(factor: float, width: float, seed: int = 0):
         w += d  # a direction with a part of the gradient's own
 
         def value(s: float) -> float:
-            return float(w @ (np.rint(np.clip(c + s * d, -width, width) * 64 / width) * width / 64))
+            return float(w @ (np.rint(np.clip(c + s * d, -width, width) * codes / width) * width / codes))
 
         return lambda s: factor * float(w @ (d * (np.abs(c + s * d) < width))), value
 
@@ -33,6 +33,18 @@ def test_saturation_along_a_step_does_not_fail_a_right_slope(width):
 @pytest.mark.parametrize("width", [0.05, 5.0])
 def test_a_wrong_slope_is_told(factor, width):
     assert fit_staircase(places(factor, width))[2] > ROUNDED_TOLERANCE
+
+
+def test_slopes_are_asked_at_the_step_that_noise_hardly_shows_in():
+    """Five a place: values, which cost less, tell that at shorter steps a staircase of few codes is noise."""
+    asked = []
+
+    def counted(slope):
+        return lambda step: asked.append(step) or slope(step)
+
+    found = places(1.0, 5.0, codes=1)
+    assert fit_staircase([(counted(slope), value) for slope, value in found])[2] <= ROUNDED_TOLERANCE
+    assert len(asked) == 5 * len(found) and max(asked) > 0.08
 
 
 @pytest.mark.parametrize("slope", [0.0, 1e-3])
