@@ -26,8 +26,8 @@ _FARTHEST = PARITY_TOLERANCE["float16"]  # sums in another order are not less ex
 def parity_tolerance(manifest: Manifest, output: str) -> float:
     """How far from its source an output may be, relative to the largest value: by the coarser arithmetic of the two.
 
-    A source whose two sets of kernels are apart is not known better than that: three times as far is allowed, but
-    never further than a source in half precision. Kernels further apart compute something else, not the same otherwise.
+    A source whose two ways to compute are apart is not known better than that: three times as far is allowed, but never
+    further than a source in half precision. Kernels further apart compute something else, not the same otherwise.
     """
     source = manifest.source
     ours = PARITY_TOLERANCE[source.get("precision", "float32")]
@@ -36,7 +36,7 @@ def parity_tolerance(manifest: Manifest, output: str) -> float:
 
 
 def source_spread(manifest: Manifest, output: str) -> float:
-    """How far apart the source's own two sets of kernels are at an output, relative to the largest value; 0 for one.
+    """How far apart the source's own two ways to compute are at an output, relative to the largest value; 0 for one.
 
     What a task makes of the source's outputs is known as badly as the worst of them.
     """

@@ -35,8 +35,8 @@ class Decoder(LanguageFacts):
 class Source:
     """A model to convert. `run` evaluates the original (never our graph): names in, names out.
 
-    `otherwise` evaluates it too, in another order of sums, where it has two sets of kernels, and returns nothing where
-    the other set cannot.
+    `otherwise` evaluates it too, in another order of sums, where it has two sets of kernels or can run its rows alone,
+    and returns nothing where the other set cannot.
     `original` is the torch module behind it, where there is one: it can be differentiated. `reread` makes what
     `reading` returns, where the source can tell of tensors inside it. `decoder` is there if the source continues text.
     """

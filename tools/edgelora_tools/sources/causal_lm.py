@@ -116,6 +116,11 @@ def decoder_source(
             made = module(given["input_ids"], given["attention_mask"], given["position_ids"], kept)
         return dict(zip(("logits", *cache_names(layers, "present")), (y.numpy() for y in made), strict=True))
 
+    def rows_alone(feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Products of other shapes sum in another order, which a token on an edge shows (docs/decisions/0046)."""
+        rows = [run({n: x[[row]] for n, x in feeds.items()}) for row in range(len(feeds["input_ids"]))]
+        return {name: np.concatenate([made[name] for made in rows]) for name in rows[0]}
+
     limits = (int(getattr(config, "max_position_embeddings", 0) or 0), settled)
     longest = min((limit for limit in limits if limit), default=0)
     bos, *ending = (token if token in range(config.vocab_size) else None for token in (config.bos_token_id, *eos))
@@ -132,7 +137,8 @@ def decoder_source(
         chat_template=TEMPLATE_FILE if TEMPLATE_FILE in files else None,
     )
     known = {"max_length": longest or MOST_POSITIONS, **facts, "model_type": kind}
-    return Source("torch", name, without_cache(cached.clone()), run, files, known, decoder=decoder)
+    model = without_cache(cached.clone())
+    return Source("torch", name, model, run, files, known, decoder=decoder, otherwise=rows_alone)
 
 
 def _whereabouts(path: Path) -> tuple[Path, dict[str, str], Header | None]:
