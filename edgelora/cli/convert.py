@@ -162,8 +162,7 @@ def run_convert(options: argparse.Namespace) -> int:
     spec, defaults = options.source, {}
     if options.task is not None:
         task_named(options.task)
-    if options.source_output != "?":  # which lists the tensors, and writes nothing
-        desktop("bundle_writer").check_destination(Path(options.output), options.overwrite)
+    compiler.check_place(Path(options.output), options.source_output, options.overwrite)  # before it is read
     tell(f"reading {spec}")
     if spec.startswith("recipe:"):
         recipes = desktop("recipes")

@@ -80,8 +80,7 @@ def convert(
     Raises:
         ConversionError: what about the source cannot be converted, by name; or what training within the budget lacks.
     """
-    if options.output != EVERY:  # which lists the source's tensors, and writes nothing
-        check_destination(destination, options.overwrite)
+    check_place(destination, options.output, options.overwrite)
     check_language(source, options)
     if options.max_length is not None and options.max_length < 1:
         raise ConversionError(f"a text has at least one token: max_length {options.max_length} is none")
@@ -242,6 +241,12 @@ def _forecast(path: Path, budget: Budget) -> MemoryPlan:
     except ConfigError as error:
         steps = f"training in steps of {budget.batch_size} samples, length {budget.length}"
         raise ConversionError(f"{steps}: {error}") from error
+
+
+def check_place(destination: Path, output: str | None, overwrite: bool) -> None:
+    """Raise ConversionError where a bundle may not be written; `EVERY` output lists tensors, and writes none."""
+    if output != EVERY:
+        check_destination(destination, overwrite)
 
 
 def weighing_sizes(model: ir.Model, known: Sizes, batch_size: int, length: int) -> Sizes:
