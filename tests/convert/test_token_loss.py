@@ -74,7 +74,7 @@ def torch_logits(kind, h):
 
 
 @functools.cache
-def graph(kind, dtype, most=SOME):
+def graph(kind, dtype, most=SOME, integers=False):
     """Losses and Σ w·n's gradient of the hidden states: inputs h, labels, weight. Blocks have `most` tokens at most."""
     real = ir.DataType.from_numpy(np.dtype(dtype))
     built = GraphBuilder(ir.Graph([], [], nodes=[], opset_imports={"": 21, DOMAIN: 1}, name="loss"))
@@ -90,7 +90,7 @@ def graph(kind, dtype, most=SOME):
     for name, value in (("losses", losses), ("gradient", gradient)):
         value.name = name
         model.graph.outputs.append(value)
-    lower_nodes(model.graph, op, LOWERED | {OP_TYPE: TokenLoss(most)})
+    lower_nodes(model.graph, op, LOWERED | {OP_TYPE: TokenLoss(most, integers)})
     return tidy(model)
 
 
@@ -148,6 +148,33 @@ def test_onnx_runtime_computes_the_same(kind):
             for mine, wanted in zip(got, by_torch(kind, feeds), strict=True):
                 assert np.shape(mine) == wanted.shape
                 np.testing.assert_allclose(mine, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [1, SOME, ALL])
+@pytest.mark.parametrize("kind", ["codes", "codes, bias"])
+def test_in_integers_losses_are_the_same_and_gradients_nearly(kind, most):
+    """Hidden states have two digits; of a token's share as much is lost as half a step of its block's likeliest."""
+    model = graph(kind, np.float32, most, integers=True)
+    assert {"Gemm", "MatMul"}.isdisjoint(node.op_type for node in _body(model))
+    with open_session(model) as session:
+        for rows in (0, 1, 65):
+            feeds = feeds_for(rows, np.float32)
+            losses, gradient = run(session, ["losses", "gradient"], feeds)
+            wanted = by_torch(kind, feeds)
+            np.testing.assert_allclose(losses, wanted[0], rtol=1e-4, atol=1e-3)
+            assert gradient.shape == wanted[1].shape
+            lost = STEPS.max() / 255 / 2 * np.abs(CODES).sum(0) * np.abs(feeds["weight"])[:, None]
+            assert (np.abs(gradient - wanted[1]) <= lost + 1e-3 * np.abs(wanted[1]) + 1e-5).all()
+
+
+def test_in_integers_what_is_behind_the_codes_keeps_the_head_real():
+    assert any(node.op_type == "Gemm" for node in _body(graph("codes, capped", np.float32, SOME, integers=True)))
+    assert any(node.op_type == "Gemm" for node in _body(graph("tied", np.float32, SOME, integers=True)))
+
+
+def _body(model):
+    (loop,) = (node for node in model.graph if node.op_type == "Loop")
+    return loop.attributes["body"].as_graph()
 
 
 def test_far_apart_logits_are_exact():

@@ -18,7 +18,7 @@ from onnxscript import OpBuilder
 
 from edgelora_tools.gradients.nodes import operand
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
-from edgelora_tools.gradients.shapes import annotate
+from edgelora_tools.gradients.shapes import annotate, rank
 from edgelora_tools.lowering import DOMAIN
 
 OP_TYPE = "QuantizedProduct"
@@ -52,10 +52,11 @@ class QuantizedProduct:
         middle = node.attributes.get_int("rows", 0)
         if not middle:
             q, sx, z = op.DynamicQuantizeLinear(evened, _outputs=3)
-            return (_integer_product(op, q, codes, sx, scale, z, bias),)
+            return (integer_product(op, q, codes, sx, scale, z, bias),)
         y = product_of_rows(op, evened, codes, scale, middle, node.attributes.get_int("digits", 1))
         if channels is not None and kept is not None:
-            y = op.Add(y, op.MatMul(op.Gather(x, channels, axis=-1), kept))
+            apart = op.Gather(x, channels, axis=-1)
+            y = op.Gemm(apart, kept, y) if rank(x) == 2 else op.Add(y, op.MatMul(apart, kept))
         return (y if bias is None else op.Add(y, bias),)
 
 
@@ -72,15 +73,15 @@ def product_of_rows(
     step, zero = op.Constant(value_float=1 / up), op.Constant(value=ir.tensor(np.uint8(middle)))
     whole = op.Div(x, rho)
     q = op.QuantizeLinear(whole, step, zero)
-    y = _integer_product(op, q, codes, step, scale, zero)
+    y = integer_product(op, q, codes, step, scale, zero)
     if digits > 1:
         fine, half = op.Constant(value_float=1 / up / FINE), op.Constant(value=ir.tensor(np.uint8(ZERO)))
         left = op.QuantizeLinear(op.Sub(whole, op.DequantizeLinear(q, step, zero)), fine, half)
-        y = op.Add(y, _integer_product(op, left, codes, fine, scale, half))
+        y = op.Add(y, integer_product(op, left, codes, fine, scale, half))
     return op.Mul(y, rho)
 
 
-def _integer_product(
+def integer_product(
     op: OpBuilder,
     q: ir.Value,
     codes: ir.Value,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
@@ -15,7 +16,9 @@ from edgelora_tools.gradients.nodes import ints_of, operand, operands
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
 from edgelora_tools.gradients.shapes import annotate, dims, unbroadcast
 from edgelora_tools.lowering import DOMAIN
-from edgelora_tools.passes.matching import both_orders, in_order, made_by
+from edgelora_tools.passes.matching import both_orders, in_order, made_by, number_of
+
+_ALONE = {"Cos", "Sin", "Neg", "Cast", "CastLike", "Identity"}
 
 
 def recognise(node: ir.Node) -> ir.Node | None:
@@ -79,15 +82,48 @@ def rotary(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     dcos = Σ dY∘X
     dsin = Σ dY∘rotate(X)
 
+    Where both halves of sin are the same that is dY turned by the opposite angle: dX = dY∘cos + rotate(dY)∘(−sin).
+
     The rules of the parts would pad each half with zeros and add the two to the rest: temporaries of the size of
     X that this does without.
     """
     x, cos, sin = operands(node)
+
+    def dx() -> ir.Value:
+        if repeats(sin):
+            back = annotate(op.Neg(sin), sin)
+            return annotate(op.builder.opset(DOMAIN, 1).Rotary(dy, cos, back), x)
+        return annotate(op.Sub(op.Mul(dy, cos), _rotate(op, op.Mul(dy, sin))), x)
+
     return (
-        lambda: annotate(op.Sub(op.Mul(dy, cos), _rotate(op, op.Mul(dy, sin))), x),
+        dx,
         lambda: unbroadcast(op, op.Mul(dy, x), cos),
         lambda: unbroadcast(op, op.Mul(dy, _rotate(op, x)), sin),
     )
+
+
+def repeats(table: ir.Value) -> bool:
+    """Whether both halves of the last axis of `table` are known to be the same, as they are of [θ θ]."""
+    if table.const_value is not None:
+        values = table.const_value.numpy()
+        return values.ndim > 0 and np.array_equal(*np.array_split(values, 2, axis=-1))
+    node = table.producer()
+    if node is None or node.domain or not node.inputs or node.inputs[0] is None:
+        return False
+    first, *others = node.inputs
+    if node.op_type == "Concat":
+        return len(others) == 1 and others[0] is first and _is_last(node.attributes["axis"].as_int(), table)
+    if node.op_type == "Unsqueeze":
+        axes = ints_of(operand(node, 1))
+        return (
+            axes is not None
+            and table.shape is not None
+            and not {-1, len(table.shape) - 1} & set(axes)
+            and repeats(first)
+        )
+    if node.op_type == "Mul":
+        return any(repeats(a) for a, b in both_orders(table, "Mul") if number_of(b) is not None)
+    return node.op_type in _ALONE and repeats(first)
 
 
 def _rotate(op: OpBuilder, x: ir.Value) -> ir.Value:

@@ -24,16 +24,15 @@ def recognise(node: ir.Node) -> ir.Node | None:
 
 @gradient_rule("Silu", domain=DOMAIN)
 def silu(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
-    """Y = X∘s, s = σ(X); dX = dY∘s∘(1 + X∘(1 − s)).
+    """Y = X∘s, s = σ(X); dX = dY∘s∘(1 + X − Y).
 
-    One pass over memory and one temporary fewer than by the rules of Mul and Sigmoid. s is written out again, and
+    Two passes over memory and one temporary fewer than by the rules of Mul and Sigmoid. s is written out again, and
     merged with the forward pass's own when the graph is tidied.
     """
-    (x,) = operands(node)
+    (x,), (y,) = operands(node), node.outputs
 
     def dx() -> ir.Value:
-        s = op.Sigmoid(x)
-        return op.Mul(dy, op.Mul(s, op.Add(op.Mul(x, op.Sub(1.0, s)), 1.0)))
+        return op.Mul(dy, op.Mul(op.Sigmoid(x), op.Add(op.Sub(x, y), 1.0)))
 
     return (dx,)
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from edgelora_tools import backward
+from edgelora_tools.composites.integer_head import IntegerHead, Pull
 from edgelora_tools.composites.vocabulary_product import OP_TYPE as VOCABULARY_PRODUCT
 from edgelora_tools.composites.vocabulary_product import product_of_codes, real_numbers, scaled
 from edgelora_tools.gradients.bodies import body_input, close_body, copy_nodes, new_body, remove_dead_nodes
@@ -58,17 +59,19 @@ def token_loss_rule(op: OpBuilder, node: ir.Node, dn: ir.Value, dslopes: None = 
 class TokenLoss:
     """TokenLoss(H `[rows, width]`, Y int64 `[rows]`) with body `head`; n `[rows]` and G `[rows, width]`.
 
-    Of blocks b of the vocabulary, with m = max z, p_b = softmax(z_b) and s_b = Σ exp(z_b − m):
+    Of blocks b of the vocabulary, with m_b = max z_b, e_b = exp(z_b − m_b), m = max m_b and w_b = exp(m_b − m):
 
-    n = m + log s − z_y,  s = Σ_b s_b
-    G = Σ_b s_b·f_b'(h)ᵀ·p_b / s − f_y'(h)
+    n = m + log s − z_y,  s = Σ_b w_b·Σ e_b
+    G = Σ_b w_b·f_b'(h)ᵀ·e_b / s − f_y'(h)
 
     m, z_y and both sums are kept up as the blocks come (Milakov and Gimelshein, arXiv:1805.02867), the sums by the same
     factors, so that shares of blocks add up to one: what tokens' vectors have in common, most of them, cancels in G.
-    A block has `most` columns at the most.
+    A block has `most` columns at the most. With `integers` a head that is codes and nothing behind them is multiplied
+    in integers (integer_head.py).
     """
 
     most: int = 1024  # docs/decisions/0043 has the table
+    integers: bool = False
 
     @property
     def op_type(self) -> str:
@@ -78,7 +81,10 @@ class TokenLoss:
         """A Loop over as few blocks as there can be, as even as can be."""
         h, labels = operands(node)
         assert h.dtype is not None
-        head, learns = _Head(node), bool(node.outputs[1].uses())
+        learns = bool(node.outputs[1].uses())
+        head = _Head(node)
+        if self.integers and head.of_codes and not head.behind and h.dtype == ir.DataType.FLOAT:
+            head.integers = IntegerHead(op, h)
         blocks = -(-head.columns // self.most)
         size = -(-head.columns // blocks)
         one_each = op.Concat(op.Shape(h, start=0, end=1), op.Constant(value_ints=[1]), axis=0)
@@ -114,19 +120,19 @@ def _further(
     """m, s and z_y `[rows, 1]`, and the sum of G where it is asked for, from those before the tokens `span`."""
     before, sum_before, own, *slopes = kept
     first, behind = span
-    nodes, z = head.logits(op, h, op.Unsqueeze(first, [0]), op.Unsqueeze(behind, [0]))
+    z, pull = head.logits(op, h, op.Unsqueeze(first, [0]), op.Unsqueeze(behind, [0]))
     at = op.Sub(label, first)
     nearest = op.Max(op.Min(at, op.Sub(op.Sub(behind, first), 1)), 0)
     chosen = op.Mul(op.GatherElements(z, nearest, axis=-1), indicator(op, op.Equal(at, nearest), z))
-    p = annotate(op.Softmax(z, axis=-1), z)
-    here, likeliest = (op.ReduceMax(x, [-1], keepdims=1) for x in (z, p))
+    here = op.ReduceMax(z, [-1], keepdims=1)
+    e = annotate(op.Exp(op.Sub(z, here)), z)
     top = annotate(op.Max(before, here), before)
-    fade = op.Exp(op.Sub(before, top))
-    share = op.Div(op.Exp(op.Sub(here, top)), likeliest)  # Σ exp(z − here) is 1/max p: p serves both
-    made = [top, annotate(op.Add(op.Mul(sum_before, fade), share), before), annotate(op.Add(own, chosen), own)]
+    fade, share = (op.Exp(op.Sub(x, top)) for x in (before, here))
+    total = op.Add(op.Mul(sum_before, fade), op.Mul(op.ReduceSum(e, [-1], keepdims=1), share))
+    made = [top, annotate(total, before), annotate(op.Add(own, chosen), own)]
     if not slopes:
         return made
-    slope = op.Add(op.Mul(slopes[0], fade), op.Mul(head.pulled(op, nodes, z, p, h), share))
+    slope = op.Add(op.Mul(slopes[0], fade), op.Mul(pull(op, e), share))
     return [*made, annotate(slope, h)]
 
 
@@ -140,9 +146,10 @@ class _Head:
         size = dims(self.body.outputs[0])[-1]
         assert isinstance(size, int)
         self.columns, self.of_codes = size, self.product.op_type == VOCABULARY_PRODUCT
+        self.integers: IntegerHead | None = None
 
-    def logits(self, op: OpBuilder, h: ir.Value, first: ir.Value, behind: ir.Value) -> tuple[list[ir.Node], ir.Value]:
-        """z of the tokens from `first` up to before `behind`, int64 `[1]`, and the nodes that make it."""
+    def logits(self, op: OpBuilder, h: ir.Value, first: ir.Value, behind: ir.Value) -> tuple[ir.Value, Pull]:
+        """z of the tokens from `first` up to before `behind`, int64 `[1]`, and the way back."""
 
         def cut(x: ir.Value, axis: int) -> ir.Value:
             sizes = list(dims(x))
@@ -153,11 +160,14 @@ class _Head:
         begun = len(op.builder.graph)
         if self.of_codes:
             codes, scale, *bias = self._weights(copies)
+            if self.integers is not None:
+                return self.integers.block(op, codes, scale, bias[0] if bias else None)
             z = scaled(op, product_of_codes(op, h, codes), scale, bias[0] if bias else None)
             copies[self.product.outputs[0]] = z
         for node in copy_nodes(op, self.behind if self.of_codes else self.body, copies):
             shaped(node.outputs[0], [dims(h)[0], COLUMNS], h)
-        return list(op.builder.graph)[begun:], copies[self.body.outputs[0]]
+        nodes, z = list(op.builder.graph)[begun:], copies[self.body.outputs[0]]
+        return z, lambda op, dz: self.pulled(op, nodes, z, dz, h)
 
     def slope_at(self, op: OpBuilder, h: ir.Value, labels: ir.Value) -> ir.Value:
         """f_y'(h) `[rows, width]`: of every row, that of its own token's logit."""
@@ -203,3 +213,4 @@ class _Head:
 
 
 TOKEN_LOSS = TokenLoss()
+INTEGER_TOKEN_LOSS = TokenLoss(integers=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import blake2b
 
 import numpy as np
 import onnx_ir as ir
@@ -217,9 +218,11 @@ def _quantize_product(graph: ir.Graph, product: Product, choice: Choice) -> None
         attributes |= {"rounds": int(choice.rung.rounds), "product": old.op_type}
     else:
         kind, (codes, scale) = QUANTIZED_PRODUCT, product_codes(w, choice)
-        weights = _initializers(graph, name, {"codes": codes, "scale": scale, "even": choice.even})
+        weights = [*_initializers(graph, name, {"codes": codes, "scale": scale}), _of_input(graph, "even", choice.even)]
         apart = np.zeros(0, np.int64) if choice.even is None else np.flatnonzero(choice.even == 0).astype(np.int64)
-        further = _initializers(graph, name, {"channels": apart, "kept": w[apart]}) if len(apart) else []
+        further = list[ir.Value | None]()
+        if len(apart):
+            further = [_of_input(graph, "channels", apart), *_initializers(graph, name, {"kept": w[apart]})]
         attributes = {"rows": choice.middle if choice.rung.by_rows else 0, "digits": choice.rung.digits}
         attributes |= {"back": choice.rung.bits_back, "product": old.op_type}
     node = ir.node(kind.op_type, [old.inputs[0], *weights, bias, *further], attributes, domain=DOMAIN, name=old.name)
@@ -241,6 +244,14 @@ def _initializers(graph: ir.Graph, name: str, arrays: Mapping[str, NDArray | Non
         known = graph.initializers.get(f"{name}.{what}")
         made.append(known if known is not None or array is None else _register(graph, f"{name}.{what}", array))
     return made
+
+
+def _of_input(graph: ir.Graph, what: str, array: NDArray | None) -> ir.Value | None:
+    """What is the same for all products of an input is one initializer, so that its codes are made once for all."""
+    if array is None:
+        return None
+    name = f"{what}.{blake2b(array.tobytes(), digest_size=8).hexdigest()}"
+    return graph.initializers.get(name) or _register(graph, name, array)
 
 
 def product_codes(w: NDArray[np.float32], choice: Choice) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
