@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.measure import BenchmarkError, process_environment
 
 STAGES: dict[str, tuple[str, Callable[..., Any]]] = {
-    "composites": ("edgelora_tools.compile.recognise_composites", lambda model: model),
+    "composites": ("edgelora_tools.compile.recognise_composites", lambda model, **_: model),
     "codes": ("edgelora_tools.normalize.decodes", lambda node: False),
 }
 """The name of a stage: what stands for it, and what replaces that where the stage is left out."""

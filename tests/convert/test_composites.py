@@ -88,6 +88,7 @@ class Group:
     label: str
 
 
+LONG = "long rows"
 _X = (2, 3, 4)
 _ROTARY = ((2, 3, 5, 4), (2, 1, 5, 4), (1, 1, 5, 4))
 _ATTEND = ((2, 3, 4, 5), (2, 3, 5, 6))
@@ -101,6 +102,7 @@ GROUPS = [
     Group("Rotary", rotary("slice", swapped=True), _ROTARY, "swapped"),
     Group("Attend", attend(True), _ATTEND, "safe"),
     Group("Attend", attend(True, 3), _ATTEND, "axis 3"),
+    Group("Attend", attend(False), _ATTEND, LONG),
 ]
 
 
@@ -121,7 +123,7 @@ def built(group: Group, symbolic: bool, recognise: bool) -> ir.Model:
     builder.add_output(z, "z")
     model = ir.Model(graph, ir_version=10)
     if recognise:
-        recognise_composites(model)
+        recognise_composites(model, long_rows=group.label == LONG)
         assert [node.op_type for node in graph if node.domain == DOMAIN] == [group.op_type]
     op = GraphBuilder(free_names(graph)).op
     cotangent = op.builder.input("c", ir.DataType.DOUBLE, list(z.shape or ()))
@@ -200,12 +202,13 @@ def test_near_misses_stay_as_they_are(label, emit, shapes):
     assert not [node for node in graph if node.domain == DOMAIN]
 
 
-def test_probabilities_that_are_read_elsewhere_stay():
+@pytest.mark.parametrize("safe", [True, False])
+def test_probabilities_that_are_read_elsewhere_stay(safe):
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="attentions")
     builder = GraphBuilder(graph)
     s, v = (builder.input(n, ir.DataType.FLOAT, list(shape)) for n, shape in zip("sv", _ATTEND, strict=True))
-    builder.add_output(attend(True)(builder.op, s, v), "y")
-    (p,) = (y for node in graph if node.op_type == "Where" for y in node.outputs)
+    builder.add_output(attend(safe)(builder.op, s, v), "y")
+    (p,) = (y for node in graph if node.op_type == ("Where" if safe else "Softmax") for y in node.outputs)
     builder.add_output(p, "attentions")
-    recognise_composites(ir.Model(graph, ir_version=10))
-    assert [node.op_type for node in graph] == ["Softmax", "IsNaN", "Where", "MatMul"]
+    recognise_composites(ir.Model(graph, ir_version=10), long_rows=True)
+    assert [n.op_type for n in graph] == (["Softmax", "IsNaN", "Where", "MatMul"] if safe else ["Softmax", "MatMul"])

@@ -152,8 +152,8 @@ def test_onnx_runtime_computes_the_same(kind):
 
 @pytest.mark.parametrize("most", [1, SOME, ALL])
 @pytest.mark.parametrize("kind", ["codes", "codes, bias"])
-def test_in_integers_losses_are_the_same_and_gradients_nearly(kind, most):
-    """Hidden states have two digits; of a token's share as much is lost as half a step of its block's likeliest."""
+def test_in_integers_losses_and_gradients_are_nearly_the_same(kind, most):
+    """Hidden states and shares of tokens have two digits."""
     model = graph(kind, np.float32, most, integers=True)
     assert {"Gemm", "MatMul"}.isdisjoint(node.op_type for node in _body(model))
     with open_session(model) as session:
@@ -161,9 +161,9 @@ def test_in_integers_losses_are_the_same_and_gradients_nearly(kind, most):
             feeds = feeds_for(rows, np.float32)
             losses, gradient = run(session, ["losses", "gradient"], feeds)
             wanted = by_torch(kind, feeds)
-            np.testing.assert_allclose(losses, wanted[0], rtol=1e-4, atol=1e-3)
+            np.testing.assert_allclose(losses, wanted[0], rtol=1e-4, atol=1e-4)
             assert gradient.shape == wanted[1].shape
-            lost = STEPS.max() / 255 / 2 * np.abs(CODES).sum(0) * np.abs(feeds["weight"])[:, None]
+            lost = STEPS.max() / 255 / 254 / 2 * np.abs(CODES).sum(0) * np.abs(feeds["weight"])[:, None]
             assert (np.abs(gradient - wanted[1]) <= lost + 1e-3 * np.abs(wanted[1]) + 1e-5).all()
 
 

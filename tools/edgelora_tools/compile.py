@@ -100,7 +100,7 @@ def convert(
     model = normalize(source.model.clone())
     precision = "int8" if rounds_activations(model) else "float16" if half else "float32"
     sizes = measure_shapes(model)
-    recognise_composites(model)
+    recognise_composites(model, long_rows=options.task == GENERATION)
     base = prune(model, options)
     sites = find_sites(base)
     if not sites:

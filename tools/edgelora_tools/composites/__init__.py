@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from edgelora_tools.composites.attend import ATTEND
+from edgelora_tools.composites.attend import ATTEND, PLAIN_ATTEND
 from edgelora_tools.composites.registry import Composite
 from edgelora_tools.composites.rms_norm import RMS_NORM
 from edgelora_tools.composites.rotary import ROTARY
@@ -13,17 +13,20 @@ from edgelora_tools.composites.silu import SILU
 from edgelora_tools.lowering import DOMAIN
 
 COMPOSITES: tuple[Composite, ...] = (SILU, RMS_NORM, ROTARY, ATTEND)
+OF_LONG_ROWS: tuple[Composite, ...] = (PLAIN_ATTEND,)
 
 __all__ = ["COMPOSITES", "Composite", "recognise_composites"]
 
 
-def recognise_composites(model: ir.Model) -> ir.Model:
-    """Replace every group of the main graph that is a composite, in place, and return the model.
+def recognise_composites(model: ir.Model, long_rows: bool = False) -> ir.Model:
+    """Replace every group of the main graph that is a composite, in place, and return the model. Some are worth it
+    for long rows alone.
 
     Shapes must be known (measure_shapes.py). A value of the group that something else reads stays.
     """
+    known = COMPOSITES + OF_LONG_ROWS if long_rows else COMPOSITES
     for node in list(model.graph):
-        found = next((made for c in COMPOSITES if (made := c.recognise(node)) is not None), None)
+        found = next((made for c in known if (made := c.recognise(node)) is not None), None)
         if found is None:
             continue
         old, new = node.outputs[0], found.outputs[0]

@@ -1,6 +1,7 @@
 """The end of attention as torch exports `scaled_dot_product_attention`: Y = P·V, P = softmax(S), 0 where that is NaN.
 
-The scores S may have been made in any way (Vaswani et al. 2017).
+The scores S may have been made in any way (Vaswani et al. 2017). Without the zeros it is a composite where rows are
+long, as those of language models are in training.
 """
 
 from __future__ import annotations
@@ -21,19 +22,28 @@ from edgelora_tools.passes.matching import in_order, is_number, made_by
 
 def recognise(node: ir.Node) -> ir.Node | None:
     """softmax(S)·V over the last axis, with 0 for rows that are NaN because all of S is −∞ there."""
+    return _recognised(node, safe=True)
+
+
+def recognise_plain(node: ir.Node) -> ir.Node | None:
+    """softmax(S)·V over the last axis."""
+    return _recognised(node, safe=False)
+
+
+def _recognised(node: ir.Node, safe: bool) -> ir.Node | None:
     if node.op_type != "MatMul" or node.domain:
         return None
     p, v = node.inputs
     if p is None or v is None or p.shape is None or v.shape is None or len(p.shape) != len(v.shape):
         return None
-    made = _zero_where_nan(p)
+    made = _zero_where_nan(p) if safe else p
     softmax = made_by(made, "Softmax")
     if made is None or softmax is None or softmax.attributes.get_int("axis", -1) not in (-1, len(p.shape) - 1):
         return None
-    if len(made.uses()) != 2 or len(p.uses()) != 1 or made.is_graph_output() or p.is_graph_output():
+    if len(made.uses()) != (2 if safe else 1) or len(p.uses()) != 1 or made.is_graph_output() or p.is_graph_output():
         return None
     (scores,) = operands(softmax)
-    attend = composite_node("Attend", [scores, v], outputs=2)
+    attend = composite_node("Attend", [scores, v], {"safe": int(safe)}, outputs=2)
     attend.outputs[1].shape, attend.outputs[1].type = p.shape, p.type
     attend.outputs[1].name = f"{node.outputs[0].name}.probabilities"
     return attend
@@ -55,8 +65,8 @@ def attend(op: OpBuilder, node: ir.Node, dy: ir.Value, dp: None = None) -> Thunk
     dS = P∘(dY·Vᵀ − Σ dY∘Y), the sum over the head: it is the row's Σ dP∘P (Dao et al. 2022)
 
     P is the largest tensor of a transformer. A row of it that was NaN is 0, and so is its gradient, without the mask
-    and the passes over P that the rule of Where would need. (Plain softmax(S)·V is left to the rules of its parts:
-    this rule is slower there, docs/decisions/0011.)
+    and the passes over P that the rule of Where would need. Two more are spared by the sum, which reads Y for P: that
+    pays where rows are longer than a head is wide (docs/decisions/0011, 0048).
     """
     scores, v = operands(node)
     y, p = node.outputs
@@ -76,8 +86,10 @@ def lower(op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
     """Softmax, zeros for NaN, MatMul."""
     scores, v = operands(node)
     p = op.Softmax(scores, axis=-1)
-    p = op.Where(op.IsNaN(p), 0.0, p)
+    if node.attributes.get_int("safe", 1):
+        p = op.Where(op.IsNaN(p), 0.0, p)
     return op.MatMul(p, v), p
 
 
 ATTEND = Composite("Attend", recognise, lower)
+PLAIN_ATTEND = Composite("Attend", recognise_plain, lower)

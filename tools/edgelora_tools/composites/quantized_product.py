@@ -76,9 +76,16 @@ def product_of_rows(
     y = integer_product(op, q, codes, step, scale, zero)
     if digits > 1:
         fine, half = op.Constant(value_float=1 / up / FINE), op.Constant(value=ir.tensor(np.uint8(ZERO)))
-        left = op.QuantizeLinear(op.Sub(whole, op.DequantizeLinear(q, step, zero)), fine, half)
+        left = second_digit(op, whole, q, step, zero, fine, half)
         y = op.Add(y, integer_product(op, left, codes, fine, scale, half))
     return op.Mul(y, rho)
+
+
+def second_digit(
+    op: OpBuilder, x: ir.Value, q: ir.Value, step: ir.Value, zero: ir.Value, fine: ir.Value, half: ir.Value
+) -> ir.Value:
+    """Codes, 0 being `half`, of what Q(X/step) leaves over, in steps of `fine`."""
+    return op.QuantizeLinear(op.Sub(x, op.DequantizeLinear(q, step, zero)), fine, half)
 
 
 def integer_product(
