@@ -181,7 +181,7 @@ def _options(settings: SessionSettings) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spinning)))
     if settings.threads is not None or settings.cores < (os.cpu_count() or 1):
         options.intra_op_num_threads = settings.cores
-    # A masked score's exponential is below float32's least normal number, and takes a processor a hundred times as long.
+    # A masked score's exponential is below float32's least normal number: slow, and next to nothing (0048).
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     keep_exact(options)
     if settings.low_memory:

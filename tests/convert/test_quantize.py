@@ -88,6 +88,30 @@ def run(model: ir.Model, x: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.
     return np.asarray(y), np.asarray(dx)
 
 
+@pytest.mark.parametrize("rung", [Rung.ROWS_8, Rung.CHANNELS_8, Rung.DIGITS_8])
+def test_products_that_share_an_input_share_its_codes(rung: Rung) -> None:
+    """Also where channels are evened out, or apart: what belongs to the input is there once."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 8)).astype(np.float32)
+    weights = {f"{name}.weight": rng.standard_normal((8, 3)).astype(np.float32) for name in "qkv"}
+    even = np.where(np.arange(8) == 2, 0 if rung is Rung.CHANNELS_8 else 1, 0.5).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", name], [name[0]]) for name in weights],
+        "products",
+        [helper.make_tensor_value_info("x", FLOAT, ["rows", 8])],
+        [helper.make_tensor_value_info(name[0], FLOAT, ["rows", 3]) for name in weights],
+        [numpy_helper.from_array(w, name) for name, w in weights.items()],
+    )
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10))
+    quantize(model, {name: Choice(rung, even.copy()) for name in weights})
+    lower_nodes(model.graph, GraphBuilder(model.graph).op, LOWERED)
+    kinds = [node.op_type for node in tidy(model).graph]
+    assert kinds.count("QuantizeLinear") == rung.digits and kinds.count("Gather") == (rung is Rung.CHANNELS_8)
+    with open_session(model) as session:
+        for name, got in zip(weights, session.run([name[0] for name in weights], {"x": x}), strict=True):
+            np.testing.assert_allclose(np.asarray(got), x @ weights[name], atol=0.1)
+
+
 @pytest.mark.parametrize("rung", QUANTIZED)
 def test_products_of_the_largest_codes_are_exact(rung: Rung) -> None:
     """Every pair of neighbours would leave 16 bits, if codes of 8 signed bits met unsigned ones of 8."""

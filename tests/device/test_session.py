@@ -35,3 +35,9 @@ def test_waiting_threads_sleep(bundle: Path):
     """A training step of 2 threads on 2 shared cores: 0.76 of the time, 0.70 of the CPU time."""
     options = options_of(bundle, SessionSettings())
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_numbers_below_the_least_normal_are_zero(bundle: Path):
+    """Softmax over a causal mask takes six times as long where exponentials of masked scores are such numbers."""
+    options = options_of(bundle, SessionSettings())
+    assert options.get_session_config_entry("session.set_denormal_as_zero") == "1"

@@ -102,25 +102,24 @@ def rotary(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
     )
 
 
-def repeats(table: ir.Value) -> bool:
+def repeats(table: ir.Value | None) -> bool:
     """Whether both halves of the last axis of `table` are known to be the same, as they are of [θ θ]."""
+    if table is None:
+        return False
     if table.const_value is not None:
         values = table.const_value.numpy()
-        return values.ndim > 0 and np.array_equal(*np.array_split(values, 2, axis=-1))
+        half = values.shape[-1] // 2 if values.ndim else 0
+        return values.ndim > 0 and np.array_equal(values[..., :half], values[..., half:])
     node = table.producer()
-    if node is None or node.domain or not node.inputs or node.inputs[0] is None:
+    if node is None or node.domain or not node.inputs:
         return False
     first, *others = node.inputs
     if node.op_type == "Concat":
         return len(others) == 1 and others[0] is first and _is_last(node.attributes["axis"].as_int(), table)
     if node.op_type == "Unsqueeze":
         axes = ints_of(operand(node, 1))
-        return (
-            axes is not None
-            and table.shape is not None
-            and not {-1, len(table.shape) - 1} & set(axes)
-            and repeats(first)
-        )
+        last = {-1, -1 if table.shape is None else len(table.shape) - 1}
+        return axes is not None and table.shape is not None and not last & set(axes) and repeats(first)
     if node.op_type == "Mul":
         return any(repeats(a) for a, b in both_orders(table, "Mul") if number_of(b) is not None)
     return node.op_type in _ALONE and repeats(first)

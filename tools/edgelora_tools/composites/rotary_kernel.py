@@ -33,10 +33,16 @@ class RotaryKernel:
         x, cos, sin = operands(node)
         if not _fits(x, cos, sin):
             return ROTARY.lower(op, node)
-        half = dims(x)[-1] // 2
-        tables = (op.Reshape(op.Slice(table, [0], [half], [-1]), [-1, half]) for table in (cos, sin))
+        tables = (_half(op, table) for table in (cos, sin))
         op.builder.graph.opset_imports[MICROSOFT] = 1
         return (op.builder.opset(MICROSOFT, 1).RotaryEmbedding(x, _rows(op, x, cos), *tables),)
+
+
+def _half(op: OpBuilder, table: ir.Value) -> ir.Value:
+    """`[rows, width/2]`: of every row of a table its first half."""
+    width = dims(table)[-1]
+    assert isinstance(width, int)
+    return op.Reshape(op.Slice(table, [0], [width // 2], [-1]), [-1, width // 2])
 
 
 def _rows(op: OpBuilder, x: ir.Value, cos: ir.Value) -> ir.Value:
