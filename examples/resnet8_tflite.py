@@ -28,7 +28,7 @@ from edgelora_tools.sources import open_source
 from edgelora_tools.sources.tflite import original_of
 from edgelora_tools.sources.tflite.model import read_model
 
-SIZE, RANK, EPOCHS, RATE = 32, 8, 20, 3e-3
+SIZE, RANK, EPOCHS, RATE = 32, 8, 15, 1e-3
 
 
 @dataclass(frozen=True)
