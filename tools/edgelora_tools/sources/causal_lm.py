@@ -179,8 +179,11 @@ def _text_files(
         with onnx_errors(f"{path}: it has no tokenizer that transformers reads; give --tokenizer tokenizer.json"):
             own = transformers.AutoTokenizer.from_pretrained(folder, **LOCAL, **options)
             with TemporaryDirectory() as made:
-                own.backend_tokenizer.save(str(Path(made) / "tokenizer.json"))
-                files, facts = tokenizer_files(Path(made) / "tokenizer.json", required=True)
+                saved = Path(made) / "tokenizer.json"
+                own.backend_tokenizer.save(str(saved))
+                if options:
+                    saved.write_text(json.dumps(_of_the_file(json.loads(saved.read_text("utf-8")))), "utf-8")
+                files, facts = tokenizer_files(saved, required=True)
         template = own.chat_template
     with onnx_errors(f"{tokenizer or path}: not a tokenizer.json of the tokenizers library"):
         largest = _largest_id(json.loads(files["tokenizer.json"]))
@@ -192,11 +195,27 @@ def _text_files(
     if template is not None:
         _check_template(path, template)
         files[TEMPLATE_FILE] = template.encode()
-    pad = next(
-        (x for x in (own and own.pad_token_id, config.pad_token_id) if x is not None and x >= 0), facts["pad_id"]
-    )
+    padding = (own and own.pad_token_id, config.pad_token_id)
+    pad = next((x for x in padding if x is not None and 0 <= x < config.vocab_size), facts["pad_id"])
     ending = [own.eos_token_id if own is not None else None, *_listed(config.eos_token_id)]
     return files, {"pad_id": int(pad)}, list(dict.fromkeys(int(x) for x in ending if x is not None))
+
+
+def _of_the_file(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """A GGUF file's tokenizer.json without the special tokens of transformers' classes that the file has not.
+
+    These would stand behind the vocabulary, where the model has no row.
+    """
+    model = tokenizer["model"]
+    if not isinstance(vocabulary := model.get("vocab"), dict):
+        return tokenizer
+    own = [token for token in tokenizer["added_tokens"] if token["content"] in vocabulary]
+    unknown = model.get("unk_token")
+    return {
+        **tokenizer,
+        "added_tokens": own,
+        "model": {**model, "unk_token": unknown if unknown in vocabulary else None},
+    }
 
 
 def _largest_id(tokenizer: Mapping[str, Any]) -> int:
