@@ -199,6 +199,11 @@ def add_language(cases: Any) -> None:
     case.add_argument("--steps", type=positive, default=default.steps, help="of each run")
     case.add_argument("--repeats", type=positive, default=default.repeats, help="runs of each contender")
     case.add_argument("--threads", type=positive, default=default.threads, help="threads of each process")
+    case.add_argument(
+        "--spinning",
+        action="store_true",
+        help="our threads that wait stay awake, as PyTorch's do (edgelora --spinning)",
+    )
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     case.add_argument("--markdown", type=Path, metavar="FILE", dest="markdown_file", help="write the tables")
     case.add_argument("--quick", action="store_true", help="a smoke run of a few steps; its figures mean nothing")
@@ -214,6 +219,7 @@ def language_options(options: argparse.Namespace) -> language.LanguageOptions:
         steps=options.steps,
         repeats=options.repeats,
         threads=options.threads,
+        spinning=options.spinning,
     )
     return chosen.quick() if options.quick else chosen
 

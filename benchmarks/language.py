@@ -63,7 +63,8 @@ Progress = Callable[[str], None]
 class LanguageOptions:
     """What the command line chooses. `model` is a Hugging Face directory (None: the recipe).
 
-    `ram` and `small_ram` are budgets in bytes, of the float32 base and of the quantized ones; `limit` is in MiB.
+    `ram` and `small_ram` are budgets in bytes, of the float32 base and of the quantized ones; `limit` is in MiB. With
+    `spinning` threads of ours that wait stay awake, as PyTorch's do.
     """
 
     model: Path | None = None
@@ -74,6 +75,7 @@ class LanguageOptions:
     steps: int = 31
     repeats: int = 2
     threads: int = 2
+    spinning: bool = False
     ram: int = 660_000_000
     small_ram: int = 376_000_000
     limit: int = 512
@@ -174,20 +176,21 @@ def token_rows(bundle: Bundle, play: str, length: int) -> np.ndarray:
 
 def contenders(bundles: Mapping[str, Path], options: LanguageOptions, kind: str) -> list[Contender]:
     """Ours and PEFT's of a round: quantized bases, and what keeps to a budget, in the first alone."""
-    ours = (
-        [Contender("float32", "EdgeLoRA, float32", OURS, {"bundle": str(bundles["float32"])})]
-        if "float32" in bundles
-        else []
-    )
+    awake = ", --spinning" if options.spinning else ""
+
+    def ours(base: str, ram: int | None = None) -> Contender:
+        given = {"bundle": str(bundles[base]), "session": {"spinning": options.spinning}}
+        if ram is None:
+            return Contender(base, f"EdgeLoRA, {base}{awake}", OURS, given)
+        title = f"EdgeLoRA, {base}, --ram {ram / 1e6:.0f}MB{awake}"
+        return Contender(f"{base}-small", title, OURS, given | {"ram": ram})
+
+    found: list[Contender] = [ours("float32")] if "float32" in bundles else []
     if kind == "step":
-        for base, path in bundles.items():
-            given = {"bundle": str(path)}
-            if base == "int8":
-                ours.append(Contender(base, f"EdgeLoRA, {base}", OURS, given))
-            ram = options.ram if base == "float32" else options.small_ram
-            title = f"EdgeLoRA, {base}, --ram {ram / 1e6:.0f}MB"
-            ours.append(Contender(f"{base}-small", title, OURS, given | {"ram": ram}))
-    return [*ours, *(Contender(who, RIVALS[who][0], THEIRS, RIVALS[who][1]) for who in options.rivals)]
+        for base in bundles:
+            found += [ours(base)] if base == "int8" else []
+            found.append(ours(base, options.ram if base == "float32" else options.small_ram))
+    return [*found, *(Contender(who, RIVALS[who][0], THEIRS, RIVALS[who][1]) for who in options.rivals)]
 
 
 def measured(
