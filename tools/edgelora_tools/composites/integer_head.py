@@ -14,13 +14,11 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from edgelora_tools.composites.quantized_product import FINE, MICROSOFT, TOP, ZERO, integer_product, second_digit
+from edgelora_tools.composites.quantized_product import FINE, MICROSOFT, TINY, TOP, ZERO, integer_product, second_digit
 from edgelora_tools.gradients.shapes import annotate, dims, shaped
 
 Pull = Callable[[OpBuilder, ir.Value], ir.Value]
 """From a cotangent of a block's logits to that of the hidden states."""
-
-_TINY = 1e-30
 
 
 class IntegerHead:
@@ -29,7 +27,7 @@ class IntegerHead:
     def __init__(self, op: OpBuilder, h: ir.Value) -> None:
         op.builder.graph.opset_imports[MICROSOFT] = 1
         highest, lowest = (reduce(h, [-1], keepdims=1) for reduce in (op.ReduceMax, op.ReduceMin))
-        least = op.Constant(value=ir.tensor(np.full((1, 1), _TINY, np.float32)))  # so that there may be no rows
+        least = op.Constant(value=ir.tensor(np.full((1, 1), TINY, np.float32)))  # so that there may be no rows
         largest = op.ReduceMax(op.Concat(op.Max(highest, op.Neg(lowest)), least, axis=0), keepdims=0)
         self._h, self._digits = h, _Digits(op, h, largest, ZERO)
 

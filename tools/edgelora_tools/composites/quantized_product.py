@@ -26,7 +26,7 @@ LARGEST = {7: 64, 8: 127}  # code of a weight, by its bits
 MICROSOFT = "com.microsoft"
 ZERO, TOP = 128, 255
 FINE = 254  # steps of the second digit in one of the first
-_TINY = 1e-30
+TINY = 1e-30  # of a scale, where all is 0
 
 
 class QuantizedProduct:
@@ -69,7 +69,7 @@ def product_of_rows(
     """
     up, down = TOP - middle, middle
     largest, smallest = op.ReduceMax(x, [-1], keepdims=1), op.ReduceMin(x, [-1], keepdims=1)
-    rho = op.Max(largest, op.Mul(smallest, -up / down), _TINY)  # X is read twice; ReduceMax(Abs(X)) would write it too
+    rho = op.Max(largest, op.Mul(smallest, -up / down), TINY)  # X is read twice; ReduceMax(Abs(X)) would write it too
     step, zero = op.Constant(value_float=1 / up), op.Constant(value=ir.tensor(np.uint8(middle)))
     whole = op.Div(x, rho)
     q = op.QuantizeLinear(whole, step, zero)

@@ -1,8 +1,8 @@
 """Rotary in a training graph: one kernel of ONNX Runtime's, where both halves of a row turn by the same angles.
 
 `com.microsoft::RotaryEmbedding` reads X once and writes Y; written out, the two halves are cut, negated, joined,
-multiplied and added, six nodes of which most wait for memory. The standard operator would do as well, but is of an
-opset (23) that ONNX Runtime's fusions do not all know yet.
+multiplied and added, six nodes of which most wait for memory. The standard operator is of an opset (23) that not every
+ONNX Runtime has which the runtime takes.
 """
 
 from __future__ import annotations
