@@ -11,7 +11,9 @@ import torch
 
 from edgelora_tools.backward import differentiate
 from edgelora_tools.builder import GraphBuilder
+from edgelora_tools.composites.token_blocks import even_size
 from edgelora_tools.composites.token_loss import OP_TYPE, TokenLoss
+from edgelora_tools.gradients.nodes import operands
 from edgelora_tools.gradients.shapes import shaped
 from edgelora_tools.graphs import LOWERED
 from edgelora_tools.lowering import DOMAIN, lower_nodes
@@ -22,8 +24,8 @@ from edgelora_tools.reference import evaluator
 from edgelora_tools.runner import open_session
 from edgelora_tools.vocabulary import vocabulary_head
 
-WIDTH, VOCABULARY = 6, 11
-SOME, ALL = 4, VOCABULARY  # tokens of a block: three blocks, the last of which is smaller, or one
+WIDTH, VOCABULARY = 6, 26
+UNEVEN, SOME, ALL = 6, 2, VOCABULARY  # tokens of a block: five, the last of which is smaller, thirteen, or one
 CAP, SCALE, COMMON = 3.0, 0.25, 50.0
 RNG = np.random.default_rng(0)
 WEIGHT, BIAS = RNG.standard_normal((VOCABULARY, WIDTH)), RNG.standard_normal(VOCABULARY)
@@ -75,6 +77,11 @@ def torch_logits(kind, h):
 
 @functools.cache
 def graph(kind, dtype, most=SOME, integers=False):
+    """What `lowered` makes, as a bundle has it."""
+    return tidy(lowered(kind, dtype, most, integers))
+
+
+def lowered(kind, dtype, most, integers=False):
     """Losses and Σ w·n's gradient of the hidden states: inputs h, labels, weight. Blocks have `most` tokens at most."""
     real = ir.DataType.from_numpy(np.dtype(dtype))
     built = GraphBuilder(ir.Graph([], [], nodes=[], opset_imports={"": 21, DOMAIN: 1}, name="loss"))
@@ -91,7 +98,7 @@ def graph(kind, dtype, most=SOME, integers=False):
         value.name = name
         model.graph.outputs.append(value)
     lower_nodes(model.graph, op, LOWERED | {OP_TYPE: TokenLoss(most, integers)})
-    return tidy(model)
+    return model
 
 
 def feeds_for(rows, dtype, seed=0):
@@ -118,7 +125,7 @@ def run(model, names, feeds):
     return [np.asarray(y) for y in made]
 
 
-@pytest.mark.parametrize("most", [1, SOME, ALL])
+@pytest.mark.parametrize("most", [1, UNEVEN, SOME, ALL])
 @pytest.mark.parametrize("kind", heads(np.float64))
 def test_value_and_gradient_are_torchs(kind, most):
     feeds = feeds_for(65, np.float64)
@@ -150,7 +157,7 @@ def test_onnx_runtime_computes_the_same(kind):
                 np.testing.assert_allclose(mine, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("most", [1, SOME, ALL])
+@pytest.mark.parametrize("most", [1, UNEVEN, SOME, ALL])
 @pytest.mark.parametrize("kind", ["codes", "codes, bias"])
 def test_in_integers_losses_and_gradients_are_nearly_the_same(kind, most):
     """Hidden states and shares of tokens have two digits."""
@@ -173,8 +180,12 @@ def test_in_integers_what_is_behind_the_codes_keeps_the_head_real():
 
 
 def _body(model):
-    (loop,) = (node for node in model.graph if node.op_type == "Loop")
-    return loop.attributes["body"].as_graph()
+    return _walk(model).attributes["body"].as_graph()
+
+
+def _walk(model):
+    (node,) = (node for node in model.graph if node.op_type in ("Loop", "Scan"))
+    return node
 
 
 def test_far_apart_logits_are_exact():
@@ -199,15 +210,44 @@ def test_what_tokens_have_in_common_leaves_no_rounding(most):
     np.testing.assert_allclose(gradient, by_torch("alike", feeds)[1], atol=1e-4)
 
 
-@pytest.mark.parametrize("most", [1, ALL])
-def test_the_work_of_all_blocks_is_counted(most):
+@pytest.mark.parametrize("most", [1, SOME, ALL])
+@pytest.mark.parametrize("kind", ["tied", "untied"])
+def test_the_work_of_all_blocks_is_counted(kind, most):
     """Two products of the whole vocabulary, and not those of one round."""
-    found = graph("tied", np.float32, most).graph
-    (loop,) = (node for node in found if node.op_type == "Loop")
-    sizes, body = ValueSizes(found, {"rows": 65}), loop.attributes["body"].as_graph()
-    rounds, products = VOCABULARY // most, [sizes.operations(node) for node in body if node.op_type == "Gemm"]
+    found = lowered(kind, np.float32, most)
+    walk, body = _walk(found), _body(found)
+    sizes, rounds = ValueSizes(found.graph, {"rows": 65}), VOCABULARY // most
+    products = [sizes.operations(node) for node in body if node.op_type in ("Gemm", "MatMul")]
     assert rounds * sum(products) == 2 * 65 * WIDTH * VOCABULARY
-    assert sizes.operations(loop) == rounds * sum(map(sizes.operations, body))
+    assert sizes.operations(walk) == rounds * sum(map(sizes.operations, body))
+
+
+@pytest.mark.parametrize(
+    ("kind", "most", "walked"),
+    [("tied", SOME, "Scan"), ("codes, bias", SOME, "Scan"), ("tied", UNEVEN, "Loop"), ("untied", SOME, "Loop")],
+)
+def test_even_blocks_of_rows_are_not_copied(kind, most, walked):
+    """Nor is the matrix before, where a runtime works out what is constant."""
+
+    def frozen(x):
+        return x.is_initializer()
+
+    found = graph(kind, np.float32, most)
+    assert _walk(found).op_type == walked
+    assert any(node.op_type == "Slice" for node in _body(found)) == (walked == "Loop")
+    if walked == "Scan":
+        shapes = [
+            shape for node in found.graph if node.op_type == "Reshape" for x, shape in [operands(node)] if frozen(x)
+        ]
+        assert len(shapes) == 1 + (2 if "bias" in kind else 0)
+        assert not any(map(frozen, shapes))
+
+
+@pytest.mark.parametrize(
+    ("columns", "size"), [(49152, 1024), (151936, 1187), (128256, 1002), (50257, 1733), (512, 512), (50261, None)]
+)
+def test_an_even_block_is_the_nearest_that_divides_the_vocabulary(columns, size):
+    assert even_size(columns, 1024) == size
 
 
 def test_a_head_that_mixes_tokens_or_depends_on_an_input_is_none():

@@ -7,7 +7,7 @@ vocabulary of 49,152 they would be the largest tensor of a step. The matrix is r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +16,16 @@ from onnxscript import OpBuilder
 
 from edgelora_tools import backward
 from edgelora_tools.composites.integer_head import IntegerHead, Pull
+from edgelora_tools.composites.token_blocks import Block, walk
 from edgelora_tools.composites.vocabulary_product import OP_TYPE as VOCABULARY_PRODUCT
 from edgelora_tools.composites.vocabulary_product import product_of_codes, real_numbers, scaled
-from edgelora_tools.gradients.bodies import body_input, close_body, copy_nodes, new_body, remove_dead_nodes
+from edgelora_tools.gradients.bodies import copy_nodes
 from edgelora_tools.gradients.nodes import operands, refuse
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
-from edgelora_tools.gradients.shapes import annotate, dims, filled, indicator, rank, shaped
+from edgelora_tools.gradients.shapes import Dim, annotate, dims, filled, indicator, rank, shaped
 from edgelora_tools.lowering import DOMAIN
 
 OP_TYPE = "TokenLoss"
-COLUMNS = "columns"
-"""The number of tokens in a block of the vocabulary, as a dimension."""
 
 
 def begins_head(node: ir.Node) -> bool:
@@ -66,7 +65,7 @@ class TokenLoss:
 
     m, z_y and both sums are kept up as the blocks come (Milakov and Gimelshein, arXiv:1805.02867), the sums by the same
     factors, so that shares of blocks add up to one: what tokens' vectors have in common, most of them, cancels in G.
-    A block has `most` columns at the most. With `integers` a head that is codes and nothing behind them is multiplied
+    A block has about `most` columns. With `integers` a head that is codes and nothing behind them is multiplied
     in integers (integer_head.py).
     """
 
@@ -78,51 +77,34 @@ class TokenLoss:
         return OP_TYPE
 
     def lower(self, op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
-        """A Loop over as few blocks as there can be, as even as can be."""
+        """A walk through the vocabulary (token_blocks.py), and the label's own part behind it."""
         h, labels = operands(node)
         assert h.dtype is not None
         learns = bool(node.outputs[1].uses())
-        head = _Head(node)
-        if self.integers and head.of_codes and not head.behind and h.dtype == ir.DataType.FLOAT:
-            head.integers = IntegerHead(op, h)
-        blocks = -(-head.columns // self.most)
-        size = -(-head.columns // blocks)
+        head = _Head(op, node, self.integers)
         one_each = op.Concat(op.Shape(h, start=0, end=1), op.Constant(value_ints=[1]), axis=0)
         least = float(np.finfo(h.dtype.numpy()).min)
         begun = [shaped(filled(op, value, one_each, h), [dims(h)[0], 1], h) for value in (least, 0.0, 0.0)]
         if learns:
             begun.append(annotate(filled(op, 0.0, op.Shape(h), h), h))
-        inner = new_body(op, "vocabulary")
-        number, condition = (
-            body_input(inner, ir.Value(type=ir.TensorType(kind), shape=ir.Shape([])))
-            for kind in (ir.DataType.INT64, ir.DataType.BOOL)
-        )
-        kept = [body_input(inner, x) for x in begun]
-        first = inner.Mul(number, size)
-        behind = inner.Min(inner.Add(first, size), head.columns)
-        made = _further(inner, head, h, op.Unsqueeze(labels, [-1]), (first, behind), kept)
-        body = close_body(inner, [condition, *made])
-        remove_dead_nodes(body)
-        count, always = op.Constant(value=ir.tensor(blocks)), op.Constant(value=ir.tensor(True))
-        top, total, own, *slopes = op.Loop(count, always, *begun, body=body, _outputs=len(begun))
+        column = op.Unsqueeze(labels, [-1])
+
+        def further(inner: OpBuilder, block: Block, kept: Sequence[ir.Value]) -> Sequence[ir.Value]:
+            return _further(inner, head, h, column, block, kept)
+
+        top, total, own, *slopes = walk(op, head.columns, self.most, head.axes, begun, further)
         losses = op.Squeeze(op.Add(op.Sub(top, own), op.Log(total)), [-1])
         return [losses, op.Sub(op.Div(slopes[0], total), head.slope_at(op, h, labels)) if learns else h]
 
 
 def _further(
-    op: OpBuilder,
-    head: _Head,
-    h: ir.Value,
-    label: ir.Value,
-    span: tuple[ir.Value, ir.Value],
-    kept: Sequence[ir.Value],
+    op: OpBuilder, head: _Head, h: ir.Value, label: ir.Value, block: Block, kept: Sequence[ir.Value]
 ) -> list[ir.Value]:
-    """m, s and z_y `[rows, 1]`, and the sum of G where it is asked for, from those before the tokens `span`."""
+    """m, s and z_y `[rows, 1]`, and the sum of G where it is asked for, from those before the block."""
     before, sum_before, own, *slopes = kept
-    first, behind = span
-    z, pull = head.logits(op, h, op.Unsqueeze(first, [0]), op.Unsqueeze(behind, [0]))
-    at = op.Sub(label, first)
-    nearest = op.Max(op.Min(at, op.Sub(op.Sub(behind, first), 1)), 0)
+    z, pull = head.logits(op, h, block.parts)
+    at = op.Sub(label, block.first)
+    nearest = op.Max(op.Min(at, op.Sub(op.Sub(block.behind, block.first), 1)), 0)
     chosen = op.Mul(op.GatherElements(z, nearest, axis=-1), indicator(op, op.Equal(at, nearest), z))
     here = op.ReduceMax(z, [-1], keepdims=1)
     e = annotate(op.Exp(op.Sub(z, here)), z)
@@ -139,25 +121,22 @@ def _further(
 class _Head:
     """The body of a TokenLoss: a product, and what treats every logit alone. It can be computed of some tokens."""
 
-    def __init__(self, node: ir.Node) -> None:
+    def __init__(self, op: OpBuilder, node: ir.Node, integers: bool) -> None:
         self.node, self.body = node, node.attributes["head"].as_graph()
         self.product, *self.behind = self.body
         self.made = {*self.body.inputs, *(y for node in self.body for y in node.outputs)}
         size = dims(self.body.outputs[0])[-1]
         assert isinstance(size, int)
         self.columns, self.of_codes = size, self.product.op_type == VOCABULARY_PRODUCT
-        self.integers: IntegerHead | None = None
+        self.axes = self._axes()
+        h, _ = operands(node)
+        whole = self.of_codes and not self.behind and h.dtype == ir.DataType.FLOAT
+        self.integers = IntegerHead(op, h) if integers and whole else None
 
-    def logits(self, op: OpBuilder, h: ir.Value, first: ir.Value, behind: ir.Value) -> tuple[ir.Value, Pull]:
-        """z of the tokens from `first` up to before `behind`, int64 `[1]`, and the way back."""
-
-        def cut(x: ir.Value, axis: int) -> ir.Value:
-            sizes = list(dims(x))
-            sizes[axis] = COLUMNS
-            return shaped(op.Slice(x, first, behind, [axis]), sizes, x)
-
-        copies = {self.body.inputs[0]: h, **self._of_tokens(cut)}
-        begun = len(op.builder.graph)
+    def logits(self, op: OpBuilder, h: ir.Value, parts: Mapping[ir.Value, ir.Value]) -> tuple[ir.Value, Pull]:
+        """z of the tokens whose parts of the constants these are, and the way back."""
+        copies = {self.body.inputs[0]: h, **parts}
+        begun, tokens = len(op.builder.graph), self._tokens(parts)
         if self.of_codes:
             codes, scale, *bias = self._weights(copies)
             if self.integers is not None:
@@ -165,7 +144,7 @@ class _Head:
             z = scaled(op, product_of_codes(op, h, codes), scale, bias[0] if bias else None)
             copies[self.product.outputs[0]] = z
         for node in copy_nodes(op, self.behind if self.of_codes else self.body, copies):
-            shaped(node.outputs[0], [dims(h)[0], COLUMNS], h)
+            shaped(node.outputs[0], [dims(h)[0], tokens], h)
         nodes, z = list(op.builder.graph)[begun:], copies[self.body.outputs[0]]
         return z, lambda op, dz: self.pulled(op, nodes, z, dz, h)
 
@@ -179,7 +158,7 @@ class _Head:
                 return shaped(op.Unsqueeze(y, [-1]), one_each, x)
             return shaped(y if axis == 0 else op.Transpose(y, perm=[1, 0]), dims(h), x)
 
-        copies = dict(self._of_tokens(taken))
+        copies = {x: taken(x, axis) for x, axis in self.axes.items()}
         begun = len(op.builder.graph)
         w, *bias = self._weights(copies)
         if self.of_codes:
@@ -204,12 +183,17 @@ class _Head:
         """What the product reads beside h, or copies of it."""
         return [copies.get(x, x) for x in self.product.inputs[1:] if x is not None]
 
-    def _of_tokens(self, part: Callable[[ir.Value, int], ir.Value]) -> Mapping[ir.Value, ir.Value]:
-        """Parts of what the body reads of every token: `part` is given a constant, and the axis of its tokens."""
+    def _axes(self) -> dict[ir.Value, int]:
+        """What the body reads of every token, and the axis of its tokens: the matrix, and vectors."""
         matrix, *vectors = (x for node in self.body for x in node.inputs if x is not None and x not in self.made)
         axis = 0 if self.of_codes or self.product.attributes.get_int("transB", 0) else 1
-        found = {matrix: part(matrix, axis)}
-        return found | {x: part(x, 0) for x in vectors if x.shape is not None and list(dims(x)) == [self.columns]}
+        each = [x for x in vectors if x.shape is not None and list(dims(x)) == [self.columns]]
+        return {matrix: axis, **dict.fromkeys(each, 0)}
+
+    def _tokens(self, parts: Mapping[ir.Value, ir.Value]) -> Dim:
+        """The number of tokens in these parts."""
+        matrix, axis = next(iter(self.axes.items()))
+        return dims(parts[matrix])[axis]
 
 
 TOKEN_LOSS = TokenLoss()

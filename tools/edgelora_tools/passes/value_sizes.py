@@ -15,6 +15,7 @@ from edgelora_tools.gradients.shapes import Dim, dims
 VIEWS = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 """Operators whose outputs share their input's memory."""
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "MatMulInteger", "ConvInteger"})
+_REPEATED = frozenset({"Loop", "Scan"})
 _PER_ELEMENT = 8  # operations on an element outside of products
 _RANK = 8  # of a dimension that no size is given for: ranks and classes
 
@@ -44,10 +45,10 @@ class ValueSizes:
         return 0 if value.dtype is None else math.ceil(self.elements(value) * value.dtype.itemsize)
 
     def operations(self, node: ir.Node) -> int:
-        """The multiplications of a product, or some operations an element; of a Loop, those of all of its rounds."""
+        """The multiplications of a product, or some operations an element; of a Loop or Scan, those of all rounds."""
         if node.op_type in VIEWS:
             return 0
-        if node.op_type == "Loop":
+        if node.op_type in _REPEATED:
             return _rounds(node) * sum(map(self.operations, node.attributes["body"].as_graph()))
         made = sum(self.elements(y) for y in node.outputs)
         a, b = (*node.inputs, None, None)[:2]
@@ -61,7 +62,7 @@ class ValueSizes:
     def _look_at(self, nodes: Iterable[ir.Node], rounds: int | None = None) -> None:
         """Count the elements of what these nodes make; in so many rounds of a Loop, which slices a share in each."""
         for node in nodes:
-            if node.op_type == "Loop":
+            if node.op_type in _REPEATED:
                 self._look_at(node.attributes["body"].as_graph(), _rounds(node))
             read = [x for x in node.inputs if x is not None and (rounds or not x.is_initializer())]
             most = max(map(self.elements, read), default=1)
@@ -88,7 +89,11 @@ class ValueSizes:
             return None
 
 
-def _rounds(loop: ir.Node) -> int:
-    """How often a Loop goes round, once where that is not known beforehand."""
-    times = ints_of(loop.inputs[0])
-    return times[0] if times else 1
+def _rounds(node: ir.Node) -> int:
+    """How often a Loop or Scan goes round, once where that is not known beforehand."""
+    if node.op_type == "Scan":
+        along = node.inputs[-1]
+        times = None if along is None or along.shape is None else dims(along)[:1]
+    else:
+        times = ints_of(node.inputs[0])
+    return times[0] if times and isinstance(times[0], int) else 1
