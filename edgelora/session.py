@@ -29,6 +29,7 @@ ENGINE_VERSION: str = ort.__version__
 
 Feeds = Mapping[str, np.ndarray]
 Value = Any  # ONNX Runtime's own array, which runs pass on without a copy; its `numpy()` is a copy
+_AWAKE = 200  # microseconds, about what it costs to be woken; for ONNX Runtime from 1.26 on (0048)
 _loading = threading.Lock()  # what a session maps is told from what was mapped before it
 
 
@@ -38,7 +39,8 @@ class SessionSettings:
 
     `threads` is the number of cores for one operator (None: all). `low_memory` gives up prepacked copies
     of the weights: less memory, by up to the size of the weights that products read. With `spinning`, threads
-    that wait stay awake: quicker where nothing else wants the cores. `window` bounds the mapped weights that are
+    that wait stay awake for some time: quicker, at less work, where nothing else wants the cores, and slower beside
+    others that do. `window` bounds the mapped weights that are
     resident while a graph runs, in bytes (page_window.py; Linux); with `low_memory`, for packed weights are not mapped.
     """
 
@@ -177,8 +179,10 @@ def _options(settings: SessionSettings) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # patterns hold the sum of all shapes seen; sizes vary here
-    # Threads that wait sleep: spinning takes the cores from the app beside us, and a battery's energy.
+    # Threads that wait sleep: spinning takes the cores from the app beside us.
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spinning)))
+    if settings.spinning:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(_AWAKE))
     if settings.threads is not None or settings.cores < (os.cpu_count() or 1):
         options.intra_op_num_threads = settings.cores
     # A masked score's exponential is below float32's least normal number: slow, and next to nothing (0048).

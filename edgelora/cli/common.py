@@ -59,7 +59,9 @@ def add_bundle(parser: argparse.ArgumentParser, store: bool = True) -> None:
         help="with --low-memory, no more than SIZE of the weights in memory at once, as 32MB: slower again",
     )
     parser.add_argument(
-        "--spinning", action="store_true", help="threads that wait stay awake: faster on an idle machine, more energy"
+        "--spinning",
+        action="store_true",
+        help="threads that wait stay awake for a moment: faster on an idle machine, slower beside busy programs",
     )
 
 

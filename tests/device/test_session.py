@@ -37,6 +37,13 @@ def test_waiting_threads_sleep(bundle: Path):
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
+def test_threads_that_stay_awake_do_so_for_a_moment(bundle: Path):
+    """And not for the milliseconds, up to 47, that ONNX Runtime gives them."""
+    options = options_of(bundle, SessionSettings(spinning=True))
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+    assert int(options.get_session_config_entry("session.intra_op.spin_duration_us")) < 1000
+
+
 def test_numbers_below_the_least_normal_are_zero(bundle: Path):
     """Softmax over a causal mask takes six times as long where exponentials of masked scores are such numbers."""
     options = options_of(bundle, SessionSettings())
