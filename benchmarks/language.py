@@ -285,15 +285,15 @@ def limited(
     folder: Path,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Rows of half the length under a hard limit of memory: each quantized base, and as controls, for which it should
-    be too small or slow, float32 without a budget and PEFT's setting of least memory."""
+    """Rows of half the length under a hard limit of memory: each base within a budget, and PEFT's setting of least
+    memory."""
     length = options.length // 2
     bundle = Bundle.open(next(iter(bundles.values())))
     job = write_job(folder, bundle, model, rows[:, :length], 1, length - 1, replace(options, steps=3), 0)
     entries: list[tuple[Contender, Path]] = []
     for base, path in bundles.items():
-        given = {"bundle": str(path)} | ({} if base == "float32" else {"ram": options.small_ram})
-        entries.append((Contender(base, f"EdgeLoRA, {base}", OURS, given), path))
+        title = f"EdgeLoRA, {base}, --ram {options.small_ram / 1e6:.0f}MB"
+        entries.append((Contender(base, title, OURS, {"bundle": str(path), "ram": options.small_ram}), path))
     title, given = RIVALS["peft-again"]
     entries.append((Contender("peft-again", title, THEIRS, given), model))
     found: list[dict[str, Any]] = []
