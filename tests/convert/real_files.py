@@ -6,6 +6,7 @@ import os
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgelora.errors import ConversionError
@@ -32,6 +33,14 @@ def unpacked(name: str, folder: Path) -> Path:
     with zipfile.ZipFile(DATA / name) as archive:
         archive.extractall(folder)
     return folder
+
+
+def photographs(folder: Path, size: int, count: int) -> np.ndarray:
+    """Photographs of hands of all classes, `[count, size, size, 3]`, of 0 to 255; `folder` takes what is unpacked."""
+    images = pytest.importorskip("PIL.Image", reason="needs Pillow: edgelora[vision]")
+    files = sorted(unpacked("sign_digits.zip", folder).rglob("*.JPG"))
+    chosen = [files[i] for i in np.linspace(0, len(files) - 1, count).astype(int)]
+    return np.stack([np.asarray(images.open(f).convert("RGB").resize((size, size)), np.float32) for f in chosen])
 
 
 def fetched(package: str, version: str, members: dict[str, str], source: str) -> Path:

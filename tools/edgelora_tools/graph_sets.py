@@ -18,6 +18,7 @@ from edgelora_tools.passes.fold_batch_norms import fold_batch_norms
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.prefix import cut_before, last_blocks
 from edgelora_tools.passes.tidy import tidy
+from edgelora_tools.passes.whole_sums import whole_sums
 from edgelora_tools.skips import Skips
 from edgelora_tools.training_graphs import training_graphs
 
@@ -88,6 +89,6 @@ def _graphs_after(
     fold_batch_norms(prefix, op)
     lower_nodes(prefix.graph, op, LOWERED)
     file, forward = f"prefix-{name}.onnx", f"forward-{name}.onnx"
-    graphs = {file: tidy(prefix), forward: forward_graph(suffix, chosen, options).model}
+    graphs = {file: tidy(whole_sums(prefix)), forward: forward_graph(suffix, chosen, options).model}
     trained, training, _ = training_graphs(suffix, chosen, options, sizes, unpadded, f"-{name}")
     return graphs | trained, Prefix(name, file, kept, tuple(p.id for p in chosen), forward, training)

@@ -30,6 +30,7 @@ from edgelora_tools.passes.heads import LOWERED as HEADS
 from edgelora_tools.passes.point_kernels import LOWERED as POINT_KERNELS
 from edgelora_tools.passes.rows import LOWERED as ROWS
 from edgelora_tools.passes.tidy import tidy
+from edgelora_tools.passes.whole_sums import whole_sums
 
 LOWERED: dict[str, Lowered] = {
     OP_TYPE: LORA,
@@ -102,6 +103,7 @@ def forward_graph(
     adapted = adapt(base, points, options, method, dropout=False)
     set_outputs(adapted, adapted.task.outputs)
     lower_nodes(adapted.model.graph, adapted.op, LOWERED)
+    whole_sums(adapted.model)
     add_in_product(adapted.model, of_adapters)
     tidy(adapted.model)
     return adapted
@@ -120,7 +122,7 @@ def mixed_graph(
     ):
         return None
     lower_nodes(graph, adapted.op, LOWERED)
-    return tidy(adapted.model)
+    return tidy(whole_sums(adapted.model))
 
 
 def standard(base: ir.Model) -> ir.Model:
