@@ -87,9 +87,9 @@ def is_asked(bundle: Bundle) -> bool:
 
 def _alike(file: str, got: NDArray[Any] | None, wanted: Floats) -> GraphVerdict:
     if got is None or got.shape != wanted.shape:
-        return GraphVerdict(file, LARGEST, "shape", False)
+        return GraphVerdict(file, LARGEST, ALIKE, "shape", False)
     gap = bounded(float(np.abs(got.astype(np.float64) - wanted).mean()))
-    return GraphVerdict(file, gap, "nats a token", gap <= ALIKE)
+    return GraphVerdict(file, gap, ALIKE, "nats a token", gap <= ALIKE)
 
 
 def _costs(logits: NDArray[Any], labels: NDArray[np.int64]) -> Floats:

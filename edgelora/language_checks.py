@@ -137,6 +137,6 @@ def tokens_of(ids: NDArray[Any], start: int, stop: int, virtual: int = 0) -> Fee
 def _verdict(bundle: Bundle, file: str, got: NDArray[Any] | None, wanted: NDArray[Any]) -> GraphVerdict:
     tolerance = ROUNDED_TOLERANCE if rounds_activations(bundle) else MIXED_TOLERANCE
     if got is None or got.shape != wanted.shape:
-        return GraphVerdict(file, LARGEST, "shape", False)
+        return GraphVerdict(file, LARGEST, tolerance, "shape", False)
     gap = np.abs(got.astype(np.float64) - wanted).max() / max(float(np.abs(wanted).max()), 1e-6)
-    return GraphVerdict(file, bounded(float(gap)), "output", float(gap) <= tolerance)
+    return GraphVerdict(file, bounded(float(gap)), tolerance, "output", float(gap) <= tolerance)

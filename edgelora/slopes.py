@@ -6,6 +6,7 @@ be a staircase where activations are rounded to codes: each is asked in the way 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ ROUNDED_TOLERANCE = 0.25
 LARGEST = 1e9
 _STEP, _SMOOTH = 4e-2, 5e-3
 _STRETCHES = ((1e-2, 4), (1e-2, 16), (8e-2, 16), (2.5e-3, 16), (2.5e-4, 16))  # and parts of each
+_LONG, _COUNTS = (1e-2, 8e-2), (16, 48, 144, 432)  # where jumps are many; each has the middles of the one before
+_FINEST, _KNOWN = _COUNTS[-1], GRADIENT_TOLERANCE
 _COARSE_STEPS, _SURE = (0.08, 0.16, 0.32, 0.64, 0.04, 0.02), 0.95
 
 Function = Callable[[float], float]
@@ -31,19 +34,44 @@ def slope_along(value: Function, slope: Function, parts: list[NDArray[Any]]) -> 
     stretch: (f(h) − f(−h))/2h = mean of f′ over [−h, h], whatever kinks there are. The gradient's mean is taken
     at the middles of equal parts, so that a kink is misplaced by a part at most; a step of that size would drown
     in rounding. Few parts often do, and a gradient costs more than a value. Where a short stretch drowns in
-    rounding, for other tensors move the outputs far more, a long one does not.
+    rounding, for other tensors move the outputs far more, a long one does not. Where the slope jumps by as much as it
+    is, few parts tell no mean: so long as its jumps from part to part are no less than the gap, there are more.
     """
+    slope = functools.cache(slope)
     analytic, numeric = float(sum(p.sum() for p in parts)), extrapolated(value)
     best = (analytic, numeric, relative(analytic, numeric, parts))
     for number, (stretch, count) in enumerate(_STRETCHES if best[2] > _SMOOTH else ()):
-        middles = stretch * ((2 * np.arange(count) + 1) / count - 1)
-        mean = float(np.mean([slope(float(middle)) for middle in middles]))
-        numeric = (value(stretch) - value(-stretch)) / (2 * stretch)
-        found = (mean, numeric, relative(mean, numeric, parts))
+        found, _ = _mean_along(value, slope, parts, stretch, count)
         best = min(best, found, key=lambda one: one[2]) if number else found
+        if best[2] <= GRADIENT_TOLERANCE:
+            return best
+    for stretch in _LONG if best[2] > _SMOOTH else ():
+        for count in _COUNTS:
+            found, unsure = _mean_along(value, slope, parts, stretch, count)
+            if not found[2] <= unsure:
+                break
+            if unsure <= _KNOWN or count == _FINEST:  # what few parts tell by chance counts for nothing here
+                best = min(best, found, key=lambda one: one[2])
+                break
         if best[2] <= GRADIENT_TOLERANCE:
             break
     return best
+
+
+def _mean_along(
+    value: Function, slope: Function, parts: list[NDArray[Any]], stretch: float, count: int
+) -> tuple[tuple[float, float, float], float]:
+    """The slope's mean over [−stretch, stretch] from the middles of equal parts, that by differences, and their gap.
+
+    And how far the mean may be from that of all places: a jump is anywhere between two middles, so that its error is
+    its height times a part, evenly spread within half of it to both sides; of all jumps three standard deviations.
+    """
+    middles = range(_FINEST // count, 2 * _FINEST, 2 * _FINEST // count)  # whole numbers: those of thrice the parts too
+    slopes = np.array([slope(stretch * (at / _FINEST - 1)) for at in middles])
+    mean, numeric = float(np.mean(slopes)), (value(stretch) - value(-stretch)) / (2 * stretch)
+    spread = float(np.sqrt((np.diff(slopes) ** 2).sum() / 12)) / count
+    scale = _scale(mean, numeric, parts)
+    return (mean, numeric, relative(mean, numeric, parts)), 3 * spread / scale
 
 
 def extrapolated(value: Function) -> float:
@@ -54,8 +82,11 @@ def extrapolated(value: Function) -> float:
 
 def relative(analytic: float, numeric: float, parts: list[NDArray[Any]]) -> float:
     """The gap of both, relative to the larger, or to what terms of random signs come to."""
-    scale = max(abs(analytic), abs(numeric), *(float(np.sqrt((p**2).sum())) for p in parts), 1e-12)
-    return bounded(abs(analytic - numeric) / scale)
+    return bounded(abs(analytic - numeric) / _scale(analytic, numeric, parts))
+
+
+def _scale(analytic: float, numeric: float, parts: list[NDArray[Any]]) -> float:
+    return max(abs(analytic), abs(numeric), *(float(np.sqrt((p**2).sum())) for p in parts), 1e-12)
 
 
 def fit_staircase(places: list[tuple[Function, Function]]) -> tuple[float, float, float]:

@@ -65,3 +65,41 @@ def test_a_slope_that_rounding_hides_in_short_steps(factor, passes):
 
     found = slope_along(value, lambda _: 0.7 * factor, [np.array([0.7 * factor])])
     assert (found[2] <= GRADIENT_TOLERANCE) == passes
+
+
+def jumping(jumps: int, seed: int):
+    """A slope of one with jumps, as of a network behind ReLUs that few units pass."""
+    rng = np.random.default_rng(seed)
+    at, high = rng.uniform(-0.1, 0.1, jumps), rng.standard_normal(jumps) / 8
+
+    def slope(s: float) -> float:
+        return 1.0 + float(high @ (at < s))
+
+    def value(s: float) -> float:
+        return s + float(high @ np.maximum(s - at, 0))
+
+    return slope, value
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_slope_that_jumps_by_as_much_as_it_is(seed):
+    slope, value = jumping(600, seed)
+    assert slope_along(value, slope, [np.array([slope(0)])])[2] <= GRADIENT_TOLERANCE
+
+
+@pytest.mark.parametrize(("factor", "most"), [(-1.0, 1), (0.0, 0), (0.9, 20), (1.1, 20)])
+def test_a_wrong_slope_is_told_among_jumps(factor, most):
+    """Of a hundred `most` pass: their few middles lie where the slope happens to be what is wrong."""
+    passed = 0
+    for seed in range(100):
+        slope, value = jumping(600, seed)
+        wrong = [np.array([factor * slope(0)])]
+        passed += slope_along(value, lambda s, right=slope: factor * right(s), wrong)[2] <= GRADIENT_TOLERANCE
+    assert passed <= most
+
+
+def test_a_slope_that_is_wrong_beyond_its_jumps_is_asked_at_few_places():
+    slope, value = jumping(600, 0)
+    asked = []
+    slope_along(value, lambda s: asked.append(s) or -slope(s), [np.array([-slope(0)])])
+    assert len(asked) < 120
