@@ -39,8 +39,8 @@ _ALONG = "loss along a direction"
 class GraphVerdict:
     """A training graph, or one of mixed batches: the largest relative error of what it returns, and where.
 
-    The largest beside what is `allowed` there, which is more than elsewhere where what it is held against is no better
-    known (kinks.py).
+    The largest beside what is `allowed` there. That is more than elsewhere where what the graph is held against is
+    `spread` from itself if its inputs and adapter move by a rounding (kinks.py).
     """
 
     file: str
@@ -48,6 +48,7 @@ class GraphVerdict:
     allowed: float
     where: str
     passed: bool
+    spread: float = 0.0
 
 
 def check_graph(bundle: Bundle, record: TrainingGraph, inputs: Feeds, rng: np.random.Generator) -> GraphVerdict:
@@ -177,7 +178,8 @@ def _worst(file: str, shares: dict[str, Share], tolerance: Callable[[str], float
     """The verdict on a graph by errors that are shares of what is tolerated of each."""
     where = max(shares, key=lambda name: shares[name].exceeds)
     worst, unit = shares[where], tolerance(where)
-    return GraphVerdict(file, bounded(worst.error * unit), worst.allowed * unit, where, worst.exceeds <= 1)
+    told = bounded(worst.error * unit), worst.allowed * unit, where, worst.exceeds <= 1
+    return GraphVerdict(file, *told, bounded(worst.own * unit))
 
 
 def method_adapter(bundle: Bundle, graphs: str, absent: Feeds, rng: np.random.Generator) -> Feeds:

@@ -17,7 +17,7 @@ import numpy as np
 from edgelora.parity import SPREADS
 from edgelora.probes import Feeds
 
-_PLACES, _MOST = 4, 8
+_PLACES, _MOST = 4, 12
 _JUMP = 100.0  # times what is tolerated
 _WHOLLY = 1e4  # times that: no jump of any twin
 _ROUNDING, DRAWS = 1e-6, 3
@@ -33,10 +33,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Share:
-    """An error, and what is allowed of it: 1, or more where the twin is known no better."""
+    """An error, and what is allowed of it: 1, or more where the twin is as far from itself as `own` tells."""
 
     error: float
     allowed: float = 1.0
+    own: float = 0.0
 
     @property
     def exceeds(self) -> float:
@@ -62,11 +63,12 @@ def least_shares(draw: Callable[[], Place], farthest: float) -> dict[str, Share]
         own |= {name: min(share, own.get(name, share)) for name, share in here.items()}
         if max(least.values(), default=0.0) <= 1 or (number >= _PLACES - 1 and not jumps):
             break
-    return {n: Share(e, _excused(own, n, farthest) if e > 1 else 1.0) for n, e in least.items()}
+    return {name: _share(error, own.get(name, 0.0), farthest) for name, error in least.items()}
 
 
-def _excused(own: dict[str, float], name: str, farthest: float) -> float:
-    return max(1.0, min(farthest, SPREADS * own.get(name, 0.0)))
+def _share(error: float, own: float, farthest: float) -> Share:
+    allowed = max(1.0, min(farthest, SPREADS * own))
+    return Share(error, allowed, own) if error > 1 and allowed > 1 else Share(error)
 
 
 def moved(feeds: Feeds, rng: np.random.Generator) -> Feeds:

@@ -14,7 +14,7 @@ FARTHEST = 20.0
 
 def places(*shares: dict[str, float], own: float = 0.0) -> Callable[[], Place]:
     """Places of these errors, the last of them again and again; the twin is `own` from itself at each."""
-    drawn = iter([*shares, *[shares[-1]] * 9])
+    drawn = iter([*shares, *[shares[-1]] * 99])
 
     def draw() -> Place:
         here = next(drawn)
@@ -71,24 +71,24 @@ def test_what_is_not_finite_is_no_jump_of_any_twin():
 
 def test_a_twin_that_jumps_everywhere_is_known_no_better():
     found = least_shares(places({"a": 9.0, "b": 2.0}, own=4.0), FARTHEST)
-    assert found == {"a": Share(9.0, 12.0), "b": Share(2.0, 12.0)}
+    assert found == {"a": Share(9.0, 12.0, 4.0), "b": Share(2.0, 12.0, 4.0)}
 
 
 def test_the_place_where_a_twin_jumps_least_decides():
     """That it is further from itself elsewhere excuses nothing."""
-    jumps = iter([80.0, 2.0, *[80.0] * 9])
+    jumps = iter([80.0, 2.0, *[80.0] * 99])
 
     def draw() -> Place:
         own = next(jumps)
         return Place({"a": 9.0}, lambda: {"a": own})
 
-    assert least_shares(draw, FARTHEST) == {"a": Share(9.0, 6.0)}
+    assert least_shares(draw, FARTHEST) == {"a": Share(9.0, 6.0, 2.0)}
 
 
 @pytest.mark.parametrize("own", [50.0, 1e12])
 def test_a_twin_excuses_no_more_than_differences_may_be_off(own):
     found = least_shares(places({"a": 25.0}, own=own), FARTHEST)
-    assert found == {"a": Share(25.0, FARTHEST)} and not passed(found)
+    assert found == {"a": Share(25.0, FARTHEST, own)} and not passed(found)
 
 
 def test_more_places_are_asked_of_a_twin_that_jumps():

@@ -67,8 +67,8 @@ def run_check(options: argparse.Namespace) -> int:
     end_progress()
     store_verdict(bundle, verdict)
     text = points_text(verdict)
-    graphs = [(g.file, g.where, g.error, "ok" if g.passed else "WRONG") for g in verdict.graphs]
-    text = f"{text}\n\n{table(graphs, ('graph', 'largest at', 'relative gap', ''))}"
+    graphs = [(g.file, g.where, g.error, g.allowed, "ok" if g.passed else "WRONG") for g in verdict.graphs]
+    text = f"{text}\n\n{table(graphs, ('graph', 'largest at', 'relative gap', 'allowed', ''))}"
     by_gap = verdict.divergence is None  # else answers decide, whatever the gap
     outputs = [
         (o.output, o.error, o.allowed if by_gap else None, "ok" if o.passed else "WRONG") for o in verdict.outputs
@@ -97,14 +97,21 @@ def points_text(verdict: Verdict) -> str:
 
 
 def unsure_text(verdict: Verdict) -> list[str]:
-    """A line for each output that the source's own kernels compute so differently that parity is held to that."""
+    """A line for each output, and graph, that is held against what is so far from itself that it is held to that."""
     lines: list[str] = []
     for v in verdict.outputs:
-        if (asked := SPREADS * v.spread) >= v.allowed:
-            allowed = "three times, " if asked == v.allowed else "no more than "
+        if SPREADS * v.spread >= v.allowed:
             apart = f"the source's own kernels are {v.spread:.1e} apart here, of which parity allows"
-            lines.append(f"{v.output}: {apart} {allowed}{v.allowed:.1e}")
+            lines.append(f"{v.output}: {apart} {_of_spread(v.spread, v.allowed)}")
+    for g in verdict.graphs:
+        if g.spread:
+            apart = f"the graph it is held against moves by {g.spread:.1e} at {g.where} if its inputs are rounded anew"
+            lines.append(f"{g.file}: {apart}, of which is allowed {_of_spread(g.spread, g.allowed)}")
     return lines
+
+
+def _of_spread(spread: float, allowed: float) -> str:
+    return f"three times, {allowed:.1e}" if np.isclose(SPREADS * spread, allowed) else f"no more than {allowed:.1e}"
 
 
 def verdict_text(verdict: Verdict) -> str:
