@@ -11,7 +11,7 @@ import pytest
 from edgelora.cli.main import main
 from edgelora.errors import ConversionError
 from edgelora_tools.bundle_writer import base_digest
-from edgelora_tools.compile import source_outputs
+from edgelora_tools.compile import ConvertOptions, convert, source_outputs
 from edgelora_tools.normalize import normalize
 from edgelora_tools.sources import open_source
 from tests.convert.bundles import assert_checked, base_outputs, relative, to_bundle
@@ -49,6 +49,16 @@ def test_a_tensor_inside_leaves_the_base_what_it_is(file, real):
     models = [normalize(one.model.clone()) for one in (source, source.reading(name, False))]
     assert [str(y.name) for y in models[1].graph.outputs] == [str(models[0].graph.outputs[0].name), name]
     assert base_digest(models[0]) == base_digest(models[1])
+
+
+@pytest.mark.parametrize("file", ["pretrainedResnet", "pretrainedResnet_quant"])
+def test_a_head_on_a_softmax_is_told(file, real, tmp_path):
+    path, told = real / f"{file}.tflite", list[str]()
+    for number, output in enumerate((None, logits(path))):
+        chosen = ConvertOptions("image-classification", output=output)
+        convert(open_source(str(path)), tmp_path / f"{number}.edgelora", chosen, told.append)
+        assert any("reads a softmax" in line for line in told) == (output is None)
+        told.clear()
 
 
 def test_maps_of_a_tflite_file_are_as_in_it_or_as_heads_read_them(real):

@@ -23,6 +23,7 @@ from edgelora_tools.detectors import detector_settings
 from edgelora_tools.frozen import rounds_activations
 from edgelora_tools.graph_sets import graphs_after_prefix, graphs_after_skips, graphs_of_method
 from edgelora_tools.graphs import LOWERED, forward_graph, mixed_graph, prune, shape_names, specs, standard
+from edgelora_tools.heads import HEAD_NAME, reads_shares
 from edgelora_tools.insertion import Site, find_sites
 from edgelora_tools.language import cached_graph, check_language, language_graphs, language_set
 from edgelora_tools.losses import COTANGENT, LOSSES
@@ -102,6 +103,8 @@ def convert(
     sizes = measure_shapes(model)
     recognise_composites(model, long_rows=options.task == GENERATION)
     base = prune(model, options)
+    if options.task in HEAD_NAME and reads_shares(base.graph):
+        progress("its head reads a softmax, and learns better from what is before that: --source-output '?' lists it")
     sites = find_sites(base)
     if not sites:
         raise ConversionError("the model has no MatMul, Gemm or Conv with frozen weights: there is nothing to adapt")

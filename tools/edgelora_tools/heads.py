@@ -16,6 +16,7 @@ from edgelora.errors import ConversionError
 from edgelora.manifest import Head
 from edgelora_tools.gradients.shapes import dims, rank
 from edgelora_tools.map_heads import MAP_HEADS, map_logits
+from edgelora_tools.passes.value_sizes import VIEWS
 from edgelora_tools.passes.without_cache import PRESENT
 from edgelora_tools.virtual_tokens import VirtualTokens
 from edgelora_tools.vocabulary import VocabularyHead, vocabulary_head
@@ -40,6 +41,7 @@ HEAD_NAME = {
     "image-classification": "classifier",
     "audio-classification": "classifier",
 }
+_KEEP_SHARES = VIEWS | {"Transpose", "Cast", "QuantizeLinear", "DequantizeLinear"}
 VECTORS = ("image-classification", "audio-classification", "speaker-verification")  # mean takes pooled features too
 
 
@@ -164,6 +166,18 @@ def _logits(op: OpBuilder, features: ir.Value, name: str, per: str) -> tuple[ir.
     assert features.shape is not None
     logits.shape = ir.Shape([*features.shape[:-1], "outputs"])
     return logits, head
+
+
+def reads_shares(graph: ir.Graph) -> bool:
+    """Whether a value that a task reads is a softmax's: near its ends little of what a network knows is left."""
+    return any(_is_share(y) for y in graph.outputs)
+
+
+def _is_share(y: ir.Value) -> bool:
+    node = y.producer()
+    while node is not None and node.op_type in _KEEP_SHARES and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node is not None and node.op_type == "Softmax"
 
 
 def _named_output(graph: ir.Graph, name: str) -> ir.Value:
