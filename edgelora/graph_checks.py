@@ -22,7 +22,7 @@ from edgelora.gradient_checks import PointVerdict, against_differences, loss_slo
 from edgelora.kinks import DRAWS, Place, Share, least_shares, moved
 from edgelora.manifest import ATTENTION_OP, EMBEDDING_OP, LORA_GRAPHS, Halves, Prefix, TrainingGraph
 from edgelora.mixing import AdapterStack
-from edgelora.probes import CHANGE, OUTPUTS, RANK, Feeds, loss_feeds, random_head, random_pair, whole_adapter
+from edgelora.probes import CHANGE, OUTPUTS, RANK, Feeds, loss_feeds, loudness, random_head, random_pair, whole_adapter
 from edgelora.reference_losses import REFERENCES
 from edgelora.slopes import GRADIENT_TOLERANCE, LARGEST, ROUNDED_TOLERANCE, bounded
 
@@ -31,7 +31,7 @@ MIXED_TOLERANCE = 1e-4
 _MIXED_RANKS, _MIXED_MEMORY = (0, 4, 2), 1 << 28
 _NEAR = 0.1
 _LEAST = 1e-4  # of the largest gradient: one that is less is rounding, as of a key's bias, which moves no output
-_ROUNDED = 1e-3  # of the largest gradient's length: of less the errors are told as if it were so long
+_ROUNDED = 1e-3  # of the largest gradient: of less the errors are told as if it were so much
 _ALONG = "loss along a direction"
 
 
@@ -69,8 +69,7 @@ def _against_twin(
         feeds, made = _place(bundle, record, inputs, values, rng, graphs)
         first.append(feeds)
         got, (expected, noise) = graph.run(feeds), _expected(bundle, record, feeds, made, graphs)
-        least = _rounding(expected)
-        floors = {name: max(least, noise.get(name, 0.0)) for name in expected}
+        floors = {name: max(x, noise.get(name, 0.0)) for name, x in _floors(expected, feeds).items()}
 
         def gaps(other: Feeds) -> dict[str, float]:
             return {n: _gap(other[n], y, floors[n]) / same if n in other else LARGEST for n, y in expected.items()}
@@ -327,10 +326,10 @@ def _agreement(
         given, beside = next(places)
         feeds = {**beside, **given}
         ours, theirs = got(feeds), expected(feeds)
-        least = _rounding(theirs)
+        floors = _floors(theirs, feeds)
 
         def gaps(other: Feeds) -> dict[str, float]:
-            return {n: _gap(other[n], y, least) / same if n in other else LARGEST for n, y in theirs.items()}
+            return {n: _gap(other[n], y, floors[n]) / same if n in other else LARGEST for n, y in theirs.items()}
 
         def own() -> dict[str, float]:
             return _largest(gaps(expected({**feeds, **moved(given, rng)})) for _ in range(DRAWS))
@@ -362,10 +361,24 @@ def _expected(
     return {"loss": np.asarray(loss), **twin.run({**feeds, f"cotangent.{name}": dy.astype(np.float32)})}, noise
 
 
-def _rounding(expected: Feeds) -> float:
-    """A length below which a gradient's error is rounding: beside a long one, or as of a bias that moves no loss."""
-    norms = (float(np.linalg.norm(y)) for name, y in expected.items() if name.startswith("grad."))
-    return _ROUNDED * max(norms, default=0.0)
+def _floors(expected: Feeds, feeds: Feeds) -> dict[str, float]:
+    """By name a length as of which an error counts, if what is expected is shorter: there it may be rounding.
+
+    Of a gradient, where it is less than a thousandth of the longest, and its tensor would move the loss by less than a
+    thousandth of what the one that moves it most would, each by its own length: a small B has long gradients and makes
+    those of its A short, which are known as well. Of outputs and a loss it is what a check sees of them (probes.py).
+    """
+    lengths = {name: float(np.linalg.norm(y)) for name, y in expected.items() if name.startswith("grad.")}
+    sizes = {name: _length(feeds[name.removeprefix("grad.")]) for name in lengths}
+    longest = max(lengths.values(), default=0.0)
+    most = max((length * sizes[name] for name, length in lengths.items()), default=0.0)
+    others = loudness({name: y for name, y in expected.items() if name not in lengths})
+    return {name: _ROUNDED * min(longest, most / size) for name, size in sizes.items()} | others
+
+
+def _length(x: NDArray[Any]) -> float:
+    """A tensor's norm; of zeros, that of ones."""
+    return float(np.linalg.norm(x)) or float(x.size) ** 0.5
 
 
 def _gap(got: NDArray[Any], wanted: NDArray[Any], least: float = 1e-6) -> float:

@@ -48,12 +48,15 @@ class Share:
 def least_shares(draw: Callable[[], Place], farthest: float) -> dict[str, Share]:
     """Errors by name, the least of several places, while some exceed; `farthest` is what a twin may excuse at most.
 
+    A twin that may excuse nothing, as one in whole numbers, which is tolerated more to begin with, is not asked.
+
     What is far off at a place decides, but where the twin jumps by itself: there other places tell, more than four.
     """
     least, own, jumps = dict[str, float](), dict[str, float](), False
     for number in range(_MOST):
         place = draw()
-        here = place.own() if max(place.shares.values(), default=0.0) > 1 else {}
+        exceeds = max(place.shares.values(), default=0.0) > 1
+        here = place.own() if exceeds and farthest > 1 else {}
         edge = SPREADS * max(here.values(), default=0.0)  # one tensor's jump takes others' along
         jumps = jumps or edge > 1
         for name, share in place.shares.items():

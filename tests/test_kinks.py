@@ -91,6 +91,13 @@ def test_a_twin_excuses_no_more_than_differences_may_be_off(own):
     assert found == {"a": Share(25.0, FARTHEST, own)} and not passed(found)
 
 
+def test_a_twin_that_may_excuse_nothing_is_not_asked():
+    """Nor do its jumps bring further places, of which one may hide what is wrong."""
+    wrong = iter([{"a": 5.0}] * 4 + [{"a": 0.5}])
+    found = least_shares(lambda: Place(next(wrong), lambda: pytest.fail("asked")), 1.0)
+    assert errors(found) == {"a": 5.0}
+
+
 def test_more_places_are_asked_of_a_twin_that_jumps():
     there = [{"a": 5.0}] * 6 + [{"a": 0.5}]
     assert errors(least_shares(places(*there, own=2.0), FARTHEST)) == {"a": 0.5}
