@@ -185,8 +185,17 @@ def add_vision(cases: Any) -> None:
     case.add_argument("--steps", type=positive, default=default.steps, help="of each run, or of its epochs")
     case.add_argument("--repeats", type=positive, default=default.repeats, help="runs of each contender")
     case.add_argument("--threads", type=positive, default=default.threads, help="threads of each process")
+    add_spinning(case)
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     case.set_defaults(run=lambda o: vision.run(vision_options(o), progress), markdown=vision.markdown, plot=None)
+
+
+def add_spinning(case: argparse.ArgumentParser) -> None:
+    case.add_argument(
+        "--spinning",
+        action="store_true",
+        help="our threads that wait stay awake, as PyTorch's do (edgelora --spinning)",
+    )
 
 
 def add_language(cases: Any) -> None:
@@ -199,11 +208,7 @@ def add_language(cases: Any) -> None:
     case.add_argument("--steps", type=positive, default=default.steps, help="of each run")
     case.add_argument("--repeats", type=positive, default=default.repeats, help="runs of each contender")
     case.add_argument("--threads", type=positive, default=default.threads, help="threads of each process")
-    case.add_argument(
-        "--spinning",
-        action="store_true",
-        help="our threads that wait stay awake, as PyTorch's do (edgelora --spinning)",
-    )
+    add_spinning(case)
     case.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     case.add_argument("--markdown", type=Path, metavar="FILE", dest="markdown_file", help="write the tables")
     case.add_argument("--quick", action="store_true", help="a smoke run of a few steps; its figures mean nothing")
@@ -233,6 +238,7 @@ def vision_options(options: argparse.Namespace) -> vision.VisionOptions:
         steps=options.steps,
         repeats=options.repeats,
         threads=options.threads,
+        spinning=options.spinning,
     )
 
 

@@ -48,7 +48,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class VisionOptions:
-    """What the command line chooses; None is the case's own."""
+    """What the command line chooses; None is the case's own. `spinning`: our threads stay awake, as PyTorch's do."""
 
     case: str = "mobilenetv2"
     rounds: tuple[str, ...] | None = None
@@ -57,6 +57,7 @@ class VisionOptions:
     steps: int = 11
     repeats: int = 3
     threads: int = 2
+    spinning: bool = False
 
 
 def run(options: VisionOptions, progress: Progress) -> dict[str, Any]:
@@ -117,7 +118,8 @@ def measured(
     if name == "last":
         training = {"train_last": case.last, "cache": "memory"}
     jobs = [write_job(folder / str(r), case, bundle, weights, options, epochs, r) for r in range(options.repeats)]
-    ours = Contender(OURS, "EdgeLoRA", WORKER, {"bundle": str(path), "training": training})
+    given = {"bundle": str(path), "training": training, "session": {"spinning": options.spinning}}
+    ours = Contender(OURS, "EdgeLoRA", WORKER, given)
     network = {"network": str(case.network), "factory": case.factory}
     rivals = [Contender(who, title, TORCH_WORKER, network | settings) for who, (title, settings) in TORCH.items()]
     return alternate([ours, *rivals], jobs, folder / "runs", options.threads, progress)
@@ -168,7 +170,8 @@ def markdown(body: Mapping[str, Any]) -> str:
         f"{options['threads']} threads, medians of {options['repeats']} runs in turn. {machine['processor']}, "
         f"{machine['cores']} cores."
     ]
-    titles = {OURS: "EdgeLoRA"} | {who: title for who, (title, _) in TORCH.items()}
+    ours = "EdgeLoRA, --spinning" if options["spinning"] else "EdgeLoRA"
+    titles = {OURS: ours} | {who: title for who, (title, _) in TORCH.items()}
     for name, found in body["rounds"].items():
         rows = [_row(titles[who], name, cost) for who, cost in found["cost"].items()]
         first = "epoch after the first, s" if name == "last" else "step, ms"
