@@ -62,27 +62,25 @@ def _against_twin(
     """A training graph against an independent reference, or where there is none, its own loss along a direction."""
     same, slope = _tolerances(bundle)
     graph = bundle.graph(record.file)
-    first: list[Feeds] = []
+    first: Feeds = {}
 
     def draw() -> Place:
         values = _values(bundle, graphs, inputs, rng)
         feeds, made = _place(bundle, record, inputs, values, rng, graphs)
-        first.append(feeds)
+        if not first:
+            first.update(feeds)
         got, (expected, noise) = graph.run(feeds), _expected(bundle, record, feeds, made, graphs)
         floors = {name: max(x, noise.get(name, 0.0)) for name, x in _floors(expected, feeds).items()}
-
-        def gaps(other: Feeds) -> dict[str, float]:
-            return {n: _gap(other[n], y, floors[n]) / same if n in other else LARGEST for n, y in expected.items()}
 
         def again() -> Feeds:
             there = {**feeds, **moved({**inputs, **values}, rng)}
             return _expected(bundle, record, there, bundle.forward_in(graphs).run(there), graphs)[0]
 
-        return Place(gaps(got), lambda: _largest(gaps(again()) for _ in range(DRAWS)))
+        return _held(got, expected, floors, same, again)
 
     shares = least_shares(draw, _farthest(same))
     if "loss" in graph.outputs and (record.dropout or not shares):
-        feeds = {**first[0], **_masks(record, first[0], rng)}
+        feeds = {**first, **_masks(record, first, rng)}
         names = [name for name in feeds if f"grad.{name}" in graph.outputs]
         shares[_ALONG] = Share(loss_slope_error(bundle, record, feeds, names, rng) / slope)
     return _worst(record.file, shares, lambda name: slope if name == _ALONG else same)
@@ -163,6 +161,15 @@ def _tolerances(bundle: Bundle) -> tuple[float, float]:
 def _farthest(same: float) -> float:
     """What a twin that is unsure may excuse at most, as a share of what is tolerated: as much as differences may."""
     return max(1.0, GRADIENT_TOLERANCE / same)
+
+
+def _held(got: Feeds, expected: Feeds, floors: dict[str, float], same: float, again: Callable[[], Feeds]) -> Place:
+    """What is returned at a place against what is expected; `again` is what is, from inputs that are rounded anew."""
+
+    def gaps(other: Feeds) -> dict[str, float]:
+        return {n: _gap(other[n], y, floors[n]) / same if n in other else LARGEST for n, y in expected.items()}
+
+    return Place(gaps(got), lambda: _largest(gaps(again()) for _ in range(DRAWS)))
 
 
 def _largest(several: Iterable[dict[str, float]]) -> dict[str, float]:
@@ -326,15 +333,11 @@ def _agreement(
         given, beside = next(places)
         feeds = {**beside, **given}
         ours, theirs = got(feeds), expected(feeds)
-        floors = _floors(theirs, feeds)
 
-        def gaps(other: Feeds) -> dict[str, float]:
-            return {n: _gap(other[n], y, floors[n]) / same if n in other else LARGEST for n, y in theirs.items()}
+        def again() -> Feeds:
+            return expected({**feeds, **moved(given, rng)})
 
-        def own() -> dict[str, float]:
-            return _largest(gaps(expected({**feeds, **moved(given, rng)})) for _ in range(DRAWS))
-
-        return Place(gaps(ours), own)
+        return _held(ours, theirs, _floors(theirs, feeds), same, again)
 
     return _worst(file, least_shares(at_a_place, _farthest(same)), lambda _: same)
 
