@@ -24,6 +24,7 @@ from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.frozen import is_frozen, is_real
 from edgelora_tools.gradients.nodes import float_of, operand
 from edgelora_tools.gradients.shapes import dims
+from edgelora_tools.insertion import numbered
 from edgelora_tools.passes.coded_products import VIEWS, CodedWeight, array, decoder_of, numbers_of, one_scale, weight_of
 from edgelora_tools.passes.free_names import free_names
 
@@ -55,6 +56,7 @@ class _WholeSums:
     def __init__(self, op: OpBuilder) -> None:
         self._op = op
         self._known: dict[ir.Value, ir.Value] = {}
+        self._names = set(op.builder.graph.initializers)
 
     def division(self, node: ir.Node) -> None:
         """Codes that are decoded and divided by their scale are whole numbers as they are."""
@@ -164,11 +166,8 @@ class _WholeSums:
         return self._constant(np.ones_like(array(node.inputs[1])), "unit")
 
     def _constant(self, numbers: np.ndarray | np.floating, name: str) -> ir.Value:
-        graph, unique, n = self._op.builder.graph, name, 1
-        while unique in graph.initializers:
-            n += 1
-            unique = f"{name}.{n}"
-        return self._op.builder.initializer(ir.tensor(np.asarray(numbers, np.float32), name=unique), qualify=False)
+        tensor = ir.tensor(np.asarray(numbers, np.float32), name=numbered(name, self._names))
+        return self._op.builder.initializer(tensor, qualify=False)
 
 
 def _whole_if_near(bias: np.ndarray) -> np.ndarray:
