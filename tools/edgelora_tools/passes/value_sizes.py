@@ -63,7 +63,8 @@ class ValueSizes:
         """Count the elements of what these nodes make; in so many rounds of a Loop, which slices a share in each."""
         for node in nodes:
             if node.op_type in _REPEATED:
-                self._look_at(node.attributes["body"].as_graph(), _rounds(node))
+                slices = _rounds(node) if node.op_type == "Loop" else 1  # a Scan has cut its inputs itself
+                self._look_at(node.attributes["body"].as_graph(), slices)
             read = [x for x in node.inputs if x is not None and (rounds or not x.is_initializer())]
             most = max(map(self.elements, read), default=1)
             share = rounds if rounds and node.op_type == "Slice" else 1
