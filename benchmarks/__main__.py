@@ -193,8 +193,8 @@ def add_vision(cases: Any) -> None:
 def add_spinning(case: argparse.ArgumentParser) -> None:
     case.add_argument(
         "--spinning",
-        action="store_true",
-        help="our threads that wait stay awake, as PyTorch's do (edgelora --spinning)",
+        action=argparse.BooleanOptionalAction,
+        help="whether our threads that wait stay awake, as PyTorch's do (as edgelora has it by default)",
     )
 
 

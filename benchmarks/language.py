@@ -23,7 +23,7 @@ from benchmarks.first_values import write_first_values
 from benchmarks.job import Job, Settings, TokenRows
 from benchmarks.limited import run_limited
 from benchmarks.measure import BenchmarkError, Contender, Runs, agreement, alternate
-from benchmarks.report import table
+from benchmarks.report import spinning_in_title, table
 from benchmarks.tasks.case import unpacked
 from edgelora.adapter import new_adapter
 from edgelora.bundle import Bundle
@@ -63,8 +63,8 @@ Progress = Callable[[str], None]
 class LanguageOptions:
     """What the command line chooses. `model` is a Hugging Face directory (None: the recipe).
 
-    `ram` and `small_ram` are budgets in bytes, of the float32 base and of the quantized ones; `limit` is in MiB. With
-    `spinning` threads of ours that wait stay awake, as PyTorch's do.
+    `ram` and `small_ram` are budgets in bytes, of the float32 base and of the quantized ones; `limit` is in MiB.
+    `spinning` is SessionSettings': whether threads of ours that wait stay awake, as PyTorch's do.
     """
 
     model: Path | None = None
@@ -75,7 +75,7 @@ class LanguageOptions:
     steps: int = 31
     repeats: int = 2
     threads: int = 2
-    spinning: bool = False
+    spinning: bool | None = None
     ram: int = 660_000_000
     small_ram: int = 376_000_000
     limit: int = 512
@@ -176,7 +176,7 @@ def token_rows(bundle: Bundle, play: str, length: int) -> np.ndarray:
 
 def contenders(bundles: Mapping[str, Path], options: LanguageOptions, kind: str) -> list[Contender]:
     """Ours and PEFT's of a round: quantized bases, and what keeps to a budget, in the first alone."""
-    awake = ", --spinning" if options.spinning else ""
+    awake = spinning_in_title(options.spinning)
 
     def ours(base: str, ram: int | None = None) -> Contender:
         given = {"bundle": str(bundles[base]), "session": {"spinning": options.spinning}}

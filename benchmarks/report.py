@@ -120,3 +120,8 @@ def plot(body: Mapping[str, Any], path: Path) -> None:
     right.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def spinning_in_title(spinning: bool | None) -> str:
+    """What a contender of ours was told about threads that wait, behind its name."""
+    return "" if spinning is None else ", --spinning" if spinning else ", --no-spinning"

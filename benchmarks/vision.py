@@ -23,7 +23,7 @@ from benchmarks.boxes import CLASSES as KINDS
 from benchmarks.first_values import write_first_values
 from benchmarks.job import Images, Job, Settings
 from benchmarks.measure import BenchmarkError, Contender, Run, Runs, agreement, alternate
-from benchmarks.report import table
+from benchmarks.report import spinning_in_title, table
 from benchmarks.variants import WORKER
 from benchmarks.vision_cases import CASES, Case
 from edgelora.adapter import new_adapter
@@ -48,7 +48,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class VisionOptions:
-    """What the command line chooses; None is the case's own. `spinning`: our threads stay awake, as PyTorch's do."""
+    """What the command line chooses; None is the case's own, and of `spinning` SessionSettings'."""
 
     case: str = "mobilenetv2"
     rounds: tuple[str, ...] | None = None
@@ -57,7 +57,7 @@ class VisionOptions:
     steps: int = 11
     repeats: int = 3
     threads: int = 2
-    spinning: bool = False
+    spinning: bool | None = None
 
 
 def run(options: VisionOptions, progress: Progress) -> dict[str, Any]:
@@ -170,8 +170,9 @@ def markdown(body: Mapping[str, Any]) -> str:
         f"{options['threads']} threads, medians of {options['repeats']} runs in turn. {machine['processor']}, "
         f"{machine['cores']} cores."
     ]
-    ours = "EdgeLoRA, --spinning" if options["spinning"] else "EdgeLoRA"
-    titles = {OURS: ours} | {who: title for who, (title, _) in TORCH.items()}
+    titles = {OURS: f"EdgeLoRA{spinning_in_title(options['spinning'])}"} | {
+        who: title for who, (title, _) in TORCH.items()
+    }
     for name, found in body["rounds"].items():
         rows = [_row(titles[who], name, cost) for who, cost in found["cost"].items()]
         first = "epoch after the first, s" if name == "last" else "step, ms"

@@ -22,6 +22,7 @@ from edgelora.byte_products import keep_exact
 from edgelora.cores import available_cores
 from edgelora.errors import BundleError, ConfigError
 from edgelora.mapped_pages import added, give_back, mapped_ranges
+from edgelora.neighbours import free_cores
 from edgelora.page_window import PageWindow
 
 ort: Any = onnxruntime  # the package carries no types
@@ -29,7 +30,8 @@ ENGINE_VERSION: str = ort.__version__
 
 Feeds = Mapping[str, np.ndarray]
 Value = Any  # ONNX Runtime's own array, which runs pass on without a copy; its `numpy()` is a copy
-_AWAKE = 200  # microseconds, about what it costs to be woken; for ONNX Runtime from 1.26 on (0048)
+_AWAKE = 200  # microseconds, about what it costs to be woken (0048)
+_BOUNDED_FROM = (1, 26)  # the ONNX Runtime that has an end to waiting awake other than its own, which is far
 _loading = threading.Lock()  # what a session maps is told from what was mapped before it
 
 
@@ -39,14 +41,15 @@ class SessionSettings:
 
     `threads` is the number of cores for one operator (None: all). `low_memory` gives up prepacked copies
     of the weights: less memory, by up to the size of the weights that products read. With `spinning`, threads
-    that wait stay awake for some time: quicker, at less work, where nothing else wants the cores, and slower beside
-    others that do. `window` bounds the mapped weights that are
-    resident while a graph runs, in bytes (page_window.py; Linux); with `low_memory`, for packed weights are not mapped.
+    that wait stay awake for a moment: quicker, at less work, where nothing else wants the cores, and slower beside
+    others that do; None: they do where the cores are free when a graph is loaded (docs/decisions/0050). `window` bounds
+    the mapped weights that are resident while a graph runs, in bytes (page_window.py; Linux); with `low_memory`, for
+    packed weights are not mapped.
     """
 
     threads: int | None = None
     low_memory: bool = False
-    spinning: bool = False
+    spinning: bool | None = None
     window: int | None = None
 
     @property
@@ -179,9 +182,8 @@ def _options(settings: SessionSettings) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # patterns hold the sum of all shapes seen; sizes vary here
-    # Threads that wait sleep: spinning takes the cores from the app beside us.
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spinning)))
-    if settings.spinning:
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(awake := _stay_awake(settings))))
+    if awake:
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(_AWAKE))
     if settings.threads is not None or settings.cores < (os.cpu_count() or 1):
         options.intra_op_num_threads = settings.cores
@@ -191,6 +193,16 @@ def _options(settings: SessionSettings) -> Any:
     if settings.low_memory:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options
+
+
+def _stay_awake(settings: SessionSettings) -> bool:
+    """Whether threads that wait do so awake: unless it is said, where that takes no core from the app beside us."""
+    if settings.spinning is not None:
+        return settings.spinning
+    if settings.cores == 1 or tuple(int(part) for part in ENGINE_VERSION.split(".")[:2]) < _BOUNDED_FROM:
+        return False
+    free = free_cores()
+    return free is not None and free >= settings.cores - 1
 
 
 def _session(path: Path, options: Any) -> Any:

@@ -27,7 +27,7 @@ class Trial:
 
     threads: int
     low_memory: bool = False
-    spinning: bool = False
+    spinning: bool | None = None
     window: int | None = None
     micro_batch_size: int | None = None
 
@@ -46,7 +46,7 @@ class Trial:
         parts = [f"--threads {self.threads}"]
         parts += ["--low-memory"] if self.low_memory else []
         parts += [f"--window {self.window}"] if self.window is not None else []
-        parts += ["--spinning"] if self.spinning else []
+        parts += [] if self.spinning is None else ["--spinning" if self.spinning else "--no-spinning"]
         parts += [f"--micro-batch-size {self.micro_batch_size}"] if self.micro_batch_size is not None else []
         return " ".join(parts)
 
@@ -93,7 +93,8 @@ def tune(
     attempt(Trial.of(settings))
     for threads in sorted({cores, *(2**i for i in range(cores.bit_length()) if 2**i < cores)}, reverse=True):
         attempt(Trial(threads))
-    attempt(replace(fastest(tried).trial, spinning=True))
+    for spinning in (True, False):
+        attempt(replace(fastest(tried).trial, spinning=spinning))
     attempt(replace(fastest(tried).trial, low_memory=True))
     size = batch_size // 2
     while size >= 1:

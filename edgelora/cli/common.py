@@ -60,8 +60,9 @@ def add_bundle(parser: argparse.ArgumentParser, store: bool = True) -> None:
     )
     parser.add_argument(
         "--spinning",
-        action="store_true",
-        help="threads that wait stay awake for a moment: faster on an idle machine, slower beside busy programs",
+        action=argparse.BooleanOptionalAction,
+        help="threads that wait stay awake for a moment: faster on an idle machine, slower beside busy programs "
+        "(default: where the cores are free as the work begins)",
     )
 
 
