@@ -52,7 +52,7 @@ def prepared(language_source: Source) -> Callable[[str], tuple[ir.Model, list[In
         source = language_source if kind == "llama" else decoder_source(build(kind), kind, {}, {}, [EOS])
         model = normalize(source.model.clone())
         sizes = measure_shapes(model)
-        recognise_composites(model)
+        recognise_composites(model, long_rows=True)
         base = prune(model, OPTIONS)
         return base, [site.point for site in find_sites(base)], ignores_padding(standard(base), sizes[0])
 

@@ -13,6 +13,7 @@ from edgelora.manifest import InsertionPoint, TensorSpec
 from edgelora_tools.backward import values_read
 from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.composites import COMPOSITES
+from edgelora_tools.composites.causal_attend import LOWERED as BLOCKS
 from edgelora_tools.composites.quantized import QUANTIZED
 from edgelora_tools.composites.token_loss import TOKEN_LOSS
 from edgelora_tools.gradients.shapes import dims
@@ -39,6 +40,7 @@ LOWERED: dict[str, Lowered] = {
     **HEADS,
     **SLOPES,
     **POINT_KERNELS,
+    **BLOCKS,
 }
 
 

@@ -24,6 +24,7 @@ from edgelora_tools.measure_shapes import Sizes
 from edgelora_tools.methods import LORA, AdapterMethod
 from edgelora_tools.options import ConvertOptions
 from edgelora_tools.passes.add_in_product import add_in_product, of_matrices
+from edgelora_tools.passes.causal_blocks import causal_blocks
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.gelu_slopes import keep_slopes
 from edgelora_tools.passes.halve import halve
@@ -196,6 +197,8 @@ def only_what_is_read(
     if options.head_task != "feature-extraction" and options.pooling in ("mean", "cls"):
         gather_rows(model, kept=unpadded)
     gather_heads(model)
+    if options.unpad:
+        causal_blocks(model)
     if joined:
         images_in_rows(model.graph)
         share_inputs(model.graph)

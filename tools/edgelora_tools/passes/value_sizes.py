@@ -24,7 +24,7 @@ class ValueSizes:
     """Estimates at these sizes of the inputs' dimensions.
 
     A dimension inside that does not follow from them is guessed: a value has as many elements as the largest that it is
-    made of.
+    made of, a part of a Split its share of them.
     """
 
     def __init__(self, graph: ir.Graph, sizes: Mapping[str, int]) -> None:
@@ -68,6 +68,7 @@ class ValueSizes:
             read = [x for x in node.inputs if x is not None and (rounds or not x.is_initializer())]
             most = max(map(self.elements, read), default=1)
             share = rounds if rounds and node.op_type == "Slice" else 1
+            share = len(node.outputs) if node.op_type == "Split" else share
             self._elements.update((y, self._count(y, -(-most // share))) for y in node.outputs)
 
     def _count(self, value: ir.Value, most: int) -> int:
