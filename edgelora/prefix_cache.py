@@ -294,6 +294,9 @@ class PrefixCache:
         layout, records = self._layout, self._records
         assert layout is not None and records is not None
         items = layout.items(rows)
+        shapes = [tuple(evaluate_dimension(d, sizes) for d in spec.shape) for spec in self.prefix.kept]
+        if (even := self._at_once(items, shapes)) is not None:
+            return even
         missing = [row for row in rows if not records.holds(int(row) * layout.parts)]
         made: dict[int, bytes] = {}
         if missing:
@@ -301,17 +304,33 @@ class PrefixCache:
             kept = self._computed(self._widened(self.objective.inputs(chosen)))
             for place, item in enumerate(layout.items(chosen)):
                 made[item] = self._record(kept, place, layout.lengths[item])
-        out = [
-            np.zeros([evaluate_dimension(d, sizes) for d in spec.shape], dtype)
-            for spec, dtype in zip(self.prefix.kept, self._dtypes, strict=True)
-        ]
+        out = [np.zeros(shape, dtype) for shape, dtype in zip(shapes, self._dtypes, strict=True)]
         for place, item in enumerate(items):
             record, offset = made[item] if item in made else records.read(item), 0
             for x, shape in zip(out, layout.shapes(int(layout.lengths[item])), strict=True):
                 count = math.prod(shape)
                 x[(place, *map(slice, shape))] = np.frombuffer(record, x.dtype, count, offset).reshape(shape)
                 offset += count * x.itemsize
-        return {spec.name: x.astype(spec.dtype, copy=False) for spec, x in zip(self.prefix.kept, out, strict=True)}
+        return self._named(out)
+
+    def _at_once(self, items: list[int], shapes: list[tuple[int, ...]]) -> Feeds | None:
+        """The values of items that all fill the batch's `shapes`, from the memory where they lie one like the other."""
+        assert self._layout is not None and self._records is not None
+        lengths = self._layout.lengths[items]
+        own = [(len(items), *shape) for shape in self._layout.shapes(int(lengths[0]))]
+        if own != shapes or (lengths != lengths[0]).any() or (table := self._records.table(items)) is None:
+            return None
+        out: list[Array] = []
+        offset = 0
+        for shape, dtype in zip(shapes, self._dtypes, strict=True):
+            end = offset + math.prod(shape[1:]) * dtype.itemsize
+            out.append(np.ascontiguousarray(table[:, offset:end]).view(dtype).reshape(shape))
+            offset = end
+        return self._named(out)
+
+    def _named(self, values: list[Array]) -> Feeds:
+        """The values by their names, in the types that graphs take them in."""
+        return {spec.name: x.astype(spec.dtype, copy=False) for spec, x in zip(self.prefix.kept, values, strict=True)}
 
     def _sizes(self, feeds: Feeds) -> dict[str, int]:
         return {

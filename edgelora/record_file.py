@@ -13,7 +13,7 @@ import os
 import struct
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,6 +53,10 @@ class Records(Protocol):
         """Raises DamagedRecord if the bytes are not those that were written."""
         ...
 
+    def table(self, numbers: Sequence[int]) -> NDArray[np.uint8] | None:
+        """The bytes of these records, a row each, `[records, size]`; None where they cannot be had all at once."""
+        ...
+
 
 class RecordsInMemory:
     """Records of these sizes; a size of 0 is a record that is not held."""
@@ -62,6 +66,7 @@ class RecordsInMemory:
         self._offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
         self.size = int(self._offsets[-1])
         self._buffer = memoryview(bytearray(self.size))
+        self._even = int(sizes[0]) if len(sizes) and (sizes == sizes[0]).all() else 0
 
     def write(self, number: int, content: bytes) -> None:
         self._buffer[self._offsets[number] : self._offsets[number + 1]] = content
@@ -80,6 +85,11 @@ class RecordsInMemory:
 
     def read(self, number: int) -> memoryview:
         return self._buffer[self._offsets[number] : self._offsets[number + 1]]
+
+    def table(self, numbers: Sequence[int]) -> NDArray[np.uint8] | None:
+        if not self._even:
+            return None
+        return np.frombuffer(self._buffer, np.uint8).reshape(-1, self._even).take(numbers, axis=0)
 
 
 class RecordFile:
@@ -181,6 +191,9 @@ class RecordFile:
 
     def holds(self, number: int) -> bool:
         return bool(self.sizes[number])
+
+    def table(self, numbers: Sequence[int]) -> None:
+        """None: a record is read and checked by itself."""
 
     def read(self, number: int) -> bytes:
         try:

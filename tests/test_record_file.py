@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from edgelora.record_file import RecordFile
+from edgelora.record_file import RecordFile, RecordsInMemory
 
 FACTS = {"base": "x"}
 
@@ -64,3 +66,16 @@ def test_what_was_written_is_read(tmp_path: Path):
     assert [opened.holds(i) for i in range(3)] == [True, False, True]
     assert RecordFile.open(tmp_path / "x.cache", {"base": "y"}) is None
     opened.close()
+
+
+@given(st.lists(st.integers(0, 5), max_size=6), st.data())
+def test_a_table_has_the_bytes_of_each_record(sizes: list[int], data: st.DataObject):
+    records = RecordsInMemory(np.asarray(sizes, np.int64))
+    for number, size in enumerate(sizes):
+        records.write(number, data.draw(st.binary(min_size=size, max_size=size)))
+    chosen = data.draw(st.lists(st.sampled_from(range(len(sizes))))) if sizes else []
+    rows = records.finish().table(chosen)
+    if len(set(sizes)) == 1 and sizes[0]:
+        assert rows is not None and [row.tobytes() for row in rows] == [bytes(records.read(n)) for n in chosen]
+    else:
+        assert rows is None

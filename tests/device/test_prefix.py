@@ -92,6 +92,26 @@ def test_memory_and_disk_give_the_same_bits(model: Model, tmp_path: Path):
     assert losses(start(model, cache="memory")) == losses(start(model, folder=tmp_path, cache="disk"))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("texts", "even"), [(["warm"] * 6, True), (["warm", "warm red light now", "off"] * 2, False)])
+def test_a_batch_from_memory_is_that_from_disk(model: Model, tmp_path: Path, dtype: str, texts: list[str], even: bool):
+    """Samples of one length are taken from memory at once, others one by one; every batch of them has the same bits."""
+    data = [TextSample(f"{text} {word}", "a") for text, word in zip(texts, ("a", "b", "c", "d", "e", "f"), strict=True)]
+    memory = start(model, data, cache_dtype=dtype)
+    disk = start(model, data, tmp_path, cache="disk", cache_dtype=dtype)
+    for rows in ([0], [3, 1], [5, 0, 2, 2], [0, 1, 2, 3, 4, 5]):
+        chosen = np.asarray(rows, np.int64)
+        feeds = memory.objective.inputs(chosen)
+        caches = [trainer.cache_of(trainer.objective) for trainer in (memory, disk)]
+        ours, theirs = (cache.feeds(feeds, chosen) for cache in caches if cache is not None)
+        records = caches[0] and caches[0]._records
+        assert records is not None and (records.table([0]) is not None) is even
+        assert ours.keys() == theirs.keys()
+        for name, x in ours.items():
+            assert x.dtype == theirs[name].dtype and x.flags.c_contiguous
+            assert x.shape == theirs[name].shape and x.tobytes() == theirs[name].tobytes()
+
+
 def test_float16_halves_the_cache_and_stays_close(model: Model):
     exact, half = start(model), start(model, cache_dtype="float16")
     a, b = losses(exact), losses(half)
