@@ -94,7 +94,8 @@ def fit_staircase(places: list[tuple[Function, Function]]) -> tuple[float, float
 
     A place is its slope and its value along its direction. A difference is the mean of slopes over its step, along
     which codes may saturate: a is that mean too, by trapezoids between the places where a slope was asked. Rounding
-    adds noise to every n, and none to the least-squares factor of n = factor·a in the mean. The gap is the larger of
+    adds noise to every n, and none to the least-squares factor of n = factor·a in the mean. Places steeper than most
+    count no more than these: along them codes move by more, and so does the noise. The gap is the larger of
     |1 − factor| and 1 − correlation: a wrong sign or scale moves the one, a wrong part the other. The first step that
     noise hardly shows in decides, else the best one; slopes at 0 tell which that may be, for values are had for less.
     Where nothing moves at any step and every slope is 0, there is no gap.
@@ -118,6 +119,8 @@ def fit_staircase(places: list[tuple[Function, Function]]) -> tuple[float, float
     for step in (likely, *(other for other in _COARSE_STEPS if other != likely)):
         analytic, numeric = analytic_at(step), numeric_at(step)
         moves = moves or bool(analytic.any() or numeric.any())
+        weights = _alike(analytic)
+        analytic, numeric = weights * analytic, weights * numeric
         length = float(np.linalg.norm(analytic))
         along, correlation = float(numeric @ analytic) / max(length, 1e-12), _correlation(numeric, analytic)
         gap = bounded(max(abs(1 - along / max(length, 1e-12)), 1 - correlation))
@@ -126,6 +129,12 @@ def fit_staircase(places: list[tuple[Function, Function]]) -> tuple[float, float
             return found
         best = min(best, found, key=lambda one: one[2])
     return best if moves else (0.0, 0.0, 0.0)
+
+
+def _alike(slopes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights that bring slopes steeper than the median one to its size; ones where most places are still."""
+    median = float(np.median(np.abs(slopes)))
+    return median / np.maximum(np.abs(slopes), median) if median else np.ones_like(slopes)
 
 
 def _correlation(numeric: NDArray[np.float64], analytic: NDArray[np.float64]) -> float:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,9 +17,9 @@ from edgelora.adapter import absent_adapter
 from edgelora.bundle import Bundle
 from edgelora.check import check
 from edgelora.errors import ConversionError
-from edgelora.gradient_checks import rounds_activations
+from edgelora.gradient_checks import check_point, rounds_activations
 from edgelora.media.images import ImageSettings
-from edgelora.parity import PARITY_TOLERANCE, differences, parity_tolerance
+from edgelora.parity import PARITY_TOLERANCE, differences, parity_samples, parity_tolerance
 from edgelora.probes import random_pair
 from edgelora_tools.compile import ConvertOptions, convert
 from edgelora_tools.graphs import specs
@@ -100,6 +103,29 @@ def test_resnet_has_right_gradients_and_trains(name, tiny, tmp_path):
     assert verdict.passed, verdict
     first, last = trained(bundle)
     assert last < 0.9 * first
+
+
+@pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (3.0, False), (-1.0, False)])
+def test_a_gradient_behind_codes_is_asked_at_more_places_where_few_cannot_tell(factor, passes, tiny, tmp_path):
+    """Behind a softmax in int8 twelve places, drawn so, say of the right one that it is 0.85 off."""
+    options = ConvertOptions(task="feature-extraction", target_modules=("model.conv2d",))
+    convert(open_source(str(tiny / "pretrainedResnet_quant.tflite")), tmp_path / "out.edgelora", options)
+    bundle = Bundle.open(tmp_path / "out.edgelora")
+    path = bundle.path / bundle.training("cotangent", dropout=False).file
+    graph = onnx.load(path, load_external_data=False)
+    for name in ("model.conv2d.lora_A", "model.conv2d.lora_B"):
+        (node,) = [node for node in graph.graph.node if f"grad.{name}" in node.output]
+        node.output[list(node.output).index(f"grad.{name}")] = f"right.{name}"
+        graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array(factor, np.float32), f"factor.{name}"))
+        graph.graph.node.append(onnx.helper.make_node("Mul", [f"right.{name}", f"factor.{name}"], [f"grad.{name}"]))
+    onnx.save(graph, path)
+    body = json.loads((bundle.path / "bundle.json").read_text())
+    content = path.read_bytes()
+    body["files"][path.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (bundle.path / "bundle.json").write_text(json.dumps(body))
+    bundle = Bundle.open(bundle.path)
+    batch = parity_samples(bundle)[1][0]
+    assert check_point(bundle, bundle.manifest.points[0], batch, np.random.default_rng(39)).passed == passes
 
 
 def test_weights_alone_in_int8_are_computed_in_float32(tiny, tmp_path):
