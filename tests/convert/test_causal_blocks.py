@@ -222,7 +222,7 @@ def test_every_spelling_of_a_causal_mask_is_proven(options):
         {"window": 0}, {"window": -2},  # nor here
         {"further": _ends_of_rows},  # some keys are seen by nobody, and rows may be hidden whole
     ],
-    ids=str,
+    ids=("behind-or-at", "before-or-at", "little", "infinite", "no-window", "negative-window", "ends-of-rows"),
 )  # fmt: skip
 def test_a_mask_that_is_not_proven_to_be_causal_stays(options):
     model = attention(**options)
