@@ -20,6 +20,7 @@ from edgelora_tools.gradients.shapes import dims, known_equal, rank, shaped, siz
 from edgelora_tools.lowering import DOMAIN, emit_before
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.matching import both_orders, in_order, made_by, number_of
+from edgelora_tools.passes.shared_heads import of_repeated, turned_back
 
 BLOCKS = 4
 _LEAST = float(np.finfo(np.float32).min)
@@ -82,45 +83,18 @@ def _found(node: ir.Node) -> _Causal | None:
             fits = dims(mask)[0] in (1, batch) and known_equal(dims(mask)[1:], [1, length, length])
             if not (square and fits and isinstance(heads, int) and isinstance(width, int) and _is_causal(mask)):
                 continue
-            k = _turned_back(turned)
+            k = turned_back(turned)
             found = _Causal(q, turned if k is None else k, k is None, v, scale, mask)
             return _with_fewer_heads(found)
     return None
 
 
-def _turned_back(x: ir.Value) -> ir.Value | None:
-    """K of Kᵀ."""
-    node = made_by(x, "Transpose")
-    perm = None if node is None else list(node.attributes.get_ints("perm", None) or [])
-    return node.inputs[0] if node is not None and perm == [0, 1, 3, 2] else None
-
-
 def _with_fewer_heads(found: _Causal) -> _Causal:
     """K and V before they are repeated for the heads of queries that share them, where both are."""
-    k, v = (_once(x) for x in (found.k, found.v))
+    k, v = (of_repeated(x) for x in (found.k, found.v))
     if found.turned or k is None or v is None or dims(k)[1] != dims(v)[1]:
         return found
     return _Causal(found.q, k, False, v, found.scale, found.mask)
-
-
-def _once(x: ir.Value) -> ir.Value | None:
-    """X of X `[batch, heads, length, width]` repeated: Reshape(Expand(Unsqueeze(X)))."""
-    merging = made_by(x, "Reshape")
-    repeating = made_by(None if merging is None else merging.inputs[0], "Expand")
-    opening = made_by(None if repeating is None else repeating.inputs[0], "Unsqueeze")
-    y = None if opening is None else opening.inputs[0]
-    if repeating is None or opening is None or y is None or y.shape is None or repeating.outputs[0].shape is None:
-        return None
-    batch, heads, length, width = dims(x)
-    parts, fewer = dims(repeating.outputs[0]), dims(y)[1] if rank(y) == 4 else None
-    if not isinstance(heads, int) or not isinstance(fewer, int) or heads % fewer or ints_of(opening.inputs[1]) != [2]:
-        return None
-    return (
-        y
-        if known_equal(dims(y), [batch, fewer, length, width])
-        and known_equal(parts, [batch, fewer, heads // fewer, length, width])
-        else None
-    )
 
 
 def _is_causal(mask: ir.Value) -> bool:
@@ -170,20 +144,23 @@ def _is_range(x: ir.Value) -> bool:
 
 def _standing(x: ir.Value) -> ir.Value | None:
     """V of V `[length, 1]`."""
-    node = made_by(x, "Unsqueeze")
-    return node.inputs[0] if node is not None and ints_of(node.inputs[1]) in ([1], [-1]) else None
+    return _opened(x, 1, -1)
 
 
 def _lying(x: ir.Value) -> ir.Value | None:
     """M of M `[batch, 1, length]`."""
-    node = made_by(x, "Unsqueeze")
-    return node.inputs[0] if node is not None and ints_of(node.inputs[1]) in ([1], [-2]) else None
+    return _opened(x, 1, -2)
 
 
 def _column(x: ir.Value) -> ir.Value | None:
     """M of M `[batch, length, 1]`."""
+    return _opened(x, 2, -1)
+
+
+def _opened(x: ir.Value, *axes: int) -> ir.Value | None:
+    """What `x` is with one axis more, any of these: one axis by its two numbers."""
     node = made_by(x, "Unsqueeze")
-    return node.inputs[0] if node is not None and ints_of(node.inputs[1]) in ([2], [-1]) else None
+    return node.inputs[0] if node is not None and ints_of(node.inputs[1]) in [[axis] for axis in axes] else None
 
 
 def _shared(op: OpBuilder, found: _Causal, count: int) -> _Shared:

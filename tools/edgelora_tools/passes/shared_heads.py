@@ -14,6 +14,7 @@ from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.gradients.shapes import dims, rank, shaped
 from edgelora_tools.lowering import emit_before
 from edgelora_tools.passes.free_names import free_names
+from edgelora_tools.passes.matching import made_by
 
 _TURNED = [0, 1, 3, 2]
 
@@ -25,8 +26,8 @@ def share_heads(model: ir.Model) -> ir.Model:
         if node.op_type != "MatMul" or node.domain not in ("", "ai.onnx"):
             continue
         rows, repeated = node.inputs
-        turned = _transpose(repeated)
-        heads = _of_repeated(repeated if turned is None else turned.inputs[0])
+        turned = turned_back(repeated)
+        heads = of_repeated(repeated if turned is None else turned)
         if heads is None or rows is None or rows.shape is None or rank(rows) != 4:
             continue
         y = node.outputs[0]
@@ -39,15 +40,14 @@ def share_heads(model: ir.Model) -> ir.Model:
     return model
 
 
-def _transpose(x: ir.Value | None) -> ir.Node | None:
-    """The node that made `x` by turning the last two of four axes."""
-    node = None if x is None else x.producer()
-    if node is None or node.op_type != "Transpose":
-        return None
-    return node if list(node.attributes.get_ints("perm", None) or []) == _TURNED else None
+def turned_back(x: ir.Value | None) -> ir.Value | None:
+    """K of its transpose: the last two of four axes are turned."""
+    node = made_by(x, "Transpose")
+    turned = node is not None and list(node.attributes.get_ints("perm", None) or []) == _TURNED
+    return node.inputs[0] if node is not None and turned else None
 
 
-def _of_repeated(x: ir.Value | None) -> ir.Value | None:
+def of_repeated(x: ir.Value | None) -> ir.Value | None:
     """K `[batch, heads, length, size]` of Reshape(Expand(Unsqueeze(K, 2))) `[batch, n·heads, length, size]`."""
     values: list[ir.Value] = []
     for op_type in ("Reshape", "Expand", "Unsqueeze"):
