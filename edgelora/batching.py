@@ -36,9 +36,19 @@ def shares(rows: NDArray[np.int64], lengths: NDArray[np.int64], count: int) -> l
 
     A sample belongs to the part in which the middle of its work lies.
     """
-    rows = rows[np.argsort(lengths[rows], kind="stable")]
+    of_rows = lengths[rows]
+    if (of_rows == of_rows[:1]).all():
+        return _even_shares(rows, count)
+    rows = rows[np.argsort(of_rows, kind="stable")]
     work = np.maximum(lengths[rows], 1)
     twice_middle = 2 * np.cumsum(work) - work
     parts = twice_middle * count // (2 * work.sum())
     edges = np.searchsorted(parts, np.arange(count + 1)).tolist()
+    return [rows[begin:end] for begin, end in pairwise(edges) if begin < end]
+
+
+def _even_shares(rows: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
+    """`shares` of samples of one length: the i-th of n belongs to part ⌊(2i + 1)·count / 2n⌋."""
+    n = len(rows)
+    edges = [-((count - 2 * n * part) // (2 * count)) for part in range(count + 1)]
     return [rows[begin:end] for begin, end in pairwise(edges) if begin < end]

@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -293,10 +294,10 @@ class PrefixCache:
         """The values of these samples, padded with zeros to the batch's sizes."""
         layout, records = self._layout, self._records
         assert layout is not None and records is not None
-        items = layout.items(rows)
         shapes = [tuple(evaluate_dimension(d, sizes) for d in spec.shape) for spec in self.prefix.kept]
-        if (even := self._at_once(items, shapes)) is not None:
+        if (even := self._at_once(layout, records, _items(rows, layout.parts), shapes)) is not None:
             return even
+        items = layout.items(rows)
         missing = [row for row in rows if not records.holds(int(row) * layout.parts)]
         made: dict[int, bytes] = {}
         if missing:
@@ -313,12 +314,11 @@ class PrefixCache:
                 offset += count * x.itemsize
         return self._named(out)
 
-    def _at_once(self, items: list[int], shapes: list[tuple[int, ...]]) -> Feeds | None:
+    def _at_once(self, layout: _Layout, records: Records, items: Rows, shapes: list[tuple[int, ...]]) -> Feeds | None:
         """The values of items that all fill the batch's `shapes`, from the memory where they lie one like the other."""
-        assert self._layout is not None and self._records is not None
-        lengths = self._layout.lengths[items]
-        own = [(len(items), *shape) for shape in self._layout.shapes(int(lengths[0]))]
-        if own != shapes or (lengths != lengths[0]).any() or (table := self._records.table(items)) is None:
+        if (own := layout.one_shape) is None or [(len(items), *shape) for shape in own] != shapes:
+            return None
+        if (table := records.table(items)) is None:
             return None
         out: list[Array] = []
         offset = 0
@@ -383,6 +383,12 @@ class _Layout:
     def longest(self) -> int:
         return int(self.lengths.max())
 
+    @cached_property
+    def one_shape(self) -> list[tuple[int, ...]] | None:
+        """The shapes of any item's values; None where items have several lengths."""
+        first = int(self.lengths[0])
+        return self.shapes(first) if (self.lengths == first).all() else None
+
     def widened(self, cache: PrefixCache) -> _Layout:
         """The same with the one width for all."""
         assert cache.width is not None
@@ -416,7 +422,7 @@ class _Layout:
 
 def _items(rows: Rows, parts: int) -> NDArray[np.int64]:
     """Objectives of several texts a sample stack them: all first ones, then all second ones."""
-    return np.concatenate([rows * parts + part for part in range(parts)])
+    return rows if parts == 1 else np.concatenate([rows * parts + part for part in range(parts)])
 
 
 def _batch_axis(manifest: Manifest) -> str | None:

@@ -13,7 +13,7 @@ import os
 import struct
 import uuid
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,7 +53,7 @@ class Records(Protocol):
         """Raises DamagedRecord if the bytes are not those that were written."""
         ...
 
-    def table(self, numbers: Sequence[int]) -> NDArray[np.uint8] | None:
+    def table(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8] | None:
         """The bytes of these records, a row each, `[records, size]`; None where they cannot be had all at once."""
         ...
 
@@ -66,7 +66,8 @@ class RecordsInMemory:
         self._offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
         self.size = int(self._offsets[-1])
         self._buffer = memoryview(bytearray(self.size))
-        self._even = int(sizes[0]) if len(sizes) and (sizes == sizes[0]).all() else 0
+        even = int(sizes[0]) if len(sizes) and (sizes == sizes[0]).all() else 0
+        self._table = np.frombuffer(self._buffer, np.uint8).reshape(-1, even) if even else None
 
     def write(self, number: int, content: bytes) -> None:
         self._buffer[self._offsets[number] : self._offsets[number + 1]] = content
@@ -78,7 +79,7 @@ class RecordsInMemory:
         pass
 
     def close(self) -> None:
-        self._buffer = memoryview(b"")
+        self._buffer, self._table = memoryview(b""), None
 
     def holds(self, number: int) -> bool:
         return bool(self._sizes[number])
@@ -86,10 +87,8 @@ class RecordsInMemory:
     def read(self, number: int) -> memoryview:
         return self._buffer[self._offsets[number] : self._offsets[number + 1]]
 
-    def table(self, numbers: Sequence[int]) -> NDArray[np.uint8] | None:
-        if not self._even:
-            return None
-        return np.frombuffer(self._buffer, np.uint8).reshape(-1, self._even).take(numbers, axis=0)
+    def table(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8] | None:
+        return None if self._table is None else self._table.take(numbers, axis=0)
 
 
 class RecordFile:
@@ -192,7 +191,7 @@ class RecordFile:
     def holds(self, number: int) -> bool:
         return bool(self.sizes[number])
 
-    def table(self, numbers: Sequence[int]) -> None:
+    def table(self, numbers: NDArray[np.int64]) -> None:
         """None: a record is read and checked by itself."""
 
     def read(self, number: int) -> bytes:

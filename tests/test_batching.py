@@ -73,3 +73,7 @@ def test_shares_of_samples_of_one_length_differ_by_one_at_most(rows: int, count:
     sizes = [len(part) for part in parts]
     assert len(sizes) == min(rows, count)
     assert max(sizes) - min(sizes) <= 1
+    belongs = [(2 * row + 1) * count // (2 * rows) for row in range(rows)]
+    assert [part.tolist() for part in parts] == [
+        [row for row in range(rows) if belongs[row] == part] for part in sorted(set(belongs))
+    ]

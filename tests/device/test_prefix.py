@@ -105,7 +105,7 @@ def test_a_batch_from_memory_is_that_from_disk(model: Model, tmp_path: Path, dty
         caches = [trainer.cache_of(trainer.objective) for trainer in (memory, disk)]
         ours, theirs = (cache.feeds(feeds, chosen) for cache in caches if cache is not None)
         records = caches[0] and caches[0]._records
-        assert records is not None and (records.table([0]) is not None) is even
+        assert records is not None and (records.table(chosen) is not None) is even
         assert ours.keys() == theirs.keys()
         for name, x in ours.items():
             assert x.dtype == theirs[name].dtype and x.flags.c_contiguous
