@@ -11,6 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 # The Linux wheel carries telemetry and writes a device id into the home folder (docs/decisions/0007).
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -64,6 +65,16 @@ class SessionSettings:
             raise ConfigError(f"the window must be at least one byte, not {self.window}")
 
 
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Arrays that run after run writes its outputs into, and the names of inputs whose arrays are mostly the same in
+    each: both stay bound. Other inputs are let go when a run ends.
+    """
+
+    outputs: Mapping[str, np.ndarray]
+    staying: frozenset[str] = frozenset()
+
+
 class Graph:
     """A loaded graph. `run` may be called from several threads at once.
 
@@ -84,6 +95,7 @@ class Graph:
             x.name: tuple(x.shape) for x in self._session.get_inputs()
         }
         self.outputs: tuple[str, ...] = tuple(y.name for y in self._session.get_outputs())
+        self._bound: WeakKeyDictionary[Places, _Bound] = WeakKeyDictionary()
         self.give_back_pages()  # of what was packed
 
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Any]:
@@ -104,18 +116,16 @@ class Graph:
             made = self._session.run(names, wanted)
         return dict(zip(names, made, strict=True))
 
-    def run_into(self, feeds: Mapping[str, np.ndarray | Value], outputs: Mapping[str, np.ndarray]) -> None:
-        """Evaluate, and write each of these outputs into its array, of the output's very shape and type."""
+    def run_into(self, feeds: Mapping[str, np.ndarray | Value], places: Places) -> None:
+        """Evaluate, and write each of the outputs into its place, of the output's very shape and type.
+
+        From several threads at once each has places of its own.
+        """
         with self._running():
-            binding = self._session.io_binding()
-            for name in self.inputs:
-                if isinstance(fed := feeds.get(name), ort.OrtValue):
-                    binding.bind_ortvalue_input(name, fed)
-                elif fed is not None:
-                    binding.bind_cpu_input(name, np.ascontiguousarray(fed).reshape(np.shape(fed)))
-            for name, array in outputs.items():
-                binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-            self._session.run_with_iobinding(binding)
+            bound = self._bound.get(places)
+            if bound is None:
+                bound = self._bound[places] = _Bound(self._session, places)
+            bound.run({name: feeds[name] for name in self.inputs if name in feeds})
 
     def run_values(self, feeds: Mapping[str, Value], outputs: Sequence[str]) -> dict[str, Value]:
         """Evaluate as `run` does, from values to values: an output may be an input of the next run without a copy."""
@@ -139,9 +149,46 @@ class Graph:
         give_back(self._mapped)
 
 
+class _Bound:
+    """What a session's runs read and write, as it is bound to one set of places."""
+
+    def __init__(self, session: Any, places: Places) -> None:
+        self._session, self._binding, self._staying = session, session.io_binding(), places.staying
+        self._stayed: dict[str, np.ndarray] = {}
+        self._names: set[str] = set()
+        for name, array in places.outputs.items():
+            self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+    def run(self, feeds: Mapping[str, np.ndarray | Value]) -> None:
+        if set(feeds) != self._names:  # what is missing is not taken from the run before
+            self._binding.clear_binding_inputs()
+            self._stayed.clear()
+            self._names = set(feeds)
+        passing = {name: fed for name, fed in feeds.items() if self._stayed.get(name) is not fed}
+        values = {name: fed if isinstance(fed, ort.OrtValue) else value_of(fed) for name, fed in passing.items()}
+        try:
+            for name, value in values.items():
+                self._binding.bind_ortvalue_input(name, value)
+                self._note(name, passing[name])
+            self._session.run_with_iobinding(self._binding)
+        finally:
+            for name in passing:
+                if name not in self._stayed:
+                    self._binding.bind_ortvalue_input(name, _NOTHING)
+
+    def _note(self, name: str, fed: np.ndarray | Value) -> None:
+        """Whether what is bound now stays for the runs to come: not where they would read a copy of it."""
+        self._stayed.pop(name, None)
+        if name in self._staying and isinstance(fed, np.ndarray) and fed.flags.c_contiguous:
+            self._stayed[name] = fed
+
+
 def value_of(array: np.ndarray) -> Value:
     """The array as a value, which shares its memory."""
     return ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
+
+
+_NOTHING: Value = value_of(np.zeros(0, np.float32))  # bound where an array was that is let go
 
 
 def values_of(feeds: Feeds, graph: Graph) -> dict[str, Value]:

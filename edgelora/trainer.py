@@ -6,7 +6,7 @@ are a few numpy operations whatever the number of points.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from edgelora.prefix_cache import CacheSettings, PrefixCache, chosen_prefix
 from edgelora.reference_losses import REFERENCES, weighted_sum
 from edgelora.schedules import learning_rate_factor
 from edgelora.session import Graph, values_of
-from edgelora.summed_gradients import SummedGradients
+from edgelora.summed_gradients import Part, SummedGradients
 from edgelora.training_checks import (
     check_dropout,
     check_method,
@@ -114,8 +114,8 @@ class Trainer:
         self._fed: dict[str, Floats] = {}
         self._fed = self._graph_inputs()
         self._absent = absent_adapter(manifest, self._graphs, bundle, beside=self._fed)
-        self._gradient_names = tuple(f"grad.{name}" for name in self._fed)
-        self._of_inputs = SummedGradients([x.shape for x in self._fed.values()])
+        shapes, staying = {name: x.shape for name, x in self._fed.items()}, frozenset({**self._absent, **self._fed})
+        self._of_inputs = SummedGradients(shapes, staying, loss=self._host is None)
         fast = sum(adapter.tensors[name].size for name in self.names if self._is_fast(name))
         self.groups = {"adapter": slice(0, self.flat.size - fast), _FAST: slice(self.flat.size - fast, None)}
         if not fast:
@@ -256,23 +256,30 @@ class Trainer:
 
     def _accumulate_backward(self, record: TrainingGraph, parts: list[NDArray[np.int64]], total: float) -> float:
         """The exact gradient, by the training graph; returns the loss."""
-        adapter, graphs = self._adapter_feeds(), self.graphs(record)
-        loss = 0.0
+        graphs, loss, awake = self.graphs(record), 0.0, self.bundle.settings.spinning is not False
 
-        def run(feeds: Feeds, rows: NDArray[np.int64], gradients: list[Floats]) -> float:
-            return self._backward(record, graphs, feeds | self._masks(record, feeds, rows), rows, total, gradients)
+        def run(feeds: Feeds, rows: NDArray[np.int64], into: Part) -> float:
+            return self._backward(record, graphs, feeds | self._masks(record, feeds, rows), rows, total, into)
 
         for part, members in enumerate(parts):
-            pieces = shares(members, self._lengths, piece_count(len(members), self._most, self._workers))
-            made = self._of_inputs.room(len(pieces), beside_the_sum=part > 0)
-            fed = (self._feeds(adapter, rows, total, graphs) for rows in pieces)
-            work = zip(fed, pieces, (views for _, views in made), strict=True)
-            loss += sum_at_once(run, work, self._pool, helpers=self._workers - 1)
+            made: list[Part] = []
+            work = self._work(members, total, graphs, made, first=part == 0)
+            loss += sum_at_once(run, work, self._pool, self._workers - 1, awake)
             for graph in graphs:
                 graph.give_back_pages()
             self._of_inputs.add(made)
         self._pull_back()
         return loss
+
+    def _work(
+        self, members: NDArray[np.int64], total: float, graphs: Sequence[Graph], made: list[Part], first: bool
+    ) -> Iterator[tuple[Feeds, NDArray[np.int64], Part]]:
+        """What each run of a part of the batch takes; where the runs leave their gradients is added to `made`."""
+        adapter: Feeds = self._adapter_feeds() if first else {**self._absent, **self._fed}
+        pieces = shares(members, self._lengths, piece_count(len(members), self._most, self._workers))
+        made += self._of_inputs.room(len(pieces), beside_the_sum=not first)
+        for rows, into in zip(pieces, made, strict=True):
+            yield self._feeds(adapter, rows, total, graphs), rows, into
 
     def _pull_back(self) -> None:
         """From the gradients of the graph's inputs to those of the tensors that are trained."""
@@ -335,19 +342,18 @@ class Trainer:
         feeds: Feeds,
         rows: NDArray[np.int64],
         total: float,
-        gradients: list[Floats],
+        into: Part,
     ) -> float:
-        """These samples' share of the loss; what is fed has its gradients in `gradients`, in the order of the feeds."""
-        share, made = np.zeros((), np.float32), dict(zip(self._gradient_names, gradients, strict=True))
+        """These samples' share of the loss; the gradients of what is fed are left in `into`."""
         if self._host is None:
-            graphs[0].run_into(feeds, {"loss": share, **made})
-            return float(share)
+            graphs[0].run_into(feeds, into.places)
+            return float(into.loss)
         forward, backward = graphs
         halves, outputs = self._halves(record), self._judge.outputs
         kept = () if halves is None else halves.kept
         found = forward.run_values(values_of(feeds, forward), tuple(dict.fromkeys((*outputs, *kept))))
         loss, cotangents = self._host.cotangents({name: found[name].numpy() for name in outputs}, rows, total)
-        backward.run_into({**feeds, **cotangents, **{name: found[name] for name in kept}}, made)
+        backward.run_into({**feeds, **cotangents, **{name: found[name] for name in kept}}, into.places)
         return loss
 
     def _forward_loss(self, parts: list[NDArray[np.int64]], total: float) -> float:
