@@ -19,8 +19,8 @@ def sum_at_once(
 ) -> float:
     """The sum of what `run` makes of each item, in their order, by this thread and so many of the pool's.
 
-    An item is made when a thread is free for it, while others run; helpers wake while the first is made. With `awake`,
-    this thread waits for the last one awake, for a moment. An error is raised when no thread runs any more.
+    An item is made when a thread is free for it, while others run. With `awake`, this thread waits for the last one
+    awake, for a moment. An error is raised when no thread runs any more.
     """
     made: list[float] = []
     one_at_a_time = Lock()
@@ -30,8 +30,7 @@ def sum_at_once(
             made.append(0.0)
             return len(made) - 1, next(work, None)
 
-    def go_on() -> None:
-        place, one = take()
+    def go_on(place: int, one: tuple[object, ...] | None) -> None:
         while one is not None:
             made[place] = run(*one)
             place, one = take()
@@ -39,8 +38,8 @@ def sum_at_once(
     begun: list[Future[None]] = []
     try:
         while len(begun) < helpers:
-            begun.append(pool.submit(go_on))
-        go_on()
+            begun.append(pool.submit(go_on, *take()))
+        go_on(*take())
     finally:
         if awake:
             _watch(begun)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -130,9 +131,27 @@ class PrefixCache:
     def values(self, rows: Rows) -> Feeds:
         """The prefix's values of a batch of these samples, for a graph that they suffice."""
         assert self.settings is not None
-        layout = self._ready(self.settings)
-        sizes = layout.sizes if self._batch is None else layout.sizes | {self._batch: len(rows) * layout.parts}
-        return self._held(self.settings, sizes, rows)
+        return self._held(self.settings, self._sizes_of(self._ready(self.settings), len(rows)), rows)
+
+    def values_of_each(self, pieces: Sequence[Rows]) -> list[Feeds] | None:
+        """`values` of pieces of a batch, where those can be had in one operation: from memory, a row for a sample."""
+        assert self.settings is not None
+        layout, rows = self._ready(self.settings), np.concatenate(pieces)
+        if layout.parts > 1 or self._records is None:
+            return None
+        found = self._at_once(layout, self._records, rows, self._shapes(self._sizes_of(layout, len(rows))))
+        if found is None:
+            return None
+        ends = np.cumsum([len(piece) for piece in pieces]).tolist()
+        return [{name: x[begin:end] for name, x in found.items()} for begin, end in pairwise([0, *ends])]
+
+    def _sizes_of(self, layout: _Layout, samples: int) -> dict[str, int]:
+        """The sizes of so many samples, where all have the same."""
+        return layout.sizes if self._batch is None else layout.sizes | {self._batch: samples * layout.parts}
+
+    def _shapes(self, sizes: dict[str, int]) -> list[tuple[int, ...]]:
+        """The shapes of a batch's values."""
+        return [tuple(evaluate_dimension(d, sizes) for d in spec.shape) for spec in self.prefix.kept]
 
     def _held(self, settings: CacheSettings, sizes: dict[str, int], rows: Rows) -> Feeds:
         """The values, computed anew where the file is damaged."""
@@ -294,7 +313,7 @@ class PrefixCache:
         """The values of these samples, padded with zeros to the batch's sizes."""
         layout, records = self._layout, self._records
         assert layout is not None and records is not None
-        shapes = [tuple(evaluate_dimension(d, sizes) for d in spec.shape) for spec in self.prefix.kept]
+        shapes = self._shapes(sizes)
         if (even := self._at_once(layout, records, _items(rows, layout.parts), shapes)) is not None:
             return even
         items = layout.items(rows)

@@ -256,14 +256,16 @@ class Trainer:
 
     def _accumulate_backward(self, record: TrainingGraph, parts: list[NDArray[np.int64]], total: float) -> float:
         """The exact gradient, by the training graph; returns the loss."""
-        graphs, loss, awake = self.graphs(record), 0.0, self.bundle.settings.spinning is not False
+        adapter, graphs = self._adapter_feeds(), self.graphs(record)
+        loss, awake = 0.0, self.bundle.settings.spinning is not False
 
         def run(feeds: Feeds, rows: NDArray[np.int64], into: Part) -> float:
             return self._backward(record, graphs, feeds | self._masks(record, feeds, rows), rows, total, into)
 
         for part, members in enumerate(parts):
-            made: list[Part] = []
-            work = self._work(members, total, graphs, made, first=part == 0)
+            pieces = shares(members, self._lengths, piece_count(len(members), self._most, self._workers))
+            made = self._of_inputs.room(len(pieces), beside_the_sum=part > 0)
+            work = zip(self._fed_pieces(adapter, pieces, total, graphs), pieces, made, strict=True)
             loss += sum_at_once(run, work, self._pool, self._workers - 1, awake)
             for graph in graphs:
                 graph.give_back_pages()
@@ -271,15 +273,16 @@ class Trainer:
         self._pull_back()
         return loss
 
-    def _work(
-        self, members: NDArray[np.int64], total: float, graphs: Sequence[Graph], made: list[Part], first: bool
-    ) -> Iterator[tuple[Feeds, NDArray[np.int64], Part]]:
-        """What each run of a part of the batch takes; where the runs leave their gradients is added to `made`."""
-        adapter: Feeds = self._adapter_feeds() if first else {**self._absent, **self._fed}
-        pieces = shares(members, self._lengths, piece_count(len(members), self._most, self._workers))
-        made += self._of_inputs.room(len(pieces), beside_the_sum=not first)
-        for rows, into in zip(pieces, made, strict=True):
-            yield self._feeds(adapter, rows, total, graphs), rows, into
+    def _fed_pieces(
+        self, adapter: Feeds, pieces: Sequence[NDArray[np.int64]], total: float, graphs: Sequence[Graph]
+    ) -> Iterator[Feeds]:
+        """What the graphs take for each of the pieces, made when it is asked for."""
+        kept = self._kept_values(pieces, graphs)
+        for place, rows in enumerate(pieces):
+            if kept is None:
+                yield self._feeds(adapter, rows, total, graphs)
+            else:
+                yield self._of_epoch.loss_inputs(rows, total) | kept[place] | adapter
 
     def _pull_back(self) -> None:
         """From the gradients of the graph's inputs to those of the tensors that are trained."""
@@ -307,6 +310,15 @@ class Trainer:
         finally:
             self._caches = caches
         self._grad[:] = 0.0
+
+    def _kept_values(self, pieces: Sequence[NDArray[np.int64]], graphs: Sequence[Graph]) -> list[Feeds] | None:
+        """What is kept of each of the pieces after the prefix, taken in one operation: where the graphs take no more of
+        a sample, and all pieces run at once, so that no values wait for a thread.
+        """
+        cache = self._training_cache()
+        if cache is None or self.adapter.config.dropout or not 1 < len(pieces) <= self._workers:
+            return None
+        return cache.values_of_each(pieces) if cache.suffices(*graphs) else None
 
     def _feeds(self, adapter: Feeds, rows: NDArray[np.int64], total: float, graphs: Sequence[Graph]) -> Feeds:
         """What the graphs take for these samples beside dropout masks: inputs or cached values, adapter."""
