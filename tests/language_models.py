@@ -43,6 +43,7 @@ GROUPED = SMALL | {"num_key_value_heads": 2}
 KINDS = ["sliding_attention", "full_attention"]
 CONFIGS: dict[str, Any] = {
     "llama": lambda: hf.LlamaConfig(**GROUPED, tie_word_embeddings=True),
+    "thirds": lambda: hf.LlamaConfig(**SMALL | {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3}),
     "qwen2": lambda: hf.Qwen2Config(**GROUPED),
     "qwen3": lambda: hf.Qwen3Config(**GROUPED, head_dim=8),
     "gpt2": lambda: hf.GPT2Config(

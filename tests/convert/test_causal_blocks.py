@@ -134,8 +134,9 @@ def run(model, feeds):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    batch=st.integers(1, 3), heads=st.sampled_from([(4, 2), (3, 1), (2, 2), (1, 1)]), length=st.integers(1, 19),
-    blocks=st.integers(1, 6), window=st.sampled_from([None, 1, 3]), safe=st.booleans(), seed=st.integers(0, 99),
+    batch=st.integers(1, 3), heads=st.sampled_from([(4, 2), (3, 1), (2, 2), (1, 1), (9, 3), (6, 3), (3, 3)]),
+    length=st.integers(1, 19), blocks=st.integers(1, 6),
+    window=st.sampled_from([None, 1, 3]), safe=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_blocks_compute_what_the_whole_square_does(batch, heads, length, blocks, window, safe, seed):
     many, fewer = heads
@@ -152,7 +153,7 @@ def double(blocks, **options):
     return evaluator(model)
 
 
-@pytest.mark.parametrize(("heads", "fewer"), [(4, 2), (2, 2)])
+@pytest.mark.parametrize(("heads", "fewer"), [(4, 2), (2, 2), (9, 3), (6, 3)])
 @pytest.mark.parametrize("blocks", [2, 4])
 def test_gradients_are_those_of_finite_differences_and_of_torch(heads, fewer, blocks):
     feeds = feeds_of(2, heads, fewer, 9, kind=np.float64)
@@ -187,7 +188,7 @@ def test_scores_beyond_the_blocks_are_not_computed(blocks, length, share):
     assert sum(sizes) == share * 4 * length**2
 
 
-@pytest.mark.parametrize(("heads", "fewer"), [(4, 2), (2, 2)])
+@pytest.mark.parametrize(("heads", "fewer"), [(4, 2), (2, 2), (9, 3), (6, 3)])
 def test_estimates_know_what_blocks_hold(heads, fewer):
     """Of every layer's probabilities, so that recomputation is weighed by what there is."""
     model = differentiated(attention(heads=heads, fewer=fewer), 4, measured=True)
@@ -195,6 +196,42 @@ def test_estimates_know_what_blocks_hold(heads, fewer):
     made = [node.outputs[0] for node in model.graph if node.op_type == "Softmax"]
     held = [reader.outputs[0] if reader.op_type == "Reshape" else p for p in made for reader, _ in list(p.uses())[:1]]
     assert sum(map(sizes.elements, held)) == 5 / 8 * 2 * heads * 64**2
+
+
+def products_of(batch, heads, fewer, length, blocks):
+    """How many products each MatMul is, forward and backward, from the first block on."""
+    model = differentiated(attention(heads, fewer), blocks)
+    made = [node.outputs[0] for node in model.graph if node.op_type == "MatMul"]
+    model.graph.outputs[:] = made
+    with open_session(model) as session:
+        shapes = [np.asarray(y).shape for y in session.run(None, feeds_of(batch, heads, fewer, length))]
+    return [int(np.prod(shape[:-2])) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ("batch", "heads", "fewer", "length", "wanted"),
+    [
+        (1, 9, 3, 16, {6}), (1, 6, 3, 9, {6}),  # three heads of keys: two threads have as much to do
+        (2, 9, 3, 16, {6}), (1, 9, 3, 9, {3, 6}),  # as many without; an odd number of rows, in the first block alone
+        (1, 8, 4, 16, {4}), (1, 4, 1, 16, {1}), (1, 3, 3, 16, {3}), (3, 4, 2, 16, {6}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_two_threads_share_products_evenly(batch, heads, fewer, length, wanted):
+    found = products_of(batch, heads, fewer, length, 4)
+    assert len(found) == 4 * 6 and set(found) == wanted
+    assert Counter(found)[3] in (0, 6, 24)
+
+
+@pytest.mark.parametrize(
+    ("heads", "fewer", "length", "wanted"),
+    [(9, 3, 256, 2), (9, 3, 257, 4), (4, 2, 256, 4), (3, 3, 256, 4), (4, 1, 32, 4)],
+    ids=str,
+)
+def test_short_texts_have_fewer_blocks_where_these_are_in_halves(heads, fewer, length, wanted):
+    model = causal_blocks(attention(heads, fewer), length=length)
+    (node,) = (node for node in model.graph if node.op_type == "CausalAttend")
+    assert node.attributes.get_int("blocks") == wanted
 
 
 def _ends_of_rows(op, segments):

@@ -111,7 +111,7 @@ def run(model: Any, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return dict(zip(names, map(np.asarray, made), strict=True))
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "thirds"])
 def test_packed_and_padded_rows_train_as_each_sample_alone(kind: str, prepared: Any) -> None:
     base, points, unpadded = prepared(kind)
     points = [point for point in points if point.id != "lm_head"]

@@ -198,7 +198,7 @@ def only_what_is_read(
         gather_rows(model, kept=unpadded)
     gather_heads(model)
     if options.unpad:
-        causal_blocks(model)
+        causal_blocks(model, length=options.length)
     if joined:
         images_in_rows(model.graph)
         share_inputs(model.graph)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from edgelora_tools.builder import GraphBuilder
-from edgelora_tools.composites.causal_attend import causal_attend, keys_of, queries
+from edgelora_tools.composites.causal_attend import causal_attend, halves_widths, in_halves, keys_of, queries
 from edgelora_tools.gradients.nodes import ints_of, operands
 from edgelora_tools.gradients.shapes import dims, known_equal, rank, shaped, size_of, transpose_last
 from edgelora_tools.lowering import DOMAIN, emit_before
@@ -22,12 +22,16 @@ from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.matching import both_orders, in_order, made_by, number_of
 from edgelora_tools.passes.shared_heads import of_repeated, turned_back
 
-BLOCKS = 4
+SHORT = 256
+"""Tokens of a text to which two blocks in halves are faster than four."""
 _LEAST = float(np.finfo(np.float32).min)
 
 
-def causal_blocks(model: ir.Model, blocks: int = BLOCKS) -> ir.Model:
-    """Rewrite every Attend whose mask is proven to be causal, in place; shapes must be known (measure_shapes.py)."""
+def causal_blocks(model: ir.Model, blocks: int | None = None, length: int = 0) -> ir.Model:
+    """Rewrite every Attend whose mask is proven to be causal, in place; shapes must be known (measure_shapes.py).
+
+    In so many blocks, or as many as are best for texts of this length.
+    """
     graph = model.graph
     op = GraphBuilder(free_names(graph)).op
     made: dict[tuple[object, ...], _Shared] = {}
@@ -35,9 +39,10 @@ def causal_blocks(model: ir.Model, blocks: int = BLOCKS) -> ir.Model:
         found = _found(node) if (node.domain, node.op_type) == (DOMAIN, "Attend") else None
         if found is None:
             continue
-        key = found.mask, dims(found.q)[:2], dims(found.k)[1]
+        key = found.mask, dims(found.q)[:2], dims(found.k)[1], dims(found.q)[3], dims(found.v)[3]
         if key not in made:
-            made[key] = emit_before(graph, node, lambda found=found: _shared(op, found, blocks))
+            count = blocks or _best_count(found, length)
+            made[key] = emit_before(graph, node, lambda found=found, count=count: _shared(op, found, count))
         emit_before(graph, node, lambda node=node, found=found, key=key: _replace(op, node, found, made[key]))
         graph.remove(node, safe=True)
     return model
@@ -61,6 +66,11 @@ class _Shared:
 
     sizes: ir.Value
     blocks: Sequence[tuple[ir.Value, ...]]
+
+
+def _best_count(found: _Causal, length: int) -> int:
+    """Fewer are more of the square in fewer nodes; blocks in halves have more of these (docs/decisions/0051)."""
+    return 2 if in_halves(dims(found.q)[1], dims(found.k)[1]) and length <= SHORT else 4
 
 
 def _found(node: ir.Node) -> _Causal | None:
@@ -170,7 +180,10 @@ def _shared(op: OpBuilder, found: _Causal, count: int) -> _Shared:
     """
     length, batch = size_of(op, found.q, 2), size_of(op, found.q, 0)
     heads, fewer = (int(str(dims(x)[1])) for x in (found.q, found.k))
-    size = op.Div(op.Add(length, count - 1), count)
+    many, halved = heads // fewer, in_halves(heads, fewer)
+    unit = 2 if halved and many % 2 else 1
+    size = op.Div(op.Add(length, count * unit - 1), count * unit)
+    size = size if unit == 1 else op.Mul(size, unit)
     behind = op.Mul(size, op.Constant(value=ir.tensor(np.arange(count - 1, -1, -1))))
     all_ends = op.Max(op.Sub(length, behind), op.Constant(value=ir.tensor(np.zeros(count, np.int64))))
     ends = [op.Slice(all_ends, [i], [i + 1], [0]) for i in range(count)]
@@ -180,11 +193,24 @@ def _shared(op: OpBuilder, found: _Causal, count: int) -> _Shared:
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
         mask = op.Slice(found.mask, op.Concat(start, [0], axis=0), op.Concat(end, end, axis=0), [2, 3])
         shaped(mask, [dims(found.mask)[0], 1, queries(i), keys_of(i)], found.mask)
-        rows = op.Sub(end, start)
-        by_head = op.Concat(batch, [heads], rows, end, axis=0)
-        by_key = op.Concat(batch, [fewer], op.Mul(rows, heads // fewer), end, axis=0)
-        blocks.append((end, mask, by_head, by_key))
+        each = op.Sub(end, start)
+        by_head = op.Concat(batch, [heads], each, end, axis=0)
+        rows = [op.Mul(each, many)]
+        if halved:
+            halves = _halves(op, batch, rows[0], many)
+            rows = [halves, op.Div(rows[0], halves)]
+        by_key = op.Concat(batch, [fewer], *rows, end, axis=0)
+        shapes = [
+            op.Concat(batch, [fewer], *rows, [width], axis=0) for width in halves_widths(found.q, found.k, found.v)
+        ]
+        blocks.append((end, mask, by_head, by_key, *shapes))
     return _Shared(sizes, blocks)
+
+
+def _halves(op: OpBuilder, batch: ir.Value, rows: ir.Value, many: int) -> ir.Value:
+    """2 where the products of a block are odd in number and their rows are not, else 1."""
+    odd = batch if many % 2 == 0 else op.Mul(batch, op.Add(rows, 1))
+    return op.Add(op.Mod(odd, 2), 1)
 
 
 def _replace(op: OpBuilder, node: ir.Node, found: _Causal, shared: _Shared) -> None:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from edgelora.dimensions import evaluate_dimension
 from edgelora.errors import ConfigError
+from edgelora_tools.composites.causal_attend import HALVES
 from edgelora_tools.gradients.nodes import ints_of
 from edgelora_tools.gradients.shapes import Dim, dims
 
@@ -28,7 +29,7 @@ class ValueSizes:
     """
 
     def __init__(self, graph: ir.Graph, sizes: Mapping[str, int]) -> None:
-        self._sizes = dict(sizes)
+        self._sizes = {HALVES: 2, **sizes}
         named = {d for x in graph.inputs if x.shape is not None for d in dims(x) if isinstance(d, str)}
         self._sizes |= {d: _RANK for d in named if self._size(d) is None}
         self._elements: dict[ir.Value, int] = {}
