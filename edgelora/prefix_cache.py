@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -133,17 +132,12 @@ class PrefixCache:
         assert self.settings is not None
         return self._held(self.settings, self._sizes_of(self._ready(self.settings), len(rows)), rows)
 
-    def values_of_each(self, pieces: Sequence[Rows]) -> list[Feeds] | None:
-        """`values` of pieces of a batch, where those can be had in one operation: from memory, a row for a sample."""
+    def is_at_hand(self) -> bool:
+        """Whether `values` does no more than copy, from memory, so that several threads may ask for them at once."""
         assert self.settings is not None
-        layout, rows = self._ready(self.settings), np.concatenate(pieces)
-        if layout.parts > 1 or self._records is None:
-            return None
-        found = self._at_once(layout, self._records, rows, self._shapes(self._sizes_of(layout, len(rows))))
-        if found is None:
-            return None
-        ends = np.cumsum([len(piece) for piece in pieces]).tolist()
-        return [{name: x[begin:end] for name, x in found.items()} for begin, end in pairwise([0, *ends])]
+        layout = self._ready(self.settings)
+        none = np.zeros(0, np.int64)
+        return layout.one_shape is not None and self._records is not None and self._records.table(none) is not None
 
     def _sizes_of(self, layout: _Layout, samples: int) -> dict[str, int]:
         """The sizes of so many samples, where all have the same."""

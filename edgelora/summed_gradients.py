@@ -20,7 +20,7 @@ class Part:
     """Where a run leaves what it makes of a part: the gradients in `flat`, of which `places` has views, and `loss`."""
 
     flat: Floats
-    views: list[Floats]
+    views: dict[str, Floats]
     loss: Floats
     places: Places
 
@@ -28,8 +28,8 @@ class Part:
 class SummedGradients:
     """The gradients of inputs of these names and shapes, which are the outputs "grad.NAME" of a graph.
 
-    `sum` is flat, `views` are of it, in these shapes. `staying` are the inputs whose arrays are the same in each run;
-    with `loss` the graph has an output of that name too.
+    `sum` is flat, `views` are of it, by the name of the input. `staying` are the inputs whose arrays are the same in
+    each run; with `loss` the graph has an output of that name too.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], staying: frozenset[str], loss: bool) -> None:
@@ -52,8 +52,8 @@ class SummedGradients:
     def _part(self, place: int) -> Part:
         while len(self._parts) <= place:
             flat = np.zeros(sum(int(np.prod(shape)) for shape in self._shapes.values()), np.float32)
-            views, loss = views_of(flat, list(self._shapes.values())), np.zeros((), np.float32)
-            outputs = {f"grad.{name}": view for name, view in zip(self._shapes, views, strict=True)}
+            views = dict(zip(self._shapes, views_of(flat, list(self._shapes.values())), strict=True))
+            outputs, loss = {f"grad.{name}": view for name, view in views.items()}, np.zeros((), np.float32)
             places = Places(outputs | ({"loss": loss} if self._loss else {}), self._staying)
             self._parts.append(Part(flat, views, loss, places))
         return self._parts[place]

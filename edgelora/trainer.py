@@ -6,7 +6,7 @@ are a few numpy operations whatever the number of points.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,13 +109,19 @@ class Trainer:
             self.record = bundle.training(objective.loss, dropout > 0, self.prefix, self._graphs)
             check_points(manifest, self.record, self._points)
         self.flat, self._views = flatten([adapter.tensors[n] for n in self.names])
-        self._grad = np.zeros_like(self.flat)
-        self._grad_views = views_of(self._grad, [v.shape for v in self._views])
         self._fed: dict[str, Floats] = {}
         self._fed = self._graph_inputs()
         self._absent = absent_adapter(manifest, self._graphs, bundle, beside=self._fed)
-        shapes, staying = {name: x.shape for name, x in self._fed.items()}, frozenset({**self._absent, **self._fed})
-        self._of_inputs = SummedGradients(shapes, staying, loss=self._host is None)
+        trained_shapes = {name: view.shape for name, view in zip(self.names, self._views, strict=True)}
+        fed_shapes = {name: x.shape for name, x in self._fed.items()}
+        # Where what is fed is what is trained, in the same shapes, one array holds the gradients of both.
+        shapes = trained_shapes if fed_shapes == trained_shapes else fed_shapes
+        self._of_inputs = SummedGradients(shapes, frozenset({**self._absent, **self._fed}), loss=self._host is None)
+        if shapes is trained_shapes:
+            self._grad, self._grad_views = self._of_inputs.sum, list(self._of_inputs.views.values())
+        else:
+            self._grad = np.zeros_like(self.flat)
+            self._grad_views = views_of(self._grad, list(trained_shapes.values()))
         fast = sum(adapter.tensors[name].size for name in self.names if self._is_fast(name))
         self.groups = {"adapter": slice(0, self.flat.size - fast), _FAST: slice(self.flat.size - fast, None)}
         if not fast:
@@ -257,15 +263,22 @@ class Trainer:
     def _accumulate_backward(self, record: TrainingGraph, parts: list[NDArray[np.int64]], total: float) -> float:
         """The exact gradient, by the training graph; returns the loss."""
         adapter, graphs = self._adapter_feeds(), self.graphs(record)
-        loss, awake = 0.0, self.bundle.settings.spinning is not False
+        loss, awake, at_hand = 0.0, self.bundle.settings.spinning is not False, self._at_hand(graphs)
+
+        def made_of(rows: NDArray[np.int64]) -> Feeds:
+            if at_hand is None:
+                return self._feeds(adapter, rows, total, graphs)
+            return self._of_epoch.loss_inputs(rows, total) | adapter
 
         def run(feeds: Feeds, rows: NDArray[np.int64], into: Part) -> float:
+            if at_hand is not None:
+                feeds = feeds | at_hand.values(rows)
             return self._backward(record, graphs, feeds | self._masks(record, feeds, rows), rows, total, into)
 
         for part, members in enumerate(parts):
             pieces = shares(members, self._lengths, piece_count(len(members), self._most, self._workers))
             made = self._of_inputs.room(len(pieces), beside_the_sum=part > 0)
-            work = zip(self._fed_pieces(adapter, pieces, total, graphs), pieces, made, strict=True)
+            work = zip(map(made_of, pieces), pieces, made, strict=True)
             loss += sum_at_once(run, work, self._pool, self._workers - 1, awake)
             for graph in graphs:
                 graph.give_back_pages()
@@ -273,21 +286,10 @@ class Trainer:
         self._pull_back()
         return loss
 
-    def _fed_pieces(
-        self, adapter: Feeds, pieces: Sequence[NDArray[np.int64]], total: float, graphs: Sequence[Graph]
-    ) -> Iterator[Feeds]:
-        """What the graphs take for each of the pieces, made when it is asked for."""
-        kept = self._kept_values(pieces, graphs)
-        for place, rows in enumerate(pieces):
-            if kept is None:
-                yield self._feeds(adapter, rows, total, graphs)
-            else:
-                yield self._of_epoch.loss_inputs(rows, total) | kept[place] | adapter
-
     def _pull_back(self) -> None:
         """From the gradients of the graph's inputs to those of the tensors that are trained."""
         config, head = self.adapter.config, head_names(self.bundle.manifest)
-        found = dict(zip(self._fed, self._of_inputs.views, strict=True))
+        found = dict(self._of_inputs.views)
         for name, grad in found.items():
             if name.endswith(_AFTER_DROPOUT) and config.dropout:
                 grad /= np.float32(1.0 - config.dropout)
@@ -295,7 +297,8 @@ class Trainer:
         inner = {name: grad for name, grad in found.items() if name not in head}
         made |= self.adapter.method.pullback(config, self._tensors(), inner, self.bundle)
         for name, grad in zip(self.names, self._grad_views, strict=True):
-            grad[...] = made[name]
+            if made[name] is not grad:
+                grad[...] = made[name]
         if isinstance(config, LoraConfig) and self.config.lora_fa:
             products = [point for point in self._points if point.op != BIAS_OP]
             project(config, self._fixed, products, dict(zip(self.names, self._grad_views, strict=True)))
@@ -311,14 +314,12 @@ class Trainer:
             self._caches = caches
         self._grad[:] = 0.0
 
-    def _kept_values(self, pieces: Sequence[NDArray[np.int64]], graphs: Sequence[Graph]) -> list[Feeds] | None:
-        """What is kept of each of the pieces after the prefix, taken in one operation: where the graphs take no more of
-        a sample, and all pieces run at once, so that no values wait for a thread.
-        """
+    def _at_hand(self, graphs: Sequence[Graph]) -> PrefixCache | None:
+        """The cache, where its values are all that the graphs take of a sample and each thread can take its own."""
         cache = self._training_cache()
-        if cache is None or self.adapter.config.dropout or not 1 < len(pieces) <= self._workers:
+        if cache is None or self.adapter.config.dropout or not cache.suffices(*graphs) or not cache.is_at_hand():
             return None
-        return cache.values_of_each(pieces) if cache.suffices(*graphs) else None
+        return cache
 
     def _feeds(self, adapter: Feeds, rows: NDArray[np.int64], total: float, graphs: Sequence[Graph]) -> Feeds:
         """What the graphs take for these samples beside dropout masks: inputs or cached values, adapter."""
