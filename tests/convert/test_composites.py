@@ -34,6 +34,12 @@ def mean_square(op: OpBuilder, x: ir.Value, square: str) -> ir.Value:
     return op.Add(op.ReduceMean(squared, [-1], keepdims=1), constant(op, 0.1))
 
 
+def silu(op: OpBuilder, x: ir.Value) -> ir.Value:
+    y = op.Mul(x, op.Sigmoid(x))
+    y.shape = x.shape
+    return y
+
+
 def rms(root: str, square: str = "pow", gamma_first: bool = False) -> Emit:
     def emit(op, x):
         v = mean_square(op, x, square)
@@ -95,6 +101,8 @@ _ATTEND = ((2, 3, 4, 5), (2, 3, 5, 6))
 GROUPS = [
     Group("Silu", lambda op, x: op.Mul(x, op.Sigmoid(x)), (_X,), "x first"),
     Group("Silu", lambda op, x: op.Mul(op.Sigmoid(x), x), (_X,), "gate first"),
+    Group("SwiGLU", lambda op, x, u: op.Mul(silu(op, x), u), (_X, _X), "gate first"),
+    Group("SwiGLU", lambda op, x, u: op.Mul(u, silu(op, x)), (_X, _X), "gate last"),
     *(Group("RMSNormalization", rms(root), (_X,), root) for root in ("div", "reciprocal", "one over", "power")),
     Group("RMSNormalization", rms("div", "mul"), (_X,), "x∘x"),
     Group("RMSNormalization", rms("reciprocal", gamma_first=True), (_X,), "γ first"),
@@ -200,6 +208,25 @@ def test_near_misses_stay_as_they_are(label, emit, shapes):
     builder.add_output(y, "y")
     recognise_composites(ir.Model(graph, ir_version=10))
     assert not [node for node in graph if node.domain == DOMAIN]
+
+
+def read_twice(op, x, u):
+    gate = silu(op, x)
+    return op.Add(op.Mul(gate, u), gate)
+
+
+@pytest.mark.parametrize(
+    ("emit", "shapes"),
+    [(read_twice, (_X, _X)), (lambda op, x, u: op.Mul(silu(op, x), u), (_X, (4,)))],
+    ids=["read twice", "one row"],
+)
+def test_a_gate_that_is_read_twice_or_meets_another_shape_stays_silu(emit, shapes):
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="gate")
+    builder = GraphBuilder(graph)
+    x, u = (builder.input(name, ir.DataType.DOUBLE, shape) for name, shape in zip("xu", shapes, strict=True))
+    builder.add_output(emit(builder.op, x, u), "y")
+    recognise_composites(ir.Model(graph, ir_version=10))
+    assert [node.op_type for node in graph if node.domain == DOMAIN] == ["Silu"]
 
 
 @pytest.mark.parametrize("safe", [True, False])

@@ -14,6 +14,7 @@ from edgelora.manifest import Halves, InsertionPoint, LostPoint, Recomputed, Ten
 from edgelora_tools.backward import Gradients, walk_back
 from edgelora_tools.builder import GraphBuilder
 from edgelora_tools.composites.block_product import DECODED_PRODUCT
+from edgelora_tools.composites.rms_kernel import RMS_KERNEL
 from edgelora_tools.composites.rotary_kernel import ROTARY_KERNEL
 from edgelora_tools.composites.token_loss import INTEGER_TOKEN_LOSS
 from edgelora_tools.graphs import LOWERED, Adapted, adapt, set_outputs
@@ -117,7 +118,8 @@ def training_graph(
         return Trained({file: adapted.model}, None, lost)
     between = made.read if LOSSES[options.task] == (COTANGENT,) and not dropout else {}
     set_outputs(adapted, outputs | between | gradients)
-    lower_nodes(graph, op, LOWERED | {one.op_type: one for one in (DECODED_PRODUCT, ROTARY_KERNEL, INTEGER_TOKEN_LOSS)})
+    kernels = DECODED_PRODUCT, ROTARY_KERNEL, RMS_KERNEL, INTEGER_TOKEN_LOSS
+    lower_nodes(graph, op, LOWERED | {one.op_type: one for one in kernels})
     add_in_product(adapted.model, of_matrices)
     scale_products(adapted.model)
     spare_expand(graph)

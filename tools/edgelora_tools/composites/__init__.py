@@ -10,9 +10,10 @@ from edgelora_tools.composites.registry import Composite
 from edgelora_tools.composites.rms_norm import RMS_NORM
 from edgelora_tools.composites.rotary import ROTARY
 from edgelora_tools.composites.silu import SILU
+from edgelora_tools.composites.swiglu import SWIGLU
 from edgelora_tools.lowering import DOMAIN
 
-COMPOSITES: tuple[Composite, ...] = (SILU, RMS_NORM, ROTARY, ATTEND)
+COMPOSITES: tuple[Composite, ...] = (SILU, SWIGLU, RMS_NORM, ROTARY, ATTEND)
 OF_LONG_ROWS: tuple[Composite, ...] = (PLAIN_ATTEND,)
 
 __all__ = ["COMPOSITES", "Composite", "recognise_composites"]

@@ -9,10 +9,13 @@ from onnxscript import OpBuilder
 
 from edgelora_tools.composites.registry import Composite, composite_node
 from edgelora_tools.gradients.nodes import operands
-from edgelora_tools.gradients.normalization import rms_normalization
-from edgelora_tools.gradients.registry import gradient_rule
+from edgelora_tools.gradients.normalization import inverse_rms, rms_gradients
+from edgelora_tools.gradients.registry import Thunks, gradient_rule
+from edgelora_tools.gradients.shapes import dims, shaped
 from edgelora_tools.lowering import DOMAIN
 from edgelora_tools.passes.matching import both_orders, in_order, is_number, is_weight, made_by, mean_of, number_of
+
+OP_TYPE = "RMSNormalization"
 
 
 def recognise(node: ir.Node) -> ir.Node | None:
@@ -20,7 +23,7 @@ def recognise(node: ir.Node) -> ir.Node | None:
     for normal, gamma in both_orders(node.outputs[0], "Mul"):
         found = _normalized(normal)
         if found is not None and is_weight(gamma, found[0]):
-            return composite_node("RMSNormalization", [found[0], gamma], {"axis": -1, "epsilon": found[1]})
+            return composite_node(OP_TYPE, [found[0], gamma], {"axis": -1, "epsilon": found[1]})
     return None
 
 
@@ -53,14 +56,30 @@ def _is_square(squared: ir.Value, x: ir.Value) -> bool:
     return any(a is x and b is x for a, b in in_order(squared, "Mul"))
 
 
-gradient_rule("RMSNormalization", domain=DOMAIN)(rms_normalization)
+@gradient_rule(OP_TYPE, domain=DOMAIN)
+def rms_norm(op: OpBuilder, node: ir.Node, dy: ir.Value, ds: None = None) -> Thunks:
+    """As of the operator; s is an output that the node is given, for what computes Y may have it at hand."""
+    return rms_gradients(op, node, dy, [-1], lambda: _inverse(node))
+
+
+def _inverse(node: ir.Node) -> ir.Value:
+    """s `[…, 1]` of the node, added to its outputs where it has none."""
+    if len(node.outputs) == 1:
+        (x, _), (y,) = operands(node), node.outputs
+        node.resize_outputs(2)
+        s = node.outputs[1]
+        s.name = f"{y.name}.inv_std_dev"
+        shaped(s, [*dims(x)[:-1], 1], x)
+    return node.outputs[1]
 
 
 def lower(op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
-    """X/√(mean(X²) + ε)∘γ, as ONNX Runtime recognises it."""
+    """X/√(mean(X²) + ε)∘γ, as ONNX Runtime recognises it, and s where the node has it."""
     x, gamma = operands(node)
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
     mean = op.ReduceMean(op.Pow(x, 2.0), [-1], keepdims=1)
-    return (op.Mul(op.Div(x, op.Sqrt(op.Add(mean, node.attributes.get_float("epsilon", 1e-5)))), gamma),)
+    y = op.Mul(op.Div(x, op.Sqrt(op.Add(mean, epsilon))), gamma)
+    return (y, inverse_rms(op, x, [-1], epsilon))[: len(node.outputs)]
 
 
-RMS_NORM = Composite("RMSNormalization", recognise, lower)
+RMS_NORM = Composite(OP_TYPE, recognise, lower)

@@ -10,6 +10,7 @@ formed for dX: s is small, and stays outside.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, reduce
 
 import onnx_ir as ir
@@ -107,15 +108,28 @@ def _statistics(node: ir.Node, x: ir.Value, axis: int) -> tuple[ir.Value, ir.Val
 
 @gradient_rule("RMSNormalization")
 def rms_normalization(op: OpBuilder, node: ir.Node, dy: ir.Value) -> Thunks:
-    """Y = γ∘X∘s, s = 1/√(mean(X²) + ε) over the axes from `axis` on.
+    """Y = γ∘X∘s, s = 1/√(mean(X²) + ε) over the axes from `axis` on."""
+    x, _ = operands(node)
+    axes = list(range(axis_of(node.attributes.get_int("axis", -1), x), rank(x)))
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    return rms_gradients(op, node, dy, axes, lambda: inverse_rms(op, x, axes, epsilon))
+
+
+def inverse_rms(op: OpBuilder, x: ir.Value, axes: list[int], epsilon: float) -> ir.Value:
+    """1/√(mean(X²) + ε)."""
+    return _inverse_root(op, op.ReduceMean(op.Mul(x, x), axes, keepdims=1), epsilon)
+
+
+def rms_gradients(
+    op: OpBuilder, node: ir.Node, dy: ir.Value, axes: list[int], inverse: Callable[[], ir.Value]
+) -> Thunks:
+    """Of Y = γ∘X∘s, where `inverse` makes s.
 
     dX = s∘(G − X∘(s²∘mean(G∘X))), G = dY∘γ
     dγ = Σ dY∘X∘s
     """
     x, gamma = operands(node)
-    axes = list(range(axis_of(node.attributes.get_int("axis", -1), x), rank(x)))
-    epsilon = node.attributes.get_float("epsilon", 1e-5)
-    s = cache(lambda: _inverse_root(op, op.ReduceMean(op.Mul(x, x), axes, keepdims=1), epsilon))
+    s = cache(inverse)
 
     def dx() -> ir.Value:
         g = op.Mul(dy, gamma)

@@ -16,7 +16,7 @@ ALONE = frozenset({
     "Neg", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh", "ThresholdedRelu", "Silu",
 })  # fmt: skip
 """Operators on each element of one tensor; what stands behind it is a number."""
-TOGETHER = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum"})
+TOGETHER = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "SwiGLU"})
 """Operators on elements of several tensors that are broadcast to each other."""
 ALONG = frozenset({"LayerNormalization", "RMSNormalization", "RmsNorm", "Softmax", "LogSoftmax"})
 """Operators along the last axis, whose further inputs are vectors of its size."""
