@@ -92,11 +92,19 @@ class Bundle:
         with self._lock:
             if key not in self._graphs:
                 try:
-                    graph = Graph(self.path / file, key[1])
+                    table = self.manifest.memory.get(file)
+                    graph = Graph(self.path / file, key[1], table is not None and table.reads_alike)
                 finally:
                     self.verified()
                 self._graphs[key] = graph
             return self._graphs[key]
+
+    def give_back_pages(self) -> None:
+        """Let go of the weights' pages that the loaded graphs have read."""
+        with self._lock:
+            graphs = list(self._graphs.values())
+        for graph in graphs:
+            graph.give_back_pages()
 
     def release(self, file: str) -> None:
         """Forget a loaded graph, so that its memory is freed unless it runs."""

@@ -15,6 +15,7 @@ from edgelora.typed_json import read_typed
 FORMAT = "edgelora-bundle"
 FORMAT_VERSION = (1, 8)
 MEASURED_SIZE = 8  # in memory tables, of every size that no model input has: ranks, classes, virtual tokens
+_LITTLE = 1 << 20  # bytes of a token table that may stay resident whole
 MIXED_INDEX = "adapter_index"  # the input of a graph for mixed batches that numbers each row's adapter
 LORA_GRAPHS = "lora"  # the name of the set of graphs that every bundle has
 BIAS_OP = "Bias"  # the `op` of a place that has a bias of the base and nothing else
@@ -271,6 +272,11 @@ class MemoryTable:
     read: int
     read_always: int
     gathered: tuple[GatheredTable, ...]
+
+    @property
+    def reads_alike(self) -> bool:
+        """Whether every run reads the same of the mapped weights, but for little."""
+        return sum(table.rows * table.row_bytes for table in self.gathered) <= _LITTLE
 
     def peak(self, sizes: Mapping[str, int]) -> int:
         """The bytes that results hold at the worst moment of a run at these sizes."""

@@ -42,9 +42,9 @@ def measure(
     rows: list[NDArray[np.int64]] = []
     judge = objective.judge(bundle.manifest, adapter.method.graphs)
     cache = cache if judge.file is None else None
+    file = judge.file if cache is None else cache.prefix.forward
+    graph = bundle.forward_in(adapter.method.graphs) if file is None else bundle.graph(file)
     for batch in length_sorted_batches(objective.lengths(), batch_size):
-        file = judge.file if cache is None else cache.prefix.forward
-        graph = bundle.forward_in(adapter.method.graphs) if file is None else bundle.graph(file)
         if cache is not None and cache.suffices(graph):
             inputs = cache.values(batch)
         else:
@@ -52,8 +52,9 @@ def measure(
             inputs = inputs if cache is None else cache.feeds(inputs, batch)
         made = graph.run({**inputs, **feeds}, judge.outputs)
         outputs.append(objective.measured(side_by_side(list(made.values())), batch))
-        graph.give_back_pages()
+        graph.rest()
         rows.append(batch)
+    graph.give_back_pages()
     return outputs, rows
 
 

@@ -78,14 +78,15 @@ class Places:
 class Graph:
     """A loaded graph. `run` may be called from several threads at once.
 
-    `inputs` maps names to shapes (sizes, or names of dynamic dimensions), `outputs` are names, in order.
+    `inputs` maps names to shapes (sizes, or names of dynamic dimensions), `outputs` are names, in order. `reads_alike`
+    tells that every run reads the same of the mapped weights.
 
     Raises:
         BundleError: ONNX Runtime cannot load it.
     """
 
-    def __init__(self, path: Path, settings: SessionSettings) -> None:
-        self._path = path
+    def __init__(self, path: Path, settings: SessionSettings, reads_alike: bool = False) -> None:
+        self._path, self._reads_alike = path, reads_alike
         with _loading:
             mapped = mapped_ranges(path.parent.resolve())
             self._session = _session(path, _options(settings))
@@ -143,6 +144,11 @@ class Graph:
                 f"{self._path}: ONNX Runtime {ort.__version__} cannot run it: {_first_line(error)}; an input is out of "
                 "range, or the bundle is damaged"
             ) from error
+
+    def rest(self) -> None:
+        """Between runs of this graph: keep resident no more of the weights than a run reads."""
+        if not self._reads_alike:
+            self.give_back_pages()
 
     def give_back_pages(self) -> None:
         """Let go of the weights' pages that were read; the next run brings in those that it reads."""

@@ -219,10 +219,11 @@ class Trainer:
         return PrefixCache(self.bundle, self.prefix, self.objective, None, {})
 
     def close(self) -> None:
-        """Let go of what is kept after the prefix."""
+        """Let go of what is kept after the prefix, and of the weights' pages."""
         for cache in self._caches:
             cache.close()
         self._caches.clear()
+        self.bundle.give_back_pages()
 
     def step(self, rows: NDArray[np.int64]) -> StepResult:
         """One update from the samples of these numbers, `[batch]`.
@@ -281,7 +282,7 @@ class Trainer:
             work = zip(map(made_of, pieces), pieces, made, strict=True)
             loss += sum_at_once(run, work, self._pool, self._workers - 1, awake)
             for graph in graphs:
-                graph.give_back_pages()
+                graph.rest()
             self._of_inputs.add(made)
         self._pull_back()
         return loss
@@ -448,6 +449,7 @@ class Trainer:
     def evaluate(self, objective: Objective, batch_size: int | None = None) -> dict[str, float]:
         """Metrics of the current parameters on held-out samples (the forward graph, no dropout)."""
         batch_size = batch_size or self.part_size
+        self.bundle.give_back_pages()  # of the training graphs: the forward graph reads its own beside them
         return evaluate(self.bundle, self.current(), objective, batch_size, self.cache_of(objective))
 
 

@@ -65,11 +65,11 @@ class TokenLoss:
 
     m, z_y and both sums are kept up as the blocks come (Milakov and Gimelshein, arXiv:1805.02867), the sums by the same
     factors, so that shares of blocks add up to one: what tokens' vectors have in common, most of them, cancels in G.
-    A block has about `most` columns. With `integers` a head that is codes and nothing behind them is multiplied
+    A block has about `most` columns, half as many in integers (docs/decisions/0043 has the tables). With `integers` a head that is codes and nothing behind them is multiplied
     in integers (integer_head.py).
     """
 
-    most: int = 1024  # docs/decisions/0043 has the table
+    most: int = 2048
     integers: bool = False
 
     @property
@@ -92,7 +92,8 @@ class TokenLoss:
         def further(inner: OpBuilder, block: Block, kept: Sequence[ir.Value]) -> Sequence[ir.Value]:
             return _further(inner, head, h, column, block, kept)
 
-        top, total, own, *slopes = walk(op, head.columns, self.most, head.axes, begun, further)
+        most = self.most if head.integers is None else self.most // 2
+        top, total, own, *slopes = walk(op, head.columns, most, head.axes, begun, further)
         losses = op.Squeeze(op.Add(op.Sub(top, own), op.Log(total)), [-1])
         return [losses, op.Sub(op.Div(slopes[0], total), head.slope_at(op, h, labels)) if learns else h]
 
