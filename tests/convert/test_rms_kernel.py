@@ -1,4 +1,4 @@
-"""RMS normalization as ONNX Runtime's kernel: the numbers of the standard nodes, forward and backward, with s read from it."""
+"""RMS normalization as ONNX Runtime's kernel: the numbers of the standard nodes, forward and backward."""
 
 from __future__ import annotations
 

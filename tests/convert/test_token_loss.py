@@ -97,7 +97,7 @@ def lowered(kind, dtype, most, integers=False):
     for name, value in (("losses", losses), ("gradient", gradient)):
         value.name = name
         model.graph.outputs.append(value)
-    lower_nodes(model.graph, op, LOWERED | {OP_TYPE: TokenLoss(most, integers)})
+    lower_nodes(model.graph, op, LOWERED | {OP_TYPE: TokenLoss(most, most if integers else None)})
     return model
 
 

@@ -65,12 +65,12 @@ class TokenLoss:
 
     m, z_y and both sums are kept up as the blocks come (Milakov and Gimelshein, arXiv:1805.02867), the sums by the same
     factors, so that shares of blocks add up to one: what tokens' vectors have in common, most of them, cancels in G.
-    A block has about `most` columns, half as many in integers (docs/decisions/0043 has the tables). With `integers` a head that is codes and nothing behind them is multiplied
-    in integers (integer_head.py).
+    A block has about `most` columns (docs/decisions/0043 has the tables). With `most_in_integers` a head that is codes
+    and nothing behind them is multiplied in integers (integer_head.py), in blocks of about so many.
     """
 
     most: int = 2048
-    integers: bool = False
+    most_in_integers: int | None = None
 
     @property
     def op_type(self) -> str:
@@ -81,7 +81,7 @@ class TokenLoss:
         h, labels = operands(node)
         assert h.dtype is not None
         learns = bool(node.outputs[1].uses())
-        head = _Head(op, node, self.integers)
+        head = _Head(op, node, self.most_in_integers is not None)
         one_each = op.Concat(op.Shape(h, start=0, end=1), op.Constant(value_ints=[1]), axis=0)
         least = float(np.finfo(h.dtype.numpy()).min)
         begun = [shaped(filled(op, value, one_each, h), [dims(h)[0], 1], h) for value in (least, 0.0, 0.0)]
@@ -92,7 +92,7 @@ class TokenLoss:
         def further(inner: OpBuilder, block: Block, kept: Sequence[ir.Value]) -> Sequence[ir.Value]:
             return _further(inner, head, h, column, block, kept)
 
-        most = self.most if head.integers is None else self.most // 2
+        most = self.most if head.integers is None or self.most_in_integers is None else self.most_in_integers
         top, total, own, *slopes = walk(op, head.columns, most, head.axes, begun, further)
         losses = op.Squeeze(op.Add(op.Sub(top, own), op.Log(total)), [-1])
         return [losses, op.Sub(op.Div(slopes[0], total), head.slope_at(op, h, labels)) if learns else h]
@@ -198,4 +198,4 @@ class _Head:
 
 
 TOKEN_LOSS = TokenLoss()
-INTEGER_TOKEN_LOSS = TokenLoss(integers=True)
+INTEGER_TOKEN_LOSS = TokenLoss(most_in_integers=1024)
