@@ -14,12 +14,18 @@ from collections.abc import Generator, Sequence
 from edgelora.mapped_pages import Range, can_give_back, give_back
 from edgelora.memory import resident_files
 
-_POLL = 0.002  # seconds; what is read meanwhile, some megabytes, is resident beyond the window
+_POLL = 0.002  # seconds
 _RECENT = 8  # times that pages were let go, of which the least tells what else is resident of files
+_FADES = 1 - 1 / 4096  # how much of the most that was read between two counts is expected at the next: half in 6 s
+ROOM = 0.75  # of the window at most is kept free for what is read before it is counted
 
 
 class PageWindow:
     """The mapped `ranges` of one graph, of which `size` bytes may be resident while it runs.
+
+    What is read between two counts would come on top: rows of a token table, of which each brings in the pages around
+    it, are megabytes at once, and so is what is read where the watching thread waits for a core. So everything goes as
+    soon as there is no room for as much once more; before anything was counted, half of the window.
 
     May be used from several threads at once: they share the window.
     """
@@ -30,6 +36,7 @@ class PageWindow:
         self._lock = threading.Lock()
         self._runs = 0
         self._others = deque[int](maxlen=_RECENT)
+        self._leap = size / 2
         self._stop = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -64,10 +71,15 @@ class PageWindow:
                 self._watcher = None
 
     def _watch(self) -> None:
-        """Let everything go whenever it is too much."""
+        """Let everything go whenever what may come until the next count would be too much."""
+        before = self._others[-1]
         while not self._stop.wait(_POLL):
-            if resident_files() > min(self._others) + self._size:
+            now = resident_files()
+            self._leap = max(now - before, self._leap * _FADES)
+            if now > min(self._others) + self._size - min(self._leap, ROOM * self._size):
                 self._let_go()
+                now = self._others[-1]
+            before = now
 
     def _let_go(self) -> None:
         """What remains are other files, libraries' code: it may grow, and the system may take it when memory is short.

@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,23 @@ def test_code_that_comes_back_leaves_the_window_as_it_was(weights: np.ndarray):
     for _ in range(8):
         window._let_go()  # pyright: ignore[reportPrivateUsage]
     assert min(window._others) > before - 2_000_000  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is resident")
+def test_what_is_read_at_once_has_room(weights: np.ndarray):
+    """Rows of a token table bring in megabytes before anything can be counted: they are within the window too."""
+    window, most, count = window_of(weights), 0, len(weights)
+    piece, leap = count // 640, count // 20  # 0.1 and 3.2 MB
+    with window.kept():
+        others = min(window._others)  # pyright: ignore[reportPrivateUsage]
+        for begin in range(0, count - leap, 62 * piece):
+            for start in range(begin, begin + 30 * piece, piece):
+                weights[start : start + piece].sum()
+                time.sleep(0.006)  # three times as long as until the next count
+            weights[begin + 30 * piece : begin + 30 * piece + leap].sum()
+            most = max(most, resident_files() - others)
+            time.sleep(0.02)
+    assert most < WINDOW + 1_000_000
 
 
 def test_a_window_that_holds_everything_starts_no_thread():
