@@ -2,7 +2,7 @@
 
     peak = resident + packed + results + pages + kept
 
-`resident` is what the process holds with the graph loaded and run once on one sample: Python, libraries, data.
+`resident` is what the process holds with the graph loaded and run on one sample: Python, libraries, data.
 `packed` are the products' weights once more, as ONNX Runtime lays them out for speed (none if prepacking is off),
 `results` what a run holds at its worst moment, from the table that conversion measured (manifest.MemoryTable), and
 `pages` the mapped weights that a run reads: whole weights, and of tables the pages that the samples' rows lie in;
@@ -107,7 +107,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """The fastest way to train within `budget` bytes, or that of `layout`.
 
-    The graph is loaded, and run once on the shortest sample. `origin` says whose budget it is.
+    The graph is loaded, and run on the shortest sample, and on the longest where that fits. `origin` says whose budget
+    it is.
 
     Raises:
         ConfigError: nothing fits, and what would; or the bundle or the system does not tell what a run needs.
@@ -142,7 +143,7 @@ def candidate_plans(trainer: Trainer, validation: Objective | None, budget: int)
     bundle = trainer.bundle
     forms = {file: {f: _table(bundle, f) for f in files} for file, files in _files(trainer, validation).items()}
     file = list(forms)[-1]  # the one that holds least: planning may be no peak of its own
-    resident = _measure_resident(trainer, file, forms[file])
+    resident = _measure_resident(trainer, file, forms[file], budget)
     at_once = mapped_at_once(bundle)
     packings = (False,) if bundle.settings.low_memory else (True, False)
     both = [one for one in (trainer.objective, validation) if one is not None]
@@ -218,34 +219,44 @@ def _table(bundle: Bundle, file: str) -> MemoryTable:
     return table
 
 
-def _measure_resident(trainer: Trainer, file: str, tables: Mapping[str, MemoryTable]) -> int:
+def _measure_resident(trainer: Trainer, file: str, tables: Mapping[str, MemoryTable], budget: int) -> int:
     """Bytes resident with the graphs loaded without packed weights, and run, but for results and weights' pages.
 
-    `file` is the graph that trains, weights pass through a window.
+    `file` is the graph that trains, weights pass through a window. It runs on the shortest sample, and, where `budget`
+    allows for that, on the longest: what the arena holds beside results in use, between them, grows with their sizes.
     """
     bundle, settings, plain = trainer.bundle, trainer.bundle.settings, trainer.record
-    bundle.use_settings(replace(settings, low_memory=True, window=settings.window or WINDOW))
+    window = settings.window or WINDOW
+    bundle.use_settings(replace(settings, low_memory=True, window=window))
     if plain is not None:
         trainer.record = replace(plain, file=file, recomputed=None, halves=None)
     try:
-        shortest = np.argsort(trainer.objective.lengths(), kind="stable")[:1]
-        record = trainer.record
+        lengths, record, most = trainer.objective.lengths(), trainer.record, 0
         graphs = [bundle.graph(f) if record is None or f != record.file else trainer.graphs(record)[-1] for f in tables]
-        trainer.run_once(shortest)
-        for graph in graphs:
-            graph.give_back_pages()
-        resident = resident_memory()
+        for row in dict.fromkeys((int(np.argmin(lengths)), int(np.argmax(lengths)))):  # one where all are as long
+            results = _results_of_one(trainer, tables, row)
+            if most and most + results + window > budget:
+                break
+            trainer.run_once(np.asarray([row]))
+            for graph in graphs:
+                graph.give_back_pages()
+            if (resident := resident_memory()) is None:
+                raise ConfigError(
+                    "this system does not tell how much memory a process holds, so that a budget cannot be kept: set "
+                    "micro_batch_size and low_memory yourself"
+                )
+            most = max(most, resident - results)
     finally:
         trainer.record = plain
         bundle.use_settings(settings)
-    if resident is None:
-        raise ConfigError(
-            "this system does not tell how much memory a process holds, so that a budget cannot be kept: set "
-            "micro_batch_size and low_memory yourself"
-        )
+    return most
+
+
+def _results_of_one(trainer: Trainer, tables: Mapping[str, MemoryTable], row: int) -> int:
+    """Bytes of the results of training on this sample, at the least."""
     ran = [next(iter(tables)), *([] if trainer.prefix is None else [trainer.prefix.file])]
-    sizes = sizes_at_least(trainer, trainer.objective.inputs(shortest))
-    return resident - round(ARENA * sum(tables[name].peak(sizes) for name in ran))
+    sizes = sizes_at_least(trainer, trainer.objective.inputs(np.asarray([row])))
+    return round(ARENA * sum(tables[name].peak(sizes) for name in ran))
 
 
 def _part_sizes(trainer: Trainer) -> list[int]:

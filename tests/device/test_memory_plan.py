@@ -331,6 +331,26 @@ def test_smaller_parts_and_no_packing_hold_less(open_model):
     assert all(plan.predicted == plan.resident + plan.packed + plan.results + plan.pages for plan in plans)
 
 
+@LINUX
+def test_planning_runs_the_longest_sample_where_that_fits(open_model, monkeypatch: pytest.MonkeyPatch):
+    """What the process holds beside results in use grows with them: of the shortest sample it is too little."""
+    trainer, ran = trainer_of(open_model()), list[int]()
+    lengths, run_once = trainer.objective.lengths(), trainer.run_once
+
+    def noted(rows: Any) -> None:
+        ran.extend(lengths[rows])
+        run_once(rows)
+
+    monkeypatch.setattr(trainer, "run_once", noted)
+    assert min(lengths) < max(lengths)
+    plan_memory(trainer, None, PLENTY)
+    assert ran == [min(lengths), max(lengths)]
+    ran.clear()
+    with pytest.raises(ConfigError, match="is too little"):
+        plan_memory(trainer, None, 1_000_000)
+    assert ran == [min(lengths)]
+
+
 @pytest.fixture(scope="module")
 def virtual_bundle(base: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("virtual") / "b.edgelora"
