@@ -129,3 +129,32 @@ def paired_ratio(
         return None, "no rival ran"
     found = paired_step_ratio(runs[ours], runs[rival])
     return found["median"], f"{ours} to {rival}, quartiles {found['low']:.3f} to {found['high']:.3f}"
+
+
+def each_ratio(
+    runs: Mapping[str, Sequence[Run]],
+    figures: Mapping[str, Mapping[str, Any]],
+    ours: str,
+    rivals: Iterable[str],
+    key: str,
+) -> list[float]:
+    """The ratio of each repeat by itself, to the rival that is best over all of them: one minute is not another's.
+
+    Of steps, the median of ours to the rival's in the same turn.
+    """
+    rival = best(figures, rivals, key)
+    pairs = [] if rival is None else zip(runs.get(ours, []), runs[rival], strict=False)  # one that failed has fewer
+
+    def one(a: Run, b: Run) -> float:
+        if key == "step_seconds":
+            return float(np.median(np.divide(later(a.result[key]), later(b.result[key]))))
+        if key == "epoch_seconds":
+            return epoch_seconds([a])["median"] / epoch_seconds([b])["median"]
+        return a.result[key] / b.result[key]
+
+    return [one(a, b) for a, b in pairs]
+
+
+def listed(ratios: Sequence[float]) -> str:
+    """Each repeat's ratio, for a table."""
+    return ", ".join(f"{ratio:.2f}" for ratio in ratios) or "—"

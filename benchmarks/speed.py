@@ -184,6 +184,7 @@ def run(options: SpeedOptions, progress: Progress) -> dict[str, Any]:
         "versions": speed.versions,
         "threshold": speed.case.threshold,
         "ratios": ratios,
+        "each_ratio": each_of(cost, cost_runs),
         "reasons": reasons,
         "aims": {
             key: {"title": title, "aim": aim, "sense": sense} for key, (title, aim, sense) in figures.AIMS.items()
@@ -348,6 +349,18 @@ def limited_run(speed: Speed) -> dict[str, Any]:
     speed.progress(f"{BUDGET.title} within {LIMIT_MB} MiB")
     job = speed.folder / "cost-0"
     return run_limited(ours[0], job, speed.folder / "limited", speed.options.threads, LIMIT_MB)
+
+
+def each_of(cost: dict[str, Any], runs: Runs) -> dict[str, list[float]]:
+    """Of each repeat by itself, the ratios of the round in which all take turns."""
+    peft = [rival.name for rival in RIVALS if rival.family == "peft"]
+    compared = {
+        "step_fp32": (FP32.name, "step_seconds"),
+        "step_int8": (INT8.name, "step_seconds"),
+        "peak_memory": (SMALL.name, "peak_memory_mb"),
+        "cold_start": (UNPADDED.name, "cold_start_seconds"),
+    }
+    return {aim: figures.each_ratio(runs, cost, ours, peft, key) for aim, (ours, key) in compared.items()}
 
 
 def ratios_of(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.figures import listed
 from benchmarks.report import ABSENT, table
 
 Body = Mapping[str, Any]
@@ -16,7 +17,7 @@ def markdown(body: Body) -> str:
     """Ratios against their aims, cost by contender, the prefix, accuracy, the hard limit, and what could not run."""
     parts = [
         _conditions(body),
-        table(["ratio to the best PEFT variant", "measured", "aim", "compared"], _ratio_rows(body)),
+        table(["ratio to the best PEFT variant", "measured", "of each run", "aim", "compared"], _ratio_rows(body)),
         table(
             ["", "step, ms", "tokens/s", "GEMM peak", "peak memory, MiB", "cold start, s", "losses off by"],
             [_cost_row(body["titles"].get(name, name), row) for name, row in _contenders(body)],
@@ -64,7 +65,8 @@ def _ratio_rows(body: Body) -> list[list[str]]:
     for key, value in body["ratios"].items():
         aim = body["aims"][key]
         measured = ABSENT if value is None else f"{value:.2f}"
-        rows.append([aim["title"], measured, f"{aim['sense']} {aim['aim']:.2f}", body["reasons"][key]])
+        each = listed(body["each_ratio"].get(key, []))
+        rows.append([aim["title"], measured, each, f"{aim['sense']} {aim['aim']:.2f}", body["reasons"][key]])
     return rows
 
 

@@ -29,6 +29,8 @@ def test_a_language_models_training_is_pefts(
     assert small["plan"]["predicted"] <= options.ram
     assert ours["held_out_loss"]["median"] == pytest.approx(rival["held_out_loss"]["median"], abs=1e-4)
     assert body["ratios"]["peak"] == small["peak_memory_mb"]["median"] / rival["peak_memory_mb"]["median"]
+    assert body["each_ratio"]["peak"] == pytest.approx([body["ratios"]["peak"]])
+    assert len(body["each_ratio"]["step"]) == options.repeats
     table = language.markdown(body)
     assert "| fp32 step |" in " ".join(table.split())
     assert "PEFT, sdpa, gradient checkpointing" in table

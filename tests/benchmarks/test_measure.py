@@ -124,6 +124,28 @@ def test_a_ratio_is_to_the_best_rival() -> None:
     assert figures.ratio(made, "us", [], "s")[0] is None
 
 
+def test_each_repeat_has_a_ratio_of_its_own() -> None:
+    """To the rival that is best over all; steps turn by turn, the first left out; a contender that failed has fewer."""
+    runs = {
+        "us": [made_up([1], [1], step_seconds=[9.0, 1.0, 6.0, 4.0]), made_up([1], [1], peak_memory_mb=3.0)],
+        "slow": [made_up([1], [1], step_seconds=[9.0, 1.0, 1.5, 1.0])],
+        "fast": [
+            made_up([1], [1], step_seconds=[1.0, 2.0, 3.0, 4.0]),
+            made_up([1], [1], step_seconds=[1.0, 4.0, 4.0], peak_memory_mb=2.0),
+        ],
+    }
+    made = {
+        who: {"step_seconds": figures.spread([n]), "peak_memory_mb": figures.spread([n])}
+        for who, n in (("us", 2.0), ("slow", 9.0), ("fast", 3.0))
+    }
+    assert figures.each_ratio(runs, made, "us", ["slow", "fast"], "step_seconds") == [1.0, 0.375]
+    assert figures.each_ratio(runs, made, "us", ["fast"], "peak_memory_mb") == [1.0, 1.5]
+    assert figures.each_ratio(runs, made, "us", ["slow"], "step_seconds") == [4.0]
+    assert figures.each_ratio(runs, made, "absent", ["fast"], "step_seconds") == []
+    assert figures.each_ratio(runs, made, "us", [], "step_seconds") == []
+    assert figures.listed([1.0, 0.375]) == "1.00, 0.38"
+
+
 def test_an_epoch_after_the_first() -> None:
     run = made_up([1, 2, 3, 4], [1], step_seconds=[9.0, 1.0, 2.0, 3.0], epoch_ends=[1, 3])
     assert figures.epoch_seconds([run])["median"] == 5
