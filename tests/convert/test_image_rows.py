@@ -137,6 +137,22 @@ def test_gradients_are_those_of_images(axes, pooled, method, dropout, batch, mon
         np.testing.assert_allclose(made[name], y, rtol=0, atol=2e-5 * np.abs(y).max(initial=1e-3), err_msg=name)
 
 
+def test_a_kernels_gradient_is_turned_once_and_its_factors_lie_along_rows():
+    model = graph(2, True)
+    made = {node.op_type: [] for node in model.graph}
+    for node in model.graph:
+        made[node.op_type].append([x.producer() for x in node.inputs if x is not None])
+    twice = [
+        1
+        for (back,) in made["Transpose"]
+        if back is not None and back.op_type == "Reshape" and (first := back.inputs[0].producer()) is not None
+        if first.op_type == "Transpose" and back.inputs[1].const_value.numpy()[2:].tolist() == [1, 1]
+    ]
+    assert not twice
+    factors = [v for v in model.graph.initializers.values() if "wide.0.lora_B.factors" in v.name]
+    assert [list(v.const_value.shape) for v in factors] == [[8]] and len(factors[0].uses()) == 2
+
+
 def test_convolutions_of_one_pixel_are_products(monkeypatch):
     """Those of more pixels stay, and of one in groups, with a stride or an edge: of every one W, A and B forward."""
     stay = {"stem", "depth", "grouped", "strided", "edged"}

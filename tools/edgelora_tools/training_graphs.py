@@ -40,6 +40,7 @@ from edgelora_tools.passes.share_inputs import share_inputs
 from edgelora_tools.passes.slice_early import slice_early
 from edgelora_tools.passes.spare_expand import spare_expand
 from edgelora_tools.passes.tidy import tidy
+from edgelora_tools.passes.turned_twice import turn_once
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def training_graph(
     add_in_product(adapted.model, of_matrices)
     scale_products(adapted.model)
     spare_expand(graph)
+    turn_once(graph, op)
     halves = halve(adapted.model, tuple(between)) if between else None
     graph.outputs[:] = [y for y in graph.outputs if y.name not in between]
     again = rematerialize(adapted.model, weighed) if weighed is not None else None
