@@ -8,7 +8,7 @@ standard's domain, which does not know it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
@@ -17,21 +17,14 @@ from edgelora_tools.composites.rms_norm import RMS_NORM
 from edgelora_tools.gradients.nodes import operands
 
 
-@dataclass(frozen=True)
-class RmsKernel:
-    """RMSNormalization(X `[…, width]`, γ `[width]`), with Y and s."""
-
-    @property
-    def op_type(self) -> str:
-        return RMS_NORM.op_type
-
-    def lower(self, op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
-        """The kernel; the standard nodes where s is not read, or numbers have not 32 bits."""
-        x, gamma = operands(node)
-        if len(node.outputs) == 1 or x.dtype != ir.DataType.FLOAT:
-            return RMS_NORM.lower(op, node)
-        epsilon = node.attributes.get_float("epsilon", 1e-5)
-        return op.SimplifiedLayerNormalization(x, gamma, axis=-1, epsilon=epsilon, _outputs=2)
+def lower(op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
+    """Y and s of X `[…, width]` and γ `[width]` by the kernel; the standard nodes where s is not read, or numbers have
+    not 32 bits."""
+    x, gamma = operands(node)
+    if len(node.outputs) == 1 or x.dtype != ir.DataType.FLOAT:
+        return RMS_NORM.lower(op, node)
+    epsilon = node.attributes.get_float("epsilon", 1e-5)
+    return op.SimplifiedLayerNormalization(x, gamma, axis=-1, epsilon=epsilon, _outputs=2)
 
 
-RMS_KERNEL = RmsKernel()
+RMS_KERNEL = replace(RMS_NORM, lower=lower)

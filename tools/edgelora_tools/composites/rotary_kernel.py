@@ -8,7 +8,7 @@ ONNX Runtime has which the runtime takes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
@@ -19,23 +19,17 @@ from edgelora_tools.gradients.nodes import operands
 from edgelora_tools.gradients.shapes import dims, known_equal, rank
 
 
-@dataclass(frozen=True)
-class RotaryKernel:
-    """Rotary(X `[batch, heads, positions, width]`, cos and sin `[batch or 1, 1, positions, width]`)."""
+def lower(op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
+    """The kernel, with a row of its tables for every position of the batch; the standard nodes where it does not fit.
 
-    @property
-    def op_type(self) -> str:
-        return ROTARY.op_type
-
-    def lower(self, op: OpBuilder, node: ir.Node) -> Sequence[ir.Value]:
-        """The kernel, with a row of its tables for every position of the batch; the standard nodes where it does not
-        fit."""
-        x, cos, sin = operands(node)
-        if not _fits(x, cos, sin):
-            return ROTARY.lower(op, node)
-        tables = (_half(op, table) for table in (cos, sin))
-        op.builder.graph.opset_imports[MICROSOFT] = 1
-        return (op.builder.opset(MICROSOFT, 1).RotaryEmbedding(x, _rows(op, x, cos), *tables),)
+    X is `[batch, heads, positions, width]`, cos and sin are `[batch or 1, 1, positions, width]`.
+    """
+    x, cos, sin = operands(node)
+    if not _fits(x, cos, sin):
+        return ROTARY.lower(op, node)
+    tables = (_half(op, table) for table in (cos, sin))
+    op.builder.graph.opset_imports[MICROSOFT] = 1
+    return (op.builder.opset(MICROSOFT, 1).RotaryEmbedding(x, _rows(op, x, cos), *tables),)
 
 
 def _half(op: OpBuilder, table: ir.Value) -> ir.Value:
@@ -66,4 +60,4 @@ def _fits(x: ir.Value, cos: ir.Value, sin: ir.Value) -> bool:
     return same and known_equal(dims(cos)[1:], [1, positions, width]) and repeats(cos) and repeats(sin)
 
 
-ROTARY_KERNEL = RotaryKernel()
+ROTARY_KERNEL = replace(ROTARY, lower=lower)
