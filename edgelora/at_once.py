@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Lock
 
-_AWAKE = 200e-6  # seconds, about what it costs to be woken (docs/decisions/0050)
+from edgelora.session import AWAKE
 
 
 def sum_at_once(
@@ -51,6 +51,6 @@ def sum_at_once(
 
 def _watch(begun: Sequence[Future[None]]) -> None:
     """Wait for all of them, but a moment at most, without being put to sleep."""
-    end = time.perf_counter() + _AWAKE
+    end = time.perf_counter() + AWAKE * 1e-6
     while not all(one.done() for one in begun) and time.perf_counter() < end:
         time.sleep(0)  # lets go of the interpreter, which they need to end

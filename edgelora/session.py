@@ -31,7 +31,7 @@ ENGINE_VERSION: str = ort.__version__
 
 Feeds = Mapping[str, np.ndarray]
 Value = Any  # ONNX Runtime's own array, which runs pass on without a copy; its `numpy()` is a copy
-_AWAKE = 200  # microseconds, about what it costs to be woken (0048)
+AWAKE = 200  # microseconds, about what it costs to be woken (0048)
 _BOUNDED_FROM = (1, 26)  # the ONNX Runtime that has an end to waiting awake other than its own, which is far
 _loading = threading.Lock()  # what a session maps is told from what was mapped before it
 
@@ -237,7 +237,7 @@ def _options(settings: SessionSettings) -> Any:
     options.enable_mem_pattern = False  # patterns hold the sum of all shapes seen; sizes vary here
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(awake := _stay_awake(settings))))
     if awake:
-        options.add_session_config_entry("session.intra_op.spin_duration_us", str(_AWAKE))
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(AWAKE))
     if settings.threads is not None or settings.cores < (os.cpu_count() or 1):
         options.intra_op_num_threads = settings.cores
     # A masked score's exponential is below float32's least normal number: slow, and next to nothing (0048).
