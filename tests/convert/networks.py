@@ -241,6 +241,17 @@ def perceptron(
     return net.model([("x", FLOAT, ["batch", width])], [("y", FLOAT, ["batch", output])], check=False)
 
 
+def tower(width: int, depth: int) -> onnx.ModelProto:
+    """A perceptron of so many layers of one width between its two: its size is that of their weights."""
+
+    def build(net: Net, x: str) -> str:
+        for layer in range(depth):
+            x = net("Tanh", net.linear(x, f"layer{layer}", width, width))
+        return x
+
+    return perceptron(build=build, width=width, output=8)
+
+
 def save(model: onnx.ModelProto, folder: Path, name: str = "model.onnx", external: bool = False) -> Path:
     """Write the model, its weights beside it if `external`."""
     path = folder / name

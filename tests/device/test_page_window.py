@@ -21,7 +21,7 @@ from edgelora.memory import resident_files
 from edgelora.page_window import PageWindow
 from edgelora.session import SessionSettings
 from tests.convert.bundles import to_bundle
-from tests.convert.networks import Net, perceptron
+from tests.convert.networks import tower
 from tests.device.tiny import start_python
 
 WIDTH, DEPTH, BATCH, WINDOW = 1024, 12, 256, 8_000_000
@@ -68,13 +68,7 @@ print(json.dumps({"peak": peak_memory(), "plan": plan and plan.to_dict(), "loss"
 @pytest.fixture(scope="module")
 def wide_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """50 MB of weights."""
-
-    def build(net: Net, x: str) -> str:
-        for layer in range(DEPTH):
-            x = net("Tanh", net.linear(x, f"layer{layer}", WIDTH, WIDTH))
-        return x
-
-    model = perceptron(build=build, width=WIDTH, output=8)
+    model = tower(WIDTH, DEPTH)
     return to_bundle(model, tmp_path_factory.mktemp("wide"), task="regression", pooling="pooler").path
 
 

@@ -18,7 +18,7 @@ from edgelora.tasks import ArrayInputs
 from edgelora.trainer import Trainer
 from edgelora.training_config import TrainingConfig
 from tests.convert.bundles import to_bundle
-from tests.convert.networks import Net, perceptron
+from tests.convert.networks import tower
 
 WIDTH, DEPTH, BATCH = 512, 16, 4
 WEIGHTS = DEPTH * WIDTH**2 * 4
@@ -28,14 +28,8 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """17 MB of weights."""
-
-    def build(net: Net, x: str) -> str:
-        for layer in range(DEPTH):
-            x = net("Tanh", net.linear(x, f"layer{layer}", WIDTH, WIDTH))
-        return x
-
     path = to_bundle(
-        perceptron(build=build, width=WIDTH, output=8),
+        tower(WIDTH, DEPTH),
         tmp_path_factory.mktemp("wide"),
         task="regression",
         pooling="pooler",
