@@ -17,7 +17,7 @@ from edgelora_tools.insertion import find_sites
 from edgelora_tools.measure_shapes import measure_shapes
 from edgelora_tools.normalize import normalize
 from edgelora_tools.options import ConvertOptions
-from edgelora_tools.passes.add_in_product import add_in_product, of_matrices
+from edgelora_tools.passes.add_in_product import add_in_product, biases
 from edgelora_tools.reference import evaluator
 from tests.convert.bundles import relative
 from tests.convert.networks import FLOAT, Net
@@ -95,16 +95,24 @@ def test_the_bundle_s_forward_graph_is_made_so(task_bundle):
     assert len(sums) == len(bundle.manifest.points)
 
 
-@pytest.mark.parametrize("vector", [False, True])
+def test_no_product_of_a_training_graph_copies_a_matrix(task_bundle):
+    bundle = task_bundle("sequence-classification")
+    for training in bundle.manifest.training:
+        graph = onnx.load(bundle.path / training.file, load_external_data=False).graph
+        fixed = {tensor.name for tensor in graph.initializer} | {x.name for x in graph.input}
+        added = [n.input[2] for n in graph.node if n.op_type == "Gemm" and len(n.input) > 2]
+        assert added and set(added) <= fixed
+
+
 @pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("product", ["MatMul", "Gemm", "Gemm transposed"])
-def test_a_sum_becomes_the_products_own(product, swapped, vector):
+def test_a_bias_becomes_the_products_own(product, swapped):
     graph = ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="sum")
     builder = GraphBuilder(graph)
     op = builder.op
     a = builder.input("a", ir.DataType.DOUBLE, ["rows", 3])
     b = builder.input("b", ir.DataType.DOUBLE, [5, 3] if "transposed" in product else [3, 5])
-    c = builder.input("c", ir.DataType.DOUBLE, [5] if vector else ["rows", 5])
+    c = builder.input("c", ir.DataType.DOUBLE, [5])
     y = op.MatMul(a, b) if product == "MatMul" else op.Gemm(a, b, alpha=2.0, transB=int("transposed" in product))
     y.shape, y.type = ir.Shape(["rows", 5]), a.type
     z = op.Add(c, y) if swapped else op.Add(y, c)
@@ -116,7 +124,7 @@ def test_a_sum_becomes_the_products_own(product, swapped, vector):
         str(x.name): rng.standard_normal([4 if d == "rows" else int(d) for d in map(str, dims(x))]) for x in (a, b, c)
     }
     (before,) = map(np.asarray, evaluator(model.clone()).run(None, feeds))
-    add_in_product(model, of_matrices)
+    add_in_product(model, biases)
     assert [node.op_type for node in graph] == ["Gemm"]
     (after,) = map(np.asarray, evaluator(model).run(None, feeds))
     np.testing.assert_allclose(after, before, rtol=1e-12)
@@ -136,5 +144,5 @@ def test_a_sum_that_broadcasts_the_product_stays(shape):
     z.shape, z.type, z.name = ir.Shape([4, 5]), a.type, "z"
     builder.add_output(z, "z")
     model = ir.Model(graph, ir_version=10)
-    add_in_product(model, of_matrices)
+    add_in_product(model, biases)
     assert [node.op_type for node in graph] == ["MatMul", "Add"]

@@ -24,7 +24,7 @@ from edgelora_tools.lowering import lower_nodes
 from edgelora_tools.measure_shapes import Sizes
 from edgelora_tools.methods import LORA, AdapterMethod
 from edgelora_tools.options import ConvertOptions
-from edgelora_tools.passes.add_in_product import add_in_product, of_matrices
+from edgelora_tools.passes.add_in_product import add_in_product, biases
 from edgelora_tools.passes.causal_blocks import causal_blocks
 from edgelora_tools.passes.free_names import free_names
 from edgelora_tools.passes.gelu_slopes import keep_slopes
@@ -121,7 +121,7 @@ def training_graph(
     set_outputs(adapted, outputs | between | gradients)
     kernels = DECODED_PRODUCT, ROTARY_KERNEL, RMS_KERNEL, INTEGER_TOKEN_LOSS
     lower_nodes(graph, op, LOWERED | {one.op_type: one for one in kernels})
-    add_in_product(adapted.model, of_matrices)
+    add_in_product(adapted.model, biases)
     scale_products(adapted.model)
     spare_expand(graph)
     turn_once(graph, op)

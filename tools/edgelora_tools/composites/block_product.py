@@ -86,7 +86,7 @@ class BlockProduct:
         rows = x if rank(x) == 2 else op.Reshape(x, [-1, attributes["K"]])
         y = product(rows, codes, scale, zero, None, bias, **attributes)
         sums = op.ReduceSum(op.Reshape(rows, [-1, *dims(offset)[1:], attributes["block_size"]]), [-1], keepdims=0)
-        y = op.Gemm(sums, offset, y, transB=1)
+        y = op.Add(y, op.Gemm(sums, offset, transB=1))
         whole = (op.Shape(x, start=0, end=-1), [attributes["N"]])
         return (y if rank(x) == 2 else op.Reshape(y, op.Concat(*whole, axis=0)),)
 

@@ -18,7 +18,7 @@ from onnxscript import OpBuilder
 
 from edgelora_tools.gradients.nodes import operand
 from edgelora_tools.gradients.registry import Thunks, gradient_rule
-from edgelora_tools.gradients.shapes import annotate, rank
+from edgelora_tools.gradients.shapes import annotate
 from edgelora_tools.lowering import DOMAIN
 
 OP_TYPE = "QuantizedProduct"
@@ -56,7 +56,7 @@ class QuantizedProduct:
         y = product_of_rows(op, evened, codes, scale, middle, node.attributes.get_int("digits", 1))
         if channels is not None and kept is not None:
             apart = op.Gather(x, channels, axis=-1)
-            y = op.Gemm(apart, kept, y) if rank(x) == 2 else op.Add(y, op.MatMul(apart, kept))
+            y = op.Add(y, op.MatMul(apart, kept))
         return (y if bias is None else op.Add(y, bias),)
 
 

@@ -1,8 +1,8 @@
 """A sum with a product is the product's own: Add(A·B, C) becomes Gemm(A, B, C), on rows.
 
-The product then starts from C in place of zeros, and the sum is no pass over memory of its own: biases, the deltas of
-adapters, and the gradients that meet at a value (docs/decisions/0016, 0017). Gemm wants matrices: tensors are flattened
-to rows, which are views.
+The product then starts from C in place of zeros, and the sum is no pass over memory of its own: biases, and in a
+forward pass the deltas of adapters (docs/decisions/0016, 0017). Gemm wants matrices: tensors are flattened to rows,
+which are views.
 """
 
 from __future__ import annotations
@@ -32,10 +32,13 @@ from edgelora_tools.passes.free_names import free_names
 _PRODUCTS = frozenset({"MatMul", "Gemm"})
 
 
-def add_in_product(model: ir.Model, wanted: Callable[[ir.Node], bool]) -> ir.Model:
+Wanted = Callable[[ir.Node, ir.Value], bool]
+
+
+def add_in_product(model: ir.Model, wanted: Wanted) -> ir.Model:
     """Give every sum of a product with a tensor of its shape, or of matrices with a vector, to the product.
 
-    `wanted` tells which products: `of_matrices`, `of_adapters`.
+    `wanted` tells which, by the product and what is added: `biases`, `of_adapters`.
     """
     op = GraphBuilder(free_names(model.graph)).op
     for node in list(model.graph):
@@ -51,26 +54,29 @@ def add_in_product(model: ir.Model, wanted: Callable[[ir.Node], bool]) -> ir.Mod
     return model
 
 
-def of_matrices(product: ir.Node) -> bool:
-    """Products of two matrices."""
-    return all(x is not None and x.shape is not None and rank(x) == 2 for x in product.inputs[:2])
+def biases(product: ir.Node, other: ir.Value) -> bool:
+    """Vectors to products of two matrices. A matrix Gemm would copy first, by one thread, and slower than Add adds."""
+    matrices = all(x is not None and x.shape is not None and rank(x) == 2 for x in product.inputs[:2])
+    return matrices and rank(other) == 1
 
 
-def of_adapters(product: ir.Node) -> bool:
+def of_adapters(product: ir.Node, other: ir.Value) -> bool:
     """Products with what is fed: those that end in an adapter's B. Others ONNX Runtime fuses as they stand."""
     b = product.inputs[1]
     return product.op_type == "MatMul" and b is not None and b.is_graph_input()
 
 
-def _takes(product: ir.Value, other: ir.Value, add: ir.Node, wanted: Callable[[ir.Node], bool]) -> bool:
+def _takes(product: ir.Value, other: ir.Value, add: ir.Node, wanted: Wanted) -> bool:
     """Whether `product` is one that only the sum reads and that adds nothing yet, and `other` fits."""
     node, total = product.producer(), add.outputs[0]
-    if node is None or node.op_type not in _PRODUCTS or node.domain not in ("", "ai.onnx") or not wanted(node):
+    if node is None or node.op_type not in _PRODUCTS or node.domain not in ("", "ai.onnx"):
         return False
     if not _read_by(product, add) or len(product.uses()) != 1 or _added(node) is not None:
         return False
     shape = _shape_of(node)
     if shape is None or other.shape is None or other.dtype != product.dtype or not known_equal(shape, dims(total)):
+        return False
+    if not wanted(node, other):
         return False
     vector = rank(total) == 2 and rank(other) == 1 and dims(other)[0] == dims(total)[1]
     return vector or known_equal(dims(other), dims(total))
