@@ -23,7 +23,7 @@ from edgelora_tools.lowering import DOMAIN, lower_nodes
 from edgelora_tools.measure_shapes import measure_shapes
 from edgelora_tools.normalize import normalize
 from edgelora_tools.options import ConvertOptions
-from edgelora_tools.passes.add_in_product import add_in_product, of_matrices
+from edgelora_tools.passes.add_in_product import add_in_product, biases
 from edgelora_tools.passes.gelu_slopes import keep_slopes
 from edgelora_tools.passes.scales import scale_products
 from edgelora_tools.passes.share_inputs import share_inputs
@@ -141,7 +141,7 @@ def feed_forward(adapted, keep):
         keep_slopes(small.graph)
         assert [n.op_type for n in small.graph if n.op_type.startswith("Gelu")] == ["GeluSlope"]
     model = small.finish([down], list(small.graph.inputs))
-    add_in_product(model, of_matrices)
+    add_in_product(model, biases)
     scale_products(model)
     return small, model
 
@@ -221,6 +221,25 @@ def test_a_number_before_or_behind_a_product_is_gone():
     before = small.run(model.clone())
     assert [n.op_type for n in scale_products(model).graph] == ["Gemm", "Tanh"]
     np.testing.assert_allclose(small.run(model)["y0"], before["y0"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("read_twice", [False, True])
+def test_a_number_behind_a_sum_of_products_is_theirs(read_twice):
+    small = Small()
+    op, x = small.op, small.input("x", "rows", WIDTH)
+    half = small.builder.initializer(ir.tensor(np.float64(0.5), name="half"))
+    parts = [small.shaped(op.MatMul(x, small.weight(WIDTH, OUT)), "rows", OUT) for _ in range(3)]
+    parts[1] = small.shaped(op.Gemm(x, small.weight(WIDTH, OUT), small.weight(OUT)), "rows", OUT)
+    both = small.shaped(op.Add(parts[0], parts[1]), "rows", OUT)
+    whole = small.shaped(op.Add(parts[2], both), "rows", OUT)
+    small.builder.add_output(op.Tanh(small.shaped(op.Mul(whole, half), "rows", OUT)), "y0")
+    if read_twice:
+        small.builder.add_output(op.Tanh(parts[0]), "y1")
+    model = ir.Model(small.graph, ir_version=10)
+    before = small.run(model.clone())
+    assert [n.op_type for n in scale_products(model).graph].count("Mul") == read_twice
+    for name, y in small.run(model).items():
+        np.testing.assert_allclose(y, before[name], rtol=1e-6)
 
 
 @pytest.fixture(scope="module")

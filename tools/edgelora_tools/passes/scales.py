@@ -12,7 +12,8 @@ from edgelora_tools.passes.matching import made_by, number_of
 
 
 def scale_products(model: ir.Model) -> ir.Model:
-    """Give every number that a product of matrices is multiplied by, or that a factor of nothing else is, to it."""
+    """Give every number that a product of matrices, or a sum of some, is multiplied by, or that a factor of nothing
+    else is, to it."""
     for node in list(model.graph):
         if node.op_type != "Mul" or node.domain not in ("", "ai.onnx"):
             continue
@@ -26,13 +27,22 @@ def scale_products(model: ir.Model) -> ir.Model:
 
 
 def _behind(mul: ir.Node, x: ir.Value, number: float) -> bool:
-    """The product that makes x for this Mul alone takes the number."""
-    maker = made_by(x, "MatMul", "Gemm")
-    outputs = {x, mul.outputs[0]}
-    if maker is None or len(x.uses()) > 1 or any(y.is_graph_output() for y in outputs) or not _of_matrices(maker):
-        return False
-    _scale(maker, number, sum_too=True)
-    return True
+    """The products whose sum x is take the number."""
+    makers = () if mul.outputs[0].is_graph_output() else _summed(x)
+    for maker in makers:
+        _scale(maker, number, sum_too=True)
+    return bool(makers)
+
+
+def _summed(x: ir.Value) -> tuple[ir.Node, ...]:
+    """The products of matrices whose sum x is, one or more, each read but once; none where x is anything else."""
+    node = x.producer()
+    if node is None or x.is_graph_output() or len(x.uses()) > 1:
+        return ()
+    if node.op_type == "Add" and node.domain in ("", "ai.onnx"):
+        left, right = (() if y is None else _summed(y) for y in node.inputs)
+        return (*left, *right) if left and right else ()
+    return (node,) if _of_matrices(node) else ()
 
 
 def _before(mul: ir.Node, number: float) -> bool:
