@@ -73,6 +73,12 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument("--exclude-modules", nargs="+", metavar="PATTERN", help="points to leave out")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json (default: beside the source)")
     parser.add_argument(
+        "--no-tokenizer-check",
+        action="store_true",
+        help="text-generation: take a tokenizer by which the model reads no plain sentences, as where it is made for "
+        "something else",
+    )
+    parser.add_argument(
         "--max-length",
         type=int,
         metavar="N",
@@ -159,7 +165,7 @@ def run_convert(options: argparse.Namespace) -> int:
     compiler = desktop("compile")
     sources = desktop("sources")
     tell = progress_line if options.json else stage_line
-    spec, defaults = options.source, {}
+    spec, defaults, by_text = options.source, {}, not options.no_tokenizer_check
     if options.task is not None:
         task_named(options.task)
     compiler.check_place(Path(options.output), options.source_output, options.overwrite)  # before it is read
@@ -167,7 +173,7 @@ def run_convert(options: argparse.Namespace) -> int:
     if spec.startswith("recipe:"):
         recipes = desktop("recipes")
         recipe = recipes.load_recipe(spec.removeprefix("recipe:"))
-        source = recipes.open_recipe(recipe, options.exporter, options.tokenizer, note, options.task)
+        source = recipes.open_recipe(recipe, options.exporter, options.tokenizer, note, options.task, by_text)
         defaults = {
             "task": recipe.task,
             "pooling": recipe.pooling,
@@ -175,7 +181,7 @@ def run_convert(options: argparse.Namespace) -> int:
             "name": recipe.name,
         }
     else:
-        source = sources.open_source(spec, options.exporter, options.tokenizer, options.task)
+        source = sources.open_source(spec, options.exporter, options.tokenizer, options.task, by_text)
     source = sources.fixed(source, numbers(options.fix))
     chosen = compiler.ConvertOptions(
         task=options.task or defaults.get("task", "sequence-classification"),

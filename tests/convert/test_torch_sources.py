@@ -124,6 +124,14 @@ def test_the_directory_on_the_command_line(bert_folder, tmp_path, capsys):
     assert main(["check", str(out), "--source", str(bert_folder), "--inputs", str(inputs)]) == 0
 
 
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(bert_folder, tmp_path):
+    body = json.loads((bert_folder / "tokenizer.json").read_text())
+    body["model"]["vocab"] |= {f"word{i}": 10_000 + i for i in range(5)}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(body))
+    with pytest.raises(ConversionError, match="has ids up to 10004"):
+        open_source(str(bert_folder), tokenizer=tmp_path / "tokenizer.json")
+
+
 def test_another_tokenizer(bert_folder, tmp_path):
     other = tmp_path / "other.json"
     body = json.loads((bert_folder / "tokenizer.json").read_text())

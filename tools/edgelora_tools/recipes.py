@@ -116,20 +116,24 @@ def open_recipe(
     tokenizer: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
     task: str | None = None,
+    check_tokenizer: bool = True,
 ) -> Source:
     """The recipe's model as a source for its task, or another, its files fetched if need be.
 
     Raises:
         ConversionError: see `fetch` and `open_source`.
     """
-    source = _opened(recipe, fetch(recipe, progress), exporter, tokenizer, task or recipe.task)
+    path = fetch(recipe, progress)
+    source = _opened(recipe, path, exporter, tokenizer, task or recipe.task, check_tokenizer)
     told = {"image": dict(recipe.image), "sound": dict(recipe.sound)}
     return replace(source, facts={**source.facts, **{name: one for name, one in told.items() if one}})
 
 
-def _opened(recipe: Recipe, path: Path, exporter: str, tokenizer: Path | None, task: str) -> Source:
+def _opened(
+    recipe: Recipe, path: Path, exporter: str, tokenizer: Path | None, task: str, check_tokenizer: bool
+) -> Source:
     if recipe.factory is None:
-        return open_source(str(path), exporter, tokenizer, task)
+        return open_source(str(path), exporter, tokenizer, task, check_tokenizer)
     from edgelora_tools.sources.torch_export import made_source, require_torch
 
     require_torch()

@@ -11,9 +11,16 @@ from edgelora_tools.sources.fixed import fixed
 GENERATION = "text-generation"  # the task for which a source comes with its head and a cache
 
 
-def open_source(spec: str, exporter: str = "dynamo", tokenizer: Path | None = None, task: str | None = None) -> Source:
+def open_source(
+    spec: str,
+    exporter: str = "dynamo",
+    tokenizer: Path | None = None,
+    task: str | None = None,
+    check_tokenizer: bool = True,
+) -> Source:
     """SOURCE: an `.onnx` or `.tflite` file, a Hugging Face directory, or `module:factory`; for the task
-    `text-generation` a Hugging Face directory or a GGUF file.
+    `text-generation` a Hugging Face directory or a GGUF file, which must read plain sentences by its tokenizer if
+    `check_tokenizer`.
 
     Raises:
         ConversionError: it is none of these, or cannot be read.
@@ -26,7 +33,7 @@ def open_source(spec: str, exporter: str = "dynamo", tokenizer: Path | None = No
             raise ConversionError(f"{spec}: {GENERATION} converts Hugging Face directories and GGUF files")
         from edgelora_tools.sources.causal_lm import causal_lm_source
 
-        return causal_lm_source(path, exporter, tokenizer)
+        return causal_lm_source(path, exporter, tokenizer, check_tokenizer)
     if path.is_dir():
         from edgelora_tools.sources.huggingface import huggingface_source
 

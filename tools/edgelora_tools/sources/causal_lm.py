@@ -20,7 +20,9 @@ from edgelora_tools.sources.gguf_header import Header, check_gguf
 from edgelora_tools.sources.gguf_unread import check_read, limit_to_window
 from edgelora_tools.sources.onnx_file import tokenizer_files
 from edgelora_tools.sources.pretrained import LOCAL, load_pretrained
+from edgelora_tools.sources.reading import check_reads
 from edgelora_tools.sources.rotations import settle_rotations
+from edgelora_tools.sources.token_ids import check_ids, check_tokens
 from edgelora_tools.sources.torch_export import require_torch
 
 if TYPE_CHECKING:
@@ -31,19 +33,25 @@ _CLOSE = 5e-3  # of the largest logit: float32 alone makes it 4e-4 where few tok
 _IDS = ((3, 4, 5, 6, 7), (8, 9, 10))  # two samples that the module is tried with
 
 
-def causal_lm_source(path: Path, exporter: str = "dynamo", tokenizer: Path | None = None) -> Source:
+def causal_lm_source(
+    path: Path, exporter: str = "dynamo", tokenizer: Path | None = None, check_tokenizer: bool = True
+) -> Source:
     """Load a decoder with its head and its tokenizer, and export it once, with a cache.
 
-    Before it is exported, the module must give padded, packed and cached tokens what it gives each sample alone.
+    Before it is exported, the model must read text by its tokenizer (unless that is not to be checked), and must give
+    padded, packed and cached tokens what it gives each sample alone.
 
     Raises:
-        ConversionError: see `load_causal_lm`; it sees what comes after, or its type takes no such masks; or the export
-            fails.
+        ConversionError: see `load_causal_lm` and `check_reads`; it sees what comes after, or its type takes no such
+            masks; or the export fails.
     """
     require_torch()
     if exporter != "dynamo":
         raise ConversionError(f"text-generation is exported by dynamo alone: leave --exporter {exporter} out")
-    return decoder_source(*load_causal_lm(path, tokenizer))
+    causal, name, files, facts, eos = load_causal_lm(path, tokenizer)
+    if check_tokenizer:
+        check_reads(causal, files["tokenizer.json"], tokenizer or path)
+    return decoder_source(causal, name, files, facts, eos)
 
 
 def load_causal_lm(
@@ -74,6 +82,8 @@ def load_causal_lm(
     if header is not None:
         check_read(path, header, config)
     files, facts, eos = _text_files(path, folder, options, tokenizer, config)
+    if header is not None and tokenizer is not None:
+        check_tokens(header.tokens, files["tokenizer.json"], tokenizer, path)
     causal, _ = load_pretrained(transformers.AutoModelForCausalLM, folder, path, **options)
     causal.eval()
     if header is not None:
@@ -185,13 +195,7 @@ def _text_files(
                     saved.write_text(json.dumps(_of_the_file(json.loads(saved.read_text("utf-8")))), "utf-8")
                 files, facts = tokenizer_files(saved, required=True)
         template = own.chat_template
-    with onnx_errors(f"{tokenizer or path}: not a tokenizer.json of the tokenizers library"):
-        largest = _largest_id(json.loads(files["tokenizer.json"]))
-    if largest >= config.vocab_size:
-        raise ConversionError(
-            f"{path}: the tokenizer has ids up to {largest}, the model {config.vocab_size} tokens: they do not belong "
-            "together"
-        )
+    check_ids(files["tokenizer.json"], config.vocab_size, tokenizer or path)
     if template is not None:
         _check_template(path, template)
         files[TEMPLATE_FILE] = template.encode()
@@ -216,13 +220,6 @@ def _of_the_file(tokenizer: dict[str, Any]) -> dict[str, Any]:
         "added_tokens": own,
         "model": {**model, "unk_token": unknown if unknown in vocabulary else None},
     }
-
-
-def _largest_id(tokenizer: Mapping[str, Any]) -> int:
-    """The largest id of a tokenizer.json, whose vocabulary is a mapping to ids, or a list in their order."""
-    vocabulary = tokenizer["model"].get("vocab") or ()
-    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-    return max(map(int, (*ids, *(token["id"] for token in tokenizer.get("added_tokens", [])))), default=0)
 
 
 def _listed(token: int | list[int] | None) -> list[int]:

@@ -21,7 +21,7 @@ _VERSIONS = (2, 3)
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _MOST_DIMS, _NAMED = 4, 3
-_ALIGNMENT = "general.alignment"
+_ALIGNMENT, _TOKENS = "general.alignment", "tokenizer.ggml.tokens"
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """The facts that are single numbers or texts, the tensors, and where their data begin."""
+    """The facts that are single numbers or texts, the tensors, where their data begin, and the vocabulary."""
 
     facts: dict[str, str | int | float | bool]
     tensors: tuple[Tensor, ...]
     data: int
+    tokens: tuple[str, ...] = ()
 
 
 def check_gguf(path: Path) -> Header:
@@ -89,6 +90,7 @@ class _Reader:
 
     def __init__(self, file: BinaryIO, size: int, path: Path) -> None:
         self._file, self._size, self._path = file, size, path
+        self._tokens: tuple[str, ...] = ()
 
     def header(self) -> Header:
         """All of it. Raises ConversionError."""
@@ -103,19 +105,24 @@ class _Reader:
         alignment = found.get(_ALIGNMENT, 32)
         if not isinstance(alignment, int) or alignment < 1:
             raise self._malformed(f"{_ALIGNMENT} {alignment!r}")
-        return Header(found, listed, -(-self._file.tell() // alignment) * alignment)
+        return Header(found, listed, -(-self._file.tell() // alignment) * alignment, self._tokens)
 
     def _fact(self) -> tuple[str, str | int | float | bool | None]:
         name, kind = self._text(), int(self._number("<I"))
         if kind == _ARRAY:
-            self._skip_array()
+            self._array(name)
             return name, None
         return name, self._text() if kind == _STRING else self._number(self._format(kind))
 
-    def _skip_array(self) -> None:
+    def _array(self, name: str) -> None:
+        """Read the vocabulary; skip any other."""
         kind, count = int(self._number("<I")), int(self._number("<Q"))
         if kind != _STRING:
             self._skip(count * struct.calcsize(self._format(kind)))
+            return
+        if name == _TOKENS:
+            read = (self._take(int(self._number("<Q"))) for _ in range(count))
+            self._tokens = tuple(token.decode(errors="replace") for token in read)
             return
         for _ in range(count):
             self._skip(int(self._number("<Q")))

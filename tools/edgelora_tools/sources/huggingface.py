@@ -12,6 +12,7 @@ from edgelora_tools.normalize import onnx_errors
 from edgelora_tools.sources.base import Source
 from edgelora_tools.sources.onnx_file import tokenizer_files
 from edgelora_tools.sources.pretrained import LOCAL, load_pretrained
+from edgelora_tools.sources.token_ids import check_ids
 from edgelora_tools.sources.torch_export import module_source, require_torch
 
 _TEXT_SAMPLE = (2, 8)
@@ -46,6 +47,8 @@ def huggingface_source(folder: Path, exporter: str = "dynamo", tokenizer: Path |
         module.pooler = None
     files, facts = _tokenizer(folder) if tokenizer is None else tokenizer_files(tokenizer, required=True)
     config = module.config
+    if files and module.main_input_name == "input_ids" and getattr(config, "vocab_size", None):
+        check_ids(files["tokenizer.json"], config.vocab_size, tokenizer or folder)
     limit = int(getattr(config, "max_position_embeddings", 0) or 0)
     known = dict(facts) | {"model_type": model_type}
     if (pictures := image_facts(folder)) is not None:
