@@ -57,7 +57,7 @@ def check_reads(causal: Any, tokenizer: bytes, where: Path) -> None:
     if wrong is not None:
         raise ConversionError(
             f"{where}: not the tokenizer of this {kind}: {wrong}; give the model's own tokenizer.json (--tokenizer "
-            "FILE), or say --no-tokenizer-check if the model is made for other than languages"
+            "FILE), or say --no-tokenizer-check if the model is made for another language, or for none"
         )
 
 
