@@ -102,7 +102,8 @@ def run(options: LanguageOptions, progress: Progress) -> dict[str, Any]:
             raise BenchmarkError(str(error)) from error
         # Each run proves its files; a thread of ours that did would take a core just as the first run counts them.
         opened = {base: Bundle.open(path, verify=False) for base, path in bundles.items()}
-        rows = token_rows(next(iter(opened.values())), play, options.length)
+        first = next(iter(opened.values()))
+        rows = token_rows(first, play, options.length)
         files = {base: bundle.manifest.files["weights.bin"].size for base, bundle in opened.items()}
         found: dict[str, Any] = {}
         ratios: dict[str, float | None] = dict.fromkeys(AIMS)
@@ -113,7 +114,7 @@ def run(options: LanguageOptions, progress: Progress) -> dict[str, Any]:
                 found[kind] = limited(opened, model, rows, options, folder / kind, progress)
                 continue
             chosen = contenders(bundles, options, kind)
-            runs = measured(kind, opened, chosen, model, rows, options, folder / kind, progress)
+            runs = measured(kind, first, chosen, model, rows, options, folder / kind, progress)
             costs = {c.name: {"title": c.title, **cost(runs[c.name])} for c in chosen}
             found[kind] = {"cost": costs, "agreement": _agreement(runs)}
             ratios |= ratios_of(kind, costs)
@@ -202,7 +203,7 @@ def contenders(bundles: Mapping[str, Path], options: LanguageOptions, kind: str)
 
 def measured(
     kind: str,
-    bundles: Mapping[str, Bundle],
+    bundle: Bundle,
     chosen: Sequence[Contender],
     model: Path,
     rows: np.ndarray,
@@ -212,7 +213,6 @@ def measured(
 ) -> Runs:
     """Every contender's runs of a round."""
     batch, counted = (4 if kind == "batch" else 1), options.length // 4 if kind == "last" else options.length - 1
-    bundle = next(iter(bundles.values()))
     jobs = [write_job(folder / str(r), bundle, model, rows, batch, counted, options, r) for r in range(options.repeats)]
     return alternate(chosen, jobs, folder / "runs", options.threads, progress)
 

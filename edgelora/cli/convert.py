@@ -75,8 +75,8 @@ def add_verbs(verbs: Verbs) -> None:
     parser.add_argument(
         "--no-tokenizer-check",
         action="store_true",
-        help="text-generation: take a tokenizer by which the model reads no plain sentences, as where it is made for "
-        "something else",
+        help="text-generation: take a tokenizer by which the model reads no plain sentences, as where it is made for a "
+        "rare language, or for none",
     )
     parser.add_argument(
         "--max-length",
